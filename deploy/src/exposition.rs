@@ -327,7 +327,7 @@ fn store_metrics(process: &ProcessInfo, stores: &Stores) {
     counter!("bridle_log_batches_total").absolute(log.batches());
     counter!("bridle_log_records_total").absolute(log.records());
     counter!("bridle_log_written_bytes_total").absolute(log.bytes());
-    counter!("bridle_log_relocated_entries_total").absolute(log.moved());
+    counter!("bridle_log_relocated_entries_total").absolute(log.relocated());
     gauge!("bridle_log_segments").set(log.segments() as f64);
     gauge!("bridle_log_disk_bytes").set(log.disk_bytes() as f64);
     gauge!("bridle_rocksdb_block_cache_bytes").set(stores.shared.cache_used() as f64);

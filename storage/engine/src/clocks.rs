@@ -49,11 +49,11 @@ impl Clocks for SystemClocks {
 /// How far the boot and the wall clock may go apart from the monotonic one between two
 /// looks. A lease leaves no more room for what the boot clock does not show; the wall
 /// clock is slewed and set by small steps all the time.
-const APART_MAX: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(100)];
+const JUMP_MIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(100)];
 
 /// Clocks that were read within so long of each other can be compared. A thread may be
 /// held up between two, but not again and again.
-const READ_WITHIN: Duration = Duration::from_millis(2);
+const READ_TOGETHER_MAX: Duration = Duration::from_millis(2);
 const READ_TRIES: usize = 5;
 
 /// Notices that clocks have jumped against each other since it last looked.
@@ -73,7 +73,7 @@ impl JumpDetector {
         let jumps =
             std::iter::zip(now, self.ahead_ns).map(|(now, before)| (now - before).unsigned_abs());
         let large =
-            std::iter::zip(jumps, APART_MAX).filter(|(jump, apart)| *jump > apart.as_nanos());
+            std::iter::zip(jumps, JUMP_MIN).filter(|(jump, apart)| *jump > apart.as_nanos());
         let most = large.map(|(jump, _)| jump).max()?;
         self.ahead_ns = now;
         Some(Duration::from_nanos(u64::try_from(most).unwrap_or(u64::MAX)))
@@ -88,7 +88,7 @@ fn ahead_ns(clocks: &dyn Clocks) -> [i128; 2] {
     };
     let mut best = read();
     for _ in 1..READ_TRIES {
-        if best.2 <= READ_WITHIN {
+        if best.2 <= READ_TOGETHER_MAX {
             break;
         }
         let again = read();
@@ -106,9 +106,9 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Set(Mutex<[Duration; 3]>);
+    struct TestClocks(Mutex<[Duration; 3]>);
 
-    impl Clocks for Set {
+    impl Clocks for TestClocks {
         fn monotonic(&self) -> Duration {
             self.0.lock()[0]
         }
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn clocks_that_go_apart_at_once_are_noticed_once() {
-        let clocks = Set::default();
+        let clocks = TestClocks::default();
         let go_on = |ms: [u64; 3]| {
             let mut now = clocks.0.lock();
             std::iter::zip(&mut *now, ms)

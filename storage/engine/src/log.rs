@@ -82,9 +82,9 @@ pub use disk::{DISK_PROBATION, Disk, DiskProblem, DiskSpace, HEALTHY_FSYNC_MAX, 
 pub use stats::LogStats;
 pub use write_on_park::WriteOnPark;
 
-use disk::DiskWatch;
-pub(crate) use group::{Group, Inside, Reading};
-pub(crate) use writer::Op;
+use disk::DiskMonitor;
+pub(crate) use group::{Group, GroupViews, ReadPlan};
+pub(crate) use writer::LogOp;
 use writer::Writer;
 
 use record::Suspects;
@@ -140,7 +140,7 @@ pub struct LogOptions {
 const REPLAY_UNITS: u32 = 64;
 const REPLAY_UNIT: u64 = 1 << 20;
 /// How many times the bytes of one group may wait for the disk in all.
-const UNWRITTEN_GROUPS: u64 = 4;
+const UNWRITTEN_TOTAL_FACTOR: u64 = 4;
 
 impl LogOptions {
     /// The defaults for a log in `dir`: everything durable before it is acknowledged.
@@ -238,7 +238,7 @@ pub enum LogError {
     Closed,
     /// A caller asked for what a log cannot do, such as leaving a hole.
     #[error("not a log operation: {0}")]
-    Contract(String),
+    InvalidOperation(String),
 }
 
 impl LogError {
@@ -263,7 +263,7 @@ impl From<LogError> for io::Error {
             }
             LogError::Newer { .. } => io::ErrorKind::Unsupported,
             LogError::Behind { .. } => io::ErrorKind::WouldBlock,
-            LogError::Contract(_) => io::ErrorKind::InvalidInput,
+            LogError::InvalidOperation(_) => io::ErrorKind::InvalidInput,
             LogError::Poisoned(_) | LogError::Closed => io::ErrorKind::Other,
         };
         io::Error::new(kind, e)
@@ -290,13 +290,13 @@ impl std::fmt::Debug for Log {
 pub(crate) struct LogInner {
     pub(crate) options: LogOptions,
     pub(crate) groups: Mutex<HashMap<u64, Arc<Group>>>,
-    queue: Mutex<Queue>,
+    queue: Mutex<OpQueue>,
     queued: Condvar,
     writer: Mutex<Writer>,
     /// The segment being written, for those who must not wait for the writer.
     pub(crate) active: Mutex<Arc<Segment>>,
-    maintenance: Mutex<maintenance::Chores>,
-    keeper_woken: Condvar,
+    maintenance: Mutex<maintenance::MaintenanceWork>,
+    maintenance_woken: Condvar,
     spare: Mutex<Spare>,
     spare_changed: Condvar,
     /// Why nothing may be proposed, if so.
@@ -305,21 +305,21 @@ pub(crate) struct LogInner {
     poison: Mutex<Option<String>>,
     poisoned: AtomicBool,
     closing: AtomicBool,
-    suspects: Mutex<Suspicion>,
+    suspects: Mutex<SuspectedGroups>,
     /// Bytes in all groups' caches.
     pub(crate) cached: AtomicU64,
     /// Bytes of all groups' entries that are queued and not written yet.
     unwritten: AtomicU64,
-    pub(crate) watch: DiskWatch,
+    pub(crate) disk_monitor: DiskMonitor,
     pub(crate) stats: LogStats,
     pub(crate) fsync_seconds: metrics::Histogram,
     #[cfg(test)]
-    pub(crate) faults: Faults,
+    pub(crate) faults: InjectedFaults,
 }
 
 /// Groups that may have lost what they had acknowledged, since this process began.
 #[derive(Debug, Default)]
-struct Suspicion {
+struct SuspectedGroups {
     found: Suspects,
     cleared: BTreeSet<u64>,
 }
@@ -327,7 +327,7 @@ struct Suspicion {
 /// Failures that tests bring about.
 #[cfg(test)]
 #[derive(Default)]
-pub(crate) struct Faults {
+pub(crate) struct InjectedFaults {
     pub(crate) disk_full: AtomicBool,
     pub(crate) sync_fails: AtomicBool,
     /// The keeper leaves a log that rests as it is.
@@ -335,10 +335,10 @@ pub(crate) struct Faults {
 }
 
 #[derive(Default)]
-struct Queue {
-    ops: Vec<Op>,
+struct OpQueue {
+    ops: Vec<LogOp>,
     /// When the oldest was left to a thread that is going to sleep.
-    left_at: Option<Instant>,
+    deferred_at: Option<Instant>,
     /// The writer's thread waits for `queued`.
     sleeping: bool,
     closed: bool,
@@ -371,7 +371,7 @@ impl Log {
             active: Mutex::new(recovered.active.clone()),
             writer: Mutex::new(Writer::new(recovered.active, recovered.sealed)),
             maintenance: Mutex::default(),
-            keeper_woken: Condvar::new(),
+            maintenance_woken: Condvar::new(),
             spare: Mutex::new(Spare::Wanted),
             spare_changed: Condvar::new(),
             refusal: Mutex::default(),
@@ -379,17 +379,17 @@ impl Log {
             poison: Mutex::default(),
             poisoned: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            suspects: Mutex::new(Suspicion {
+            suspects: Mutex::new(SuspectedGroups {
                 found: recovered.suspects.clone(),
                 cleared: BTreeSet::new(),
             }),
             cached: AtomicU64::new(0),
             unwritten: AtomicU64::new(0),
-            watch: DiskWatch::new(),
+            disk_monitor: DiskMonitor::new(),
             stats: LogStats::default(),
             fsync_seconds: metrics::histogram!("bridle_log_fsync_seconds"),
             #[cfg(test)]
-            faults: Faults::default(),
+            faults: InjectedFaults::default(),
             options,
         });
         {
@@ -402,7 +402,7 @@ impl Log {
             write_on_park.serve(&shared);
         }
         let mut threads = vec![spawn("log-keeper", &shared, maintenance::run)?];
-        if !shared.inline() {
+        if !shared.is_inline() {
             threads.push(spawn("log-writer", &shared, LogInner::write_until_closed)?);
         }
         let replays = Semaphore::new(REPLAY_UNITS as usize);
@@ -426,18 +426,18 @@ impl Log {
 
     /// What is wrong with its disk now: others should lead what is led here.
     pub fn disk_problem(&self) -> Option<DiskProblem> {
-        self.shared.watch.disk_problem(Instant::now(), self.shared.failure())
+        self.shared.disk_monitor.disk_problem(Instant::now(), self.shared.failure())
     }
 
     /// What is wrong with its disk, or was within the last minute: nothing should be
     /// given to this server to lead.
     pub fn recent_disk_problem(&self) -> Option<DiskProblem> {
-        self.shared.watch.lately(Instant::now(), self.shared.failure())
+        self.shared.disk_monitor.lately(Instant::now(), self.shared.failure())
     }
 
     /// How long the last fsync took, or one that is under way takes if that is longer.
     pub fn last_fsync(&self) -> Duration {
-        self.shared.watch.last(Instant::now())
+        self.shared.disk_monitor.last(Instant::now())
     }
 
     /// Figures for metrics and INFO.
@@ -453,7 +453,7 @@ impl Log {
     /// Makes everything queued so far durable, whatever the durability.
     pub async fn flush(&self) -> Result<(), LogError> {
         let (done, wait) = tokio::sync::oneshot::channel();
-        self.shared.submit(Op::Flush { mark: false, done });
+        self.shared.submit(LogOp::Flush { mark: false, done });
         wait.await.unwrap_or(Err(LogError::Closed))
     }
 
@@ -465,7 +465,7 @@ impl Log {
         } else {
             self.shared.queue_committed();
             let (done, mut wait) = tokio::sync::oneshot::channel();
-            self.shared.submit(Op::Flush { mark: true, done });
+            self.shared.submit(LogOp::Flush { mark: true, done });
             self.shared.stop();
             // In `Os` the caller is the writer; otherwise the thread ends only after it
             // has emptied the queue.
@@ -486,7 +486,7 @@ impl Log {
     }
 
     /// Queues; for callers that hold a group's lock and call [`Log::drive`] after.
-    pub(crate) fn push(&self, op: Op) {
+    pub(crate) fn push(&self, op: LogOp) {
         self.shared.push(op);
     }
 
@@ -499,8 +499,10 @@ impl Log {
 
     /// A group has everything again, or what it lacks is lost for good.
     pub(crate) fn clear(&self, group: u64) {
-        if self.shared.suspects.lock().cleared.insert(group) && !self.shared.is_lax() {
-            self.shared.submit(Op::Cleared);
+        if self.shared.suspects.lock().cleared.insert(group)
+            && !self.shared.acknowledges_before_sync()
+        {
+            self.shared.submit(LogOp::Cleared);
         }
     }
 
@@ -510,7 +512,7 @@ impl Log {
     }
 
     /// Waits until so many bytes of entries may be read to apply them again.
-    pub(crate) async fn replay_turn(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn replay_permit(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let units = bytes.div_ceil(REPLAY_UNIT).min(u64::from(REPLAY_UNITS)) as u32;
         // It is never closed.
         self.replays.acquire_many(units).await.ok()
@@ -518,8 +520,8 @@ impl Log {
 
     /// Has so much of one group, or of all, been queued and not written that no more
     /// should be?
-    pub(crate) fn keeps_up(&self, group: &Group) -> Result<(), LogError> {
-        self.shared.keeps_up(group)
+    pub(crate) fn check_backlog(&self, group: &Group) -> Result<(), LogError> {
+        self.shared.check_backlog(group)
     }
 
     pub(crate) fn group(&self, id: u64) -> Arc<Group> {
@@ -557,18 +559,18 @@ fn spawn(
 impl LogInner {
     /// Do callers write by themselves? Then a write costs no change of threads; it may
     /// wait for the disk only when the kernel throttles writers or a segment ends.
-    fn inline(&self) -> bool {
+    fn is_inline(&self) -> bool {
         self.options.durability == Durability::Os
     }
 
     /// Is it acknowledged before it is on the disk?
-    fn is_lax(&self) -> bool {
+    fn acknowledges_before_sync(&self) -> bool {
         self.options.durability != Durability::Always
     }
 
     /// Whom to suspect if the log ends with its closing.
-    pub(crate) fn suspected(&self) -> Suspects {
-        let Suspicion { found, cleared } = &*self.suspects.lock();
+    pub(crate) fn suspects_if_closed(&self) -> Suspects {
+        let SuspectedGroups { found, cleared } = &*self.suspects.lock();
         Suspects::These(match found {
             Suspects::All => self
                 .groups
@@ -582,11 +584,11 @@ impl LogInner {
     }
 
     /// Whom to suspect if it ends without.
-    pub(crate) fn unclosed(&self) -> Suspects {
-        if self.is_lax() { Suspects::All } else { self.suspected() }
+    pub(crate) fn suspects_if_killed(&self) -> Suspects {
+        if self.acknowledges_before_sync() { Suspects::All } else { self.suspects_if_closed() }
     }
 
-    fn submit(&self, op: Op) {
+    fn submit(&self, op: LogOp) {
         self.push(op);
         self.drive_if_inline();
     }
@@ -611,17 +613,17 @@ impl LogInner {
     /// Sees that there is a spare, or that someone is making it; false when it could not
     /// be made.
     fn make_spare(&self) -> bool {
-        if !self.begins_spare() {
+        if !self.claim_spare() {
             return true;
         }
-        let failure = self.end_spare(self.new_segment_file()).err();
+        let failure = self.finish_spare(self.new_segment_file()).err();
         let made = failure.is_none();
         failure.map_or_else(|| self.admit(), |why| self.refuse(why));
         made
     }
 
     /// Whether there is neither a spare nor someone who makes one: then the caller does.
-    fn begins_spare(&self) -> bool {
+    fn claim_spare(&self) -> bool {
         let mut spare = self.spare.lock();
         let begins = matches!(*spare, Spare::Wanted);
         if begins {
@@ -631,7 +633,7 @@ impl LogInner {
     }
 
     /// The spare is there, or could not be made.
-    fn end_spare(&self, made: Result<(File, PathBuf), LogError>) -> Result<(), LogError> {
+    fn finish_spare(&self, made: Result<(File, PathBuf), LogError>) -> Result<(), LogError> {
         let (state, ended) = match made {
             Ok((file, path)) => (Spare::Ready(file, path), Ok(())),
             Err(e) => (Spare::Wanted, Err(e)),
@@ -642,7 +644,7 @@ impl LogInner {
     }
 
     /// Whether it is time to make a spare.
-    fn lacks_spare(&self) -> bool {
+    fn needs_spare(&self) -> bool {
         // Asked first: after it was taken it is wanted only once the next segment is the
         // active one, of which less than half is full.
         let is_wanted = matches!(*self.spare.lock(), Spare::Wanted);
@@ -658,10 +660,10 @@ impl LogInner {
             Ok(segment) => return Ok(Some(Arc::new(segment))),
             Err(segment) => return Ok(Some(segment)),
         };
-        if !self.begins_spare() {
+        if !self.claim_spare() {
             return Ok(Some(Arc::new(segment)));
         }
-        self.end_spare(segment::recycle(&self.options.dir, segment))?;
+        self.finish_spare(segment::recycle(&self.options.dir, segment))?;
         self.admit();
         Ok(None)
     }
@@ -679,7 +681,7 @@ impl LogInner {
     }
 
     pub(crate) fn drive_if_inline(&self) {
-        if self.inline() {
+        if self.is_inline() {
             self.drive();
         }
     }
@@ -718,7 +720,7 @@ impl LogInner {
         self.closing.store(true, Ordering::Release);
         self.queued.notify_all();
         let _chores = self.maintenance.lock();
-        self.keeper_woken.notify_all();
+        self.maintenance_woken.notify_all();
         self.spare_changed.notify_all();
     }
 
@@ -745,19 +747,19 @@ impl LogInner {
             .then(|| self.poison.lock().clone().unwrap_or_default())
     }
 
-    fn keeps_up(&self, group: &Group) -> Result<(), LogError> {
+    fn check_backlog(&self, group: &Group) -> Result<(), LogError> {
         let max = self.options.unwritten_bytes_max;
         let (own, all) =
             (group.unwritten.load(Ordering::Relaxed), self.unwritten.load(Ordering::Relaxed));
-        match own > max || all > max.saturating_mul(UNWRITTEN_GROUPS) {
+        match own > max || all > max.saturating_mul(UNWRITTEN_TOTAL_FACTOR) {
             true => Err(LogError::Behind { bytes: if own > max { own } else { all } }),
             false => Ok(()),
         }
     }
 
     /// What is queued waits for the disk.
-    fn count_unwritten(&self, op: &Op) {
-        if let Op::Append { group, .. } = op {
+    fn count_unwritten(&self, op: &LogOp) {
+        if let LogOp::Append { group, .. } = op {
             let bytes = op.bytes_max() as u64;
             group.unwritten.fetch_add(bytes, Ordering::Relaxed);
             self.unwritten.fetch_add(bytes, Ordering::Relaxed);
@@ -765,8 +767,8 @@ impl LogInner {
     }
 
     /// It is written, or never will be.
-    pub(crate) fn uncount_unwritten(&self, op: &Op) {
-        if let Op::Append { group, .. } = op {
+    pub(crate) fn uncount_unwritten(&self, op: &LogOp) {
+        if let LogOp::Append { group, .. } = op {
             let bytes = op.bytes_max() as u64;
             group.unwritten.fetch_sub(bytes, Ordering::Relaxed);
             self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
@@ -844,12 +846,12 @@ impl LogInner {
 
     fn wake_keeper(&self) {
         self.maintenance.lock().woken = true;
-        self.keeper_woken.notify_one();
+        self.maintenance_woken.notify_one();
     }
 
     /// Leaves segments to the keeper, who removes them once it is safe.
-    pub(crate) fn doom(&self, segments: Vec<Arc<Segment>>) {
-        self.maintenance.lock().doomed.extend(segments);
+    pub(crate) fn remove_later(&self, segments: Vec<Arc<Segment>>) {
+        self.maintenance.lock().obsolete.extend(segments);
         self.wake_keeper();
     }
 
@@ -861,10 +863,10 @@ impl LogInner {
             return;
         }
         for group in self.groups.lock().values() {
-            let front = &mut group.inside.lock().front;
+            let visible = &mut group.views.lock().visible;
             let keep =
-                u128::from(front.cache_bytes()) * u128::from(max - max / 8) / u128::from(cached);
-            front.evict(keep as u64, &self.cached);
+                u128::from(visible.cache_bytes()) * u128::from(max - max / 8) / u128::from(cached);
+            visible.evict(keep as u64, &self.cached);
         }
     }
 
@@ -872,22 +874,22 @@ impl LogInner {
     fn queue_committed(&self) {
         let groups: Vec<Arc<Group>> = self.groups.lock().values().cloned().collect();
         for group in groups {
-            let mut inside = group.inside.lock();
+            let mut views = group.views.lock();
             // Behind its end a record would bring a group back.
-            if inside.front.destroyed {
+            if views.visible.destroyed {
                 continue;
             }
-            if let Some(committed) = inside.front.take_committed() {
+            if let Some(committed) = views.visible.take_committed() {
                 // Queued under the group's lock, so that it keeps its place among the
                 // group's other operations.
-                self.push(Op::Committed { group: group.clone(), committed });
+                self.push(LogOp::Committed { group: group.clone(), committed });
             }
         }
         self.drive_if_inline();
     }
 
     /// Queues without writing; for callers that hold a group's lock.
-    pub(crate) fn push(&self, op: Op) {
+    pub(crate) fn push(&self, op: LogOp) {
         let mut queue = self.queue.lock();
         if queue.closed {
             drop(queue);
@@ -895,12 +897,12 @@ impl LogInner {
             return;
         }
         self.count_unwritten(&op);
-        let is_left = self.is_left(&op, &mut queue);
+        let is_deferred = self.is_deferred(&op, &mut queue);
         queue.ops.push(match mutants::breaks(Rule::SyncBeforeAnswer) {
-            true => op.answered_early(),
+            true => op.acknowledge_early(),
             false => op,
         });
-        let wake = !is_left && std::mem::take(&mut queue.sleeping);
+        let wake = !is_deferred && std::mem::take(&mut queue.sleeping);
         drop(queue);
         if wake {
             self.queued.notify_one();

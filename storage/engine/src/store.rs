@@ -8,7 +8,7 @@
 //! # Life of a write
 //! [`Store::apply`] checks the entries' batches and puts their records, with the last
 //! entry's log id, into a hash table in front of the memtables (`write_buffer.rs`, `hash_memtable.rs`),
-//! to which they are written when many have gathered or the store rests (`drain.rs`);
+//! to which they are written when many have gathered or the store rests (`write_memtables.rs`);
 //! what changes more than single records is written at once, behind all that waits. A
 //! flush (when there is enough in the memtables, when a store rests, or on
 //! [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again
@@ -65,7 +65,7 @@ pub use manual_compaction::ManualCompaction;
 pub use options::{SharedResources, StoreSettings};
 pub use snapshot::Snapshot;
 pub use stats::{StoreSizes, StoreStats};
-use write_buffer::Words;
+use write_buffer::PointWrites;
 
 const APPLIED: &[u8] = b"\0applied";
 const MEMBERSHIP: &[u8] = b"\0membership";
@@ -73,7 +73,7 @@ const MEMBERSHIP: &[u8] = b"\0membership";
 const APPLIED_VERSION: u8 = 2;
 /// How long a clear waits for readers of older states before it leaves their files to
 /// compaction.
-const CLEAR_WAIT: Duration = Duration::from_millis(200);
+const CLEAR_READERS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// One Raft entry for [`Store::apply`].
 #[derive(Debug, Clone)]
@@ -119,7 +119,7 @@ pub struct Store {
 struct Inner {
     path: PathBuf,
     shared: SharedResources,
-    judge: Option<Arc<dyn Liveness>>,
+    liveness: Option<Arc<dyn Liveness>>,
     db: ArcSwapOption<Db>,
     compaction: Mutex<Option<Arc<ManualCompaction>>>,
     applied_bytes: AtomicU64,
@@ -139,30 +139,30 @@ impl Store {
         Self::open_with(shared, path.into(), None)
     }
 
-    /// As [`open`](Store::open); compaction drops the cells that `judge` shows to be
+    /// As [`open`](Store::open); compaction drops the cells that `liveness` shows to be
     /// dead.
     pub fn open_with_filter(
         shared: &SharedResources,
         path: impl Into<PathBuf>,
-        judge: Arc<dyn Liveness>,
+        liveness: Arc<dyn Liveness>,
     ) -> Result<Self, Fault> {
-        Self::open_with(shared, path.into(), Some(judge))
+        Self::open_with(shared, path.into(), Some(liveness))
     }
 
     fn open_with(
         shared: &SharedResources,
         path: PathBuf,
-        judge: Option<Arc<dyn Liveness>>,
+        liveness: Option<Arc<dyn Liveness>>,
     ) -> Result<Self, Fault> {
         let directory = directory::current(&path)?;
         let changes = Arc::default();
-        let db = Db::open(shared, &directory, judge.clone(), &changes)?;
+        let db = Db::open(shared, &directory, liveness.clone(), &changes)?;
         let db = ArcSwapOption::new(Some(db));
         Ok(Self {
             inner: Arc::new(Inner {
                 path,
                 shared: shared.clone(),
-                judge,
+                liveness,
                 db,
                 compaction: Mutex::default(),
                 applied_bytes: AtomicU64::new(0),
@@ -228,7 +228,8 @@ impl Store {
             return self.apply_effective(&db, writes, before, on_stall);
         }
         let mut last = before;
-        let writes: Vec<EntryWrite> = writes.iter().map(|write| follow(write, &mut last)).collect();
+        let writes: Vec<EntryWrite> =
+            writes.iter().map(|write| effective_entry(write, &mut last)).collect();
         self.apply_effective(&db, &writes, before, on_stall)
     }
 
@@ -240,15 +241,15 @@ impl Store {
         before: Option<BatchDependency>,
         on_stall: OnStall,
     ) -> Result<(), Fault> {
-        db.failed()?;
-        if let Some(mut words) = words(writes)? {
+        db.write_fault()?;
+        if let Some(mut points) = point_writes(writes)? {
             let own: Vec<_> = own_records(writes, before).collect();
-            own.iter().for_each(|(key, value)| words.put(Family::Default, key, value));
-            self.note(db, &words, on_stall)?;
-            self.applied_more(db, writes, before);
+            own.iter().for_each(|(key, value)| points.put(Family::Default, key, value));
+            self.buffer_points(db, &points, on_stall)?;
+            self.note_applied(db, writes, before);
             return Ok(());
         }
-        db.drain(on_stall)?;
+        db.write_memtables(on_stall)?;
         let mut records = WriteBatch::default();
         let mut cleared_upto = None;
         for (at, write) in writes.iter().enumerate().filter(|(_, write)| !write.batch.is_empty()) {
@@ -268,16 +269,21 @@ impl Store {
     }
 
     /// Applies single records: in front of the memtables.
-    fn note(&self, db: &Arc<Db>, words: &Words<'_>, on_stall: OnStall) -> Result<(), Fault> {
-        let drainer = self.inner.shared.drainer();
-        if drainer.is_full() || db.write_buffer.is_crowded() {
+    fn buffer_points(
+        &self,
+        db: &Arc<Db>,
+        points: &PointWrites<'_>,
+        on_stall: OnStall,
+    ) -> Result<(), Fault> {
+        let memtable_writer = self.inner.shared.memtable_writer();
+        if memtable_writer.is_full() || db.write_buffer.is_crowded() {
             match on_stall {
                 OnStall::Fail => return Err(Fault::Stalled),
-                OnStall::Wait => db.drain(on_stall)?,
+                OnStall::Wait => db.write_memtables(on_stall)?,
             }
         }
-        let pieces = db.write_buffer.add(words);
-        drainer.note(db, pieces);
+        let immutables = db.write_buffer.add(points);
+        memtable_writer.notify(db, immutables);
         Ok(())
     }
 
@@ -294,11 +300,11 @@ impl Store {
             records.put_cf(db.family(Family::Default), key, value);
         }
         db.write(records, on_stall)?;
-        self.applied_more(db, writes, before);
+        self.note_applied(db, writes, before);
         Ok(())
     }
 
-    fn applied_more(&self, db: &Db, writes: &[EntryWrite], before: Option<BatchDependency>) {
+    fn note_applied(&self, db: &Db, writes: &[EntryWrite], before: Option<BatchDependency>) {
         if let Some(last) = writes.last() {
             let membership = writes.iter().rev().find_map(|write| write.membership.clone());
             let (index, log_id) = (last.index, last.log_id.clone());
@@ -354,9 +360,10 @@ impl Store {
         let families = |which: [bool; 3]| {
             Family::ALL.into_iter().filter(move |family| which[*family as usize])
         };
-        let unread = || db.readers().wait_for_older(Instant::now() + CLEAR_WAIT);
+        let read_fault =
+            || db.open_snapshots().wait_for_older(Instant::now() + CLEAR_READERS_TIMEOUT);
         match db.flush() {
-            Ok(()) if unread() => {
+            Ok(()) if read_fault() => {
                 for family in families(cleared.empty) {
                     db.delete_files(family)?;
                 }
@@ -436,19 +443,19 @@ impl Store {
         stats::read(&*self.db()?)
     }
 
-    fn let_go(&self) -> Option<Arc<Db>> {
+    fn detach(&self) -> Option<Arc<Db>> {
         if let Some(compaction) = &*self.inner.compaction.lock() {
             compaction.cancel();
         }
         let db = self.inner.db.swap(None)?;
-        self.inner.shared.drainer().retire(&db);
+        self.inner.shared.memtable_writer().retire(&db);
         Some(db)
     }
 
     /// Flushes and lets go of the database; readers that still hold snapshots keep it
     /// open until they drop them. Every later call answers [`Fault::Closed`].
     pub fn close(&self) -> Result<(), Fault> {
-        let Some(db) = self.let_go() else { return Ok(()) };
+        let Some(db) = self.detach() else { return Ok(()) };
         let flushed = db.flush();
         db.stop();
         flushed
@@ -456,7 +463,7 @@ impl Store {
 
     /// Closes without flushing and deletes everything. The directory goes with it.
     pub fn destroy(&self) -> Result<(), Fault> {
-        if let Some(db) = self.let_go() {
+        if let Some(db) = self.detach() {
             db.stop();
         }
         directory::remove(&self.inner.path)
@@ -466,7 +473,7 @@ impl Store {
     /// first; files are linked, not copied.
     pub fn checkpoint(&self, directory: &Path) -> Result<(), Fault> {
         let db = self.db()?;
-        db.drain(OnStall::Wait)?;
+        db.write_memtables(OnStall::Wait)?;
         let fault = |error| Fault::from_rocksdb("checkpoint", directory, error);
         rocksdb::checkpoint::Checkpoint::new(db.raw())
             .map_err(fault)?
@@ -478,8 +485,8 @@ impl Store {
     /// system, at `path`, where none is open; the directory is moved away.
     pub fn make(received: &Path, path: &Path) -> Result<(), Fault> {
         let name = directory::first_name();
-        directory::adopt(received, &path.join(&name))?;
-        directory::point_at(path, &name)
+        directory::move_received(received, &path.join(&name))?;
+        directory::set_current(path, &name)
     }
 
     /// Replaces the store's state by that in `received`, a
@@ -490,15 +497,15 @@ impl Store {
         let old = self.db()?;
         let name = directory::next_name(&old.directory);
         let next = self.inner.path.join(&name);
-        directory::adopt(received, &next)?;
+        directory::move_received(received, &next)?;
         let db =
-            Db::open(&self.inner.shared, &next, self.inner.judge.clone(), &self.inner.changes)?;
-        directory::point_at(&self.inner.path, &name)?;
+            Db::open(&self.inner.shared, &next, self.inner.liveness.clone(), &self.inner.changes)?;
+        directory::set_current(&self.inner.path, &name)?;
         if let Some(compaction) = &*self.inner.compaction.lock() {
             compaction.cancel();
         }
         self.inner.db.store(Some(db));
-        self.inner.shared.drainer().retire(&old);
+        self.inner.shared.memtable_writer().retire(&old);
         self.changed();
         old.stop();
         // RocksDB keeps its open files readable for those who still hold snapshots.
@@ -514,14 +521,14 @@ impl Store {
 impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(db) = self.db.swap(None) {
-            self.shared.drainer().retire(&db);
+            self.shared.memtable_writer().retire(&db);
         }
     }
 }
 
 /// The entry as it takes effect: without its batch when the batch's link does not follow
 /// `last`.
-fn follow(write: &EntryWrite, last: &mut Option<BatchDependency>) -> EntryWrite {
+fn effective_entry(write: &EntryWrite, last: &mut Option<BatchDependency>) -> EntryWrite {
     let Some(dependency) = batch::dependency(&write.batch) else { return write.clone() };
     if dependency.follows(*last) {
         *last = Some(dependency);
@@ -537,14 +544,14 @@ fn follow(write: &EntryWrite, last: &mut Option<BatchDependency>) -> EntryWrite 
 }
 
 /// The records that entries set, if they change no more than single ones.
-fn words(writes: &[EntryWrite]) -> Result<Option<Words<'_>>, Fault> {
-    let mut words = Words::default();
+fn point_writes(writes: &[EntryWrite]) -> Result<Option<PointWrites<'_>>, Fault> {
+    let mut points = PointWrites::default();
     for write in writes {
-        if !words.take(&write.batch)? {
+        if !points.add_batch(&write.batch)? {
             return Ok(None);
         }
     }
-    Ok(Some(words))
+    Ok(Some(points))
 }
 
 /// The store's own records after these entries.

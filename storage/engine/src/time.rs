@@ -36,7 +36,7 @@ const NOISE_US: i64 = 2_000;
 /// How often both clocks are read to have them at one moment.
 const PAIR_TRIES: usize = 4;
 /// Less of a difference is not worth a line in the log.
-const TOLD_MS: i64 = 100;
+const LOGGED_MIN_MS: i64 = 100;
 /// A wall clock before 2025 was never set: when it is, that is taken over at once.
 const UNSET_BEFORE_US: i64 = 1_735_689_600_000_000;
 /// In place of an offset, while the clock is slewed.
@@ -50,13 +50,13 @@ const FAST: i64 = 11;
 /// Time since some moment: `at_us` at `from_us` of the steady clock, and from there at a
 /// pace.
 #[derive(Debug, Clone, Copy)]
-struct Line {
+struct LinearClock {
     from_us: i64,
     at_us: i64,
     pace: i64,
 }
 
-impl Line {
+impl LinearClock {
     fn at(&self, steady_us: i64) -> i64 {
         self.at_us + (steady_us - self.from_us) * self.pace / EVEN
     }
@@ -67,7 +67,7 @@ pub struct SlewedClock {
     clocks: Box<dyn Clocks>,
     /// What the steady clock lacks to the time, while that is the wall clock's.
     offset_us: AtomicI64,
-    line: Mutex<Line>,
+    line: Mutex<LinearClock>,
 }
 
 impl std::fmt::Debug for SlewedClock {
@@ -85,7 +85,7 @@ impl SlewedClock {
     /// Begins at what the wall clock says.
     pub fn new(clocks: impl Clocks) -> Arc<SlewedClock> {
         let (from_us, at_us) = (us(clocks.boot()), us(clocks.wall()));
-        let line = Mutex::new(Line { from_us, at_us, pace: EVEN });
+        let line = Mutex::new(LinearClock { from_us, at_us, pace: EVEN });
         Arc::new(SlewedClock {
             clocks: Box::new(clocks),
             offset_us: AtomicI64::new(at_us - from_us),
@@ -136,7 +136,7 @@ impl SlewedClock {
     fn slew(&self, before_us: i64) -> i64 {
         let mut line = self.line.lock();
         // Read again: whoever held the lock may have gone by a later moment.
-        let (wall_us, steady_us) = self.both();
+        let (wall_us, steady_us) = self.read_both();
         let steady_us = steady_us.max(before_us);
         let now_us = line.at(steady_us);
         let off_us = wall_us - now_us;
@@ -154,11 +154,11 @@ impl SlewedClock {
             _ => (now_us, EVEN),
         };
         if line.pace != pace {
-            tell(pace, off_us / 1000);
+            log_pace(pace, off_us / 1000);
         }
         // Not at every call, as each would round down.
         if line.pace != pace || is_step {
-            *line = Line { from_us: steady_us, at_us, pace };
+            *line = LinearClock { from_us: steady_us, at_us, pace };
         }
         self.offset_us.store(
             if pace == EVEN { line.at_us - line.from_us } else { SLEWED },
@@ -169,7 +169,7 @@ impl SlewedClock {
 
     /// Both clocks at one moment, unless this thread is held up between them again and
     /// again.
-    fn both(&self) -> (i64, i64) {
+    fn read_both(&self) -> (i64, i64) {
         let mut before_us = self.steady_us();
         for _ in 0..PAIR_TRIES {
             let (wall_us, after_us) = (self.wall_us(), self.steady_us());
@@ -182,9 +182,9 @@ impl SlewedClock {
     }
 }
 
-fn tell(pace: i64, off_ms: i64) {
+fn log_pace(pace: i64, off_ms: i64) {
     match pace {
-        _ if off_ms.abs() < TOLD_MS => {}
+        _ if off_ms.abs() < LOGGED_MIN_MS => {}
         SLOW => tracing::warn!(
             behind_ms = -off_ms,
             "the wall clock is behind the time of stamps, which goes a tenth slower until it has \
@@ -274,9 +274,9 @@ mod tests {
 
     /// Clocks that a test sets: wall, steady.
     #[derive(Clone, Default)]
-    struct Hands(Arc<(AtomicI64, AtomicI64)>);
+    struct TestClocks(Arc<(AtomicI64, AtomicI64)>);
 
-    impl Clocks for Hands {
+    impl Clocks for TestClocks {
         fn wall(&self) -> Duration {
             Duration::from_micros(self.wall_us() as u64)
         }
@@ -290,7 +290,7 @@ mod tests {
         }
     }
 
-    impl Hands {
+    impl TestClocks {
         fn wall_us(&self) -> i64 {
             self.0.0.load(Ordering::SeqCst).max(0)
         }
@@ -299,8 +299,8 @@ mod tests {
             self.0.1.load(Ordering::SeqCst)
         }
 
-        fn new(wall_us: i64) -> Hands {
-            Hands(Arc::new((wall_us.into(), 77_000_000.into())))
+        fn new(wall_us: i64) -> TestClocks {
+            TestClocks(Arc::new((wall_us.into(), 77_000_000.into())))
         }
 
         fn pass(&self, us: i64) {
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_ahead_for_a_moment_leaves_little() {
-        let hands = Hands::new(START_US);
+        let hands = TestClocks::new(START_US);
         let clock = SlewedClock::new(hands.clone());
         let now = || clock.now_us(hands.steady_us());
         hands.pass(SECOND_US);
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn time_goes_on_however_often_it_is_asked_for() {
         for (step_us, passed_us) in [(-DAY_US, 900_000), (DAY_US, 1_100_000)] {
-            let hands = Hands::new(START_US);
+            let hands = TestClocks::new(START_US);
             let clock = SlewedClock::new(hands.clone());
             hands.step(step_us);
             for _ in 0..SECOND_US {
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_jump_that_was_right_is_taken_over_in_the_end() {
-        let hands = Hands::new(START_US);
+        let hands = TestClocks::new(START_US);
         let clock = SlewedClock::new(hands.clone());
         hands.step(60 * SECOND_US);
         for _ in 0..599 {
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_never_set_is_taken_over_when_it_is() {
-        let hands = Hands::new(5 * SECOND_US);
+        let hands = TestClocks::new(5 * SECOND_US);
         let clock = SlewedClock::new(hands.clone());
         hands.pass(SECOND_US);
         hands.step(START_US);
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn stamps_go_on_from_one_far_ahead() {
-        let hands = Hands::new(START_US);
+        let hands = TestClocks::new(START_US);
         // A restart, or a failover, after somebody has stamped a day ahead.
         let clock = SlewedClock::new(hands.clone());
         let last_ms = ms(START_US + DAY_US);
@@ -413,7 +413,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn time_goes_on_whatever_the_wall_clock_does(moves: Vec<(bool, i32, u16, bool)>) {
-            let hands = Hands::new(START_US);
+            let hands = TestClocks::new(START_US);
             let clock = SlewedClock::new(hands.clone());
             let mut stamps = StampClock::new(clock.clone(), 0);
             let (mut last_us, mut stamp_us) = (clock.now_us(hands.steady_us()), stamps.now_us());

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 /// A sync that takes longer is a slow disk's.
-const SLOW: Duration = Duration::from_secs(1);
+const SLOW_FSYNC_MIN: Duration = Duration::from_secs(1);
 /// Who is to take over from another because of its disk must have synced faster.
 pub const HEALTHY_FSYNC_MAX: Duration = Duration::from_millis(100);
 /// A disk that is so full is left to others, percent.
@@ -108,49 +108,49 @@ impl DiskProblem {
 
 /// How a disk is and has been.
 #[derive(Debug)]
-pub(crate) struct DiskWatch {
+pub(crate) struct DiskMonitor {
     began: Instant,
     /// When the syncs that are under way began; two at most.
-    under_way: Mutex<Vec<Instant>>,
+    in_progress: Mutex<Vec<Instant>>,
     last_nanos: AtomicU64,
     /// Up to when, in nanoseconds from `began`, nobody is to sync who has other things to
     /// do; 0: nothing happened yet.
-    wary_until: AtomicU64,
+    slow_until: AtomicU64,
     used_percent: AtomicU8,
     /// The last ailment and when it was last seen.
-    ailed: Mutex<Option<(Instant, DiskProblem)>>,
+    last_problem: Mutex<Option<(Instant, DiskProblem)>>,
 }
 
-impl DiskWatch {
-    pub(crate) fn new() -> DiskWatch {
-        DiskWatch {
+impl DiskMonitor {
+    pub(crate) fn new() -> DiskMonitor {
+        DiskMonitor {
             began: Instant::now(),
-            under_way: Mutex::default(),
+            in_progress: Mutex::default(),
             last_nanos: AtomicU64::new(0),
-            wary_until: AtomicU64::new(0),
+            slow_until: AtomicU64::new(0),
             used_percent: AtomicU8::new(0),
-            ailed: Mutex::default(),
+            last_problem: Mutex::default(),
         }
     }
 
     /// A sync begins.
     pub(crate) fn begin(&self, now: Instant) -> Instant {
-        self.under_way.lock().push(now);
+        self.in_progress.lock().push(now);
         now
     }
 
     /// It has ended; how long it took.
     pub(crate) fn end(&self, began: Instant, now: Instant) -> Duration {
-        let mut under_way = self.under_way.lock();
-        if let Some(at) = under_way.iter().position(|other| *other == began) {
-            under_way.swap_remove(at);
+        let mut in_progress = self.in_progress.lock();
+        if let Some(at) = in_progress.iter().position(|other| *other == began) {
+            in_progress.swap_remove(at);
         }
-        drop(under_way);
+        drop(in_progress);
         let took = now.saturating_duration_since(began);
         self.last_nanos.store(took.as_nanos() as u64, Ordering::Relaxed);
         if took > HEALTHY_FSYNC_MAX {
             let until = now.saturating_duration_since(self.began) + DISK_PROBATION;
-            self.wary_until.store(until.as_nanos() as u64, Ordering::Relaxed);
+            self.slow_until.store(until.as_nanos() as u64, Ordering::Relaxed);
         }
         // Noted now: the next one may be quick before anybody looks.
         let _ = self.disk_problem(now, None);
@@ -159,21 +159,21 @@ impl DiskWatch {
 
     /// Whether a sync took more than [`HEALTHY_FSYNC_MAX`] within the last minute: whoever has other
     /// things to do leaves syncs to the log's own thread.
-    pub(crate) fn is_wary(&self, now: impl FnOnce() -> Instant) -> bool {
-        let until = self.wary_until.load(Ordering::Relaxed);
+    pub(crate) fn was_slow_lately(&self, now: impl FnOnce() -> Instant) -> bool {
+        let until = self.slow_until.load(Ordering::Relaxed);
         until != 0 && now().saturating_duration_since(self.began).as_nanos() < u128::from(until)
     }
 
     /// How long the last sync took, or one that is under way takes if that is longer.
     pub(crate) fn last(&self, now: Instant) -> Duration {
-        let under_way =
-            self.under_way.lock().iter().map(|began| now.saturating_duration_since(*began)).max();
+        let in_progress =
+            self.in_progress.lock().iter().map(|began| now.saturating_duration_since(*began)).max();
         Duration::from_nanos(self.last_nanos.load(Ordering::Relaxed))
-            .max(under_way.unwrap_or_default())
+            .max(in_progress.unwrap_or_default())
     }
 
     /// Looks how full the disks of these directories are.
-    pub(crate) fn look<'d>(&self, disk: &dyn Disk, dirs: impl Iterator<Item = &'d PathBuf>) {
+    pub(crate) fn check_space<'d>(&self, disk: &dyn Disk, dirs: impl Iterator<Item = &'d PathBuf>) {
         let used = dirs.filter_map(|dir| disk.space(dir)).map(|space| space.used_percent()).max();
         self.used_percent.store(used.unwrap_or(0), Ordering::Relaxed);
     }
@@ -183,12 +183,12 @@ impl DiskWatch {
         let (last, used) = (self.last(now), self.used_percent.load(Ordering::Relaxed));
         let disk_problem = match failed {
             Some(why) => Some(DiskProblem::Failed(why)),
-            None if last > SLOW => Some(DiskProblem::Slow(last)),
+            None if last > SLOW_FSYNC_MIN => Some(DiskProblem::Slow(last)),
             None if used >= FULL_PERCENT => Some(DiskProblem::Full(used)),
             None => None,
         };
         if let Some(disk_problem) = &disk_problem {
-            *self.ailed.lock() = Some((now, disk_problem.clone()));
+            *self.last_problem.lock() = Some((now, disk_problem.clone()));
         }
         disk_problem
     }
@@ -198,7 +198,8 @@ impl DiskWatch {
         let lately = |(at, disk_problem): &(Instant, DiskProblem)| {
             (now.saturating_duration_since(*at) < DISK_PROBATION).then(|| disk_problem.clone())
         };
-        self.disk_problem(now, failed).or_else(|| self.ailed.lock().as_ref().and_then(lately))
+        self.disk_problem(now, failed)
+            .or_else(|| self.last_problem.lock().as_ref().and_then(lately))
     }
 }
 
@@ -208,15 +209,15 @@ mod tests {
 
     #[test]
     fn a_sync_that_hangs_is_an_ailment_while_it_hangs() {
-        let (watch, start) = (DiskWatch::new(), Instant::now());
+        let (watch, start) = (DiskMonitor::new(), Instant::now());
         let began = watch.begin(start);
-        assert_eq!(watch.disk_problem(start + SLOW, None), None);
-        let late = start + SLOW * 3;
-        assert_eq!(watch.disk_problem(late, None), Some(DiskProblem::Slow(SLOW * 3)));
+        assert_eq!(watch.disk_problem(start + SLOW_FSYNC_MIN, None), None);
+        let late = start + SLOW_FSYNC_MIN * 3;
+        assert_eq!(watch.disk_problem(late, None), Some(DiskProblem::Slow(SLOW_FSYNC_MIN * 3)));
         watch.end(began, late);
         assert_eq!(
             watch.disk_problem(late, None),
-            Some(DiskProblem::Slow(SLOW * 3)),
+            Some(DiskProblem::Slow(SLOW_FSYNC_MIN * 3)),
             "until one is quicker"
         );
         watch.end(watch.begin(late), late + HEALTHY_FSYNC_MAX / 2);
@@ -225,24 +226,24 @@ mod tests {
 
     #[test]
     fn who_was_ailing_says_so_for_a_minute() {
-        let (watch, start) = (DiskWatch::new(), Instant::now());
-        let late = start + SLOW * 2;
+        let (watch, start) = (DiskMonitor::new(), Instant::now());
+        let late = start + SLOW_FSYNC_MIN * 2;
         watch.end(watch.begin(start), late);
         watch.end(watch.begin(late), late + HEALTHY_FSYNC_MAX / 2);
         assert_eq!(watch.disk_problem(late + HEALTHY_FSYNC_MAX, None), None);
         assert_eq!(
             watch.lately(late + DISK_PROBATION / 2, None),
-            Some(DiskProblem::Slow(SLOW * 2))
+            Some(DiskProblem::Slow(SLOW_FSYNC_MIN * 2))
         );
-        assert!(watch.is_wary(|| late + DISK_PROBATION / 2));
+        assert!(watch.was_slow_lately(|| late + DISK_PROBATION / 2));
         assert_eq!(watch.lately(late + DISK_PROBATION, None), None);
-        assert!(!watch.is_wary(|| late + DISK_PROBATION));
+        assert!(!watch.was_slow_lately(|| late + DISK_PROBATION));
         // One that is not slow yet, but too slow for threads that have other things to
         // do.
         watch
             .end(watch.begin(late + DISK_PROBATION), late + DISK_PROBATION + HEALTHY_FSYNC_MAX * 2);
         assert!(
-            watch.is_wary(|| late + DISK_PROBATION * 3 / 2)
+            watch.was_slow_lately(|| late + DISK_PROBATION * 3 / 2)
                 && watch.lately(late + DISK_PROBATION * 3 / 2, None).is_none()
         );
     }
@@ -257,11 +258,11 @@ mod tests {
                 Some(DiskSpace { used, free: 1000 - used })
             }
         }
-        let (watch, disk, dirs) = (DiskWatch::new(), Filling(940.into()), [PathBuf::new()]);
-        watch.look(&disk, dirs.iter());
+        let (watch, disk, dirs) = (DiskMonitor::new(), Filling(940.into()), [PathBuf::new()]);
+        watch.check_space(&disk, dirs.iter());
         assert_eq!(watch.disk_problem(Instant::now(), None), None);
         disk.0.store(950, Ordering::Relaxed);
-        watch.look(&disk, dirs.iter());
+        watch.check_space(&disk, dirs.iter());
         assert_eq!(watch.disk_problem(Instant::now(), None), Some(DiskProblem::Full(95)));
         assert_eq!(
             watch.disk_problem(Instant::now(), Some("it stopped".into())),

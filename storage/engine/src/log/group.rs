@@ -1,14 +1,14 @@
 //! One group's part of the log, in memory: what readers see at once, and where on disk it
 //! is.
 //!
-//! There are two views, because writing is asynchronous. `Front` changes when a call is
+//! There are two views, because writing is asynchronous. `VisibleLog` changes when a call is
 //! made: an appended entry is readable before it is written, a truncated one is gone.
-//! `Disk` changes when the writer comes to the same call, in the order of the queue; it
+//! `DurableLog` changes when the writer comes to the same call, in the order of the queue; it
 //! holds the position of each entry and what the next segment's head must say.
 //!
 //! # Invariants
 //! - Entries are contiguous: indexes `first..next`, no holes.
-//! - An entry that `Disk` does not hold is in the cache; so the cache, which is the tail
+//! - An entry that `DurableLog` does not hold is in the cache; so the cache, which is the tail
 //!   of the log, never lets go of an entry at or beyond `written`. Held by
 //!   `what_was_acknowledged_survives`, whose caches are tiny.
 
@@ -21,19 +21,19 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::LogError;
-use super::record::{self, Kind, Place, State};
+use super::record::{self, GroupHeader, RecordKind, RecordPosition};
 use super::segment::Segment;
 use crate::raft::types::{Entry, EntryPayload, LeaderId, LogId, Vote};
 
 /// Where an entry's record is.
 #[derive(Clone, Debug)]
-pub(crate) struct Slot {
+pub(crate) struct EntryLocation {
     pub(crate) segment: Arc<Segment>,
     pub(crate) offset: u32,
     pub(crate) len: u32,
 }
 
-impl Slot {
+impl EntryLocation {
     /// Counts the entry as needed.
     pub(crate) fn hold(&self) {
         self.segment.live.fetch_add(u64::from(self.len), Ordering::Relaxed);
@@ -55,9 +55,9 @@ impl Slot {
         let corrupt =
             |why| LogError::Corrupt { path: path.clone(), offset: u64::from(self.offset), why };
         let bytes = Bytes::from(bytes);
-        let place = Place { segment: self.segment.number, offset: self.offset };
-        let raw = record::parse(&bytes, place).map_err(|flaw| corrupt(flaw.why()))?;
-        if !matches!(raw.kind, Kind::Entry | Kind::Moved)
+        let position = RecordPosition { segment: self.segment.number, offset: self.offset };
+        let raw = record::parse(&bytes, position).map_err(|flaw| corrupt(flaw.why()))?;
+        if !matches!(raw.kind, RecordKind::Entry | RecordKind::Relocated)
             || raw.group != group
             || raw.len() != self.len
         {
@@ -77,19 +77,19 @@ pub(crate) struct Group {
     pub(crate) id: u64,
     /// Bytes of entries that are queued and not written yet.
     pub(crate) unwritten: AtomicU64,
-    pub(crate) inside: Mutex<Inside>,
+    pub(crate) views: Mutex<GroupViews>,
 }
 
 /// Both views, behind the group's lock.
 #[derive(Debug, Default)]
-pub(crate) struct Inside {
-    pub(crate) front: Front,
-    pub(crate) disk: Disk,
+pub(crate) struct GroupViews {
+    pub(crate) visible: VisibleLog,
+    pub(crate) durable: DurableLog,
 }
 
 /// What readers see.
 #[derive(Debug, Default)]
-pub(crate) struct Front {
+pub(crate) struct VisibleLog {
     pub(crate) vote: Option<Vote>,
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
@@ -115,16 +115,16 @@ pub(crate) struct Front {
 
 /// What the writer has put on disk.
 #[derive(Debug, Default)]
-pub(crate) struct Disk {
+pub(crate) struct DurableLog {
     pub(crate) vote: Option<Vote>,
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
-    pub(crate) slots_first: u64,
-    pub(crate) slots: VecDeque<Slot>,
+    pub(crate) locations_first: u64,
+    pub(crate) locations: VecDeque<EntryLocation>,
 }
 
 /// What an entry costs in the cache.
-fn weight(entry: &Entry) -> u64 {
+fn cache_cost(entry: &Entry) -> u64 {
     let payload = match &entry.payload {
         EntryPayload::Normal(payload) => payload.0.len(),
         _ => 0,
@@ -134,11 +134,11 @@ fn weight(entry: &Entry) -> u64 {
 
 impl Group {
     pub(crate) fn new(id: u64) -> Group {
-        Group { id, unwritten: AtomicU64::new(0), inside: Mutex::default() }
+        Group { id, unwritten: AtomicU64::new(0), views: Mutex::default() }
     }
 }
 
-impl Front {
+impl VisibleLog {
     /// The last entry's id, or what was purged when there is none.
     pub(crate) fn last(&self) -> Option<LogId> {
         if self.first == self.next { self.purged } else { self.log_id(self.next - 1) }
@@ -155,13 +155,13 @@ impl Front {
 
     /// The last entry that is known to be committed: what openraft has said, or what was
     /// let go of because it is applied.
-    pub(crate) fn settled(&self) -> Option<LogId> {
+    pub(crate) fn last_committed(&self) -> Option<LogId> {
         self.committed.into_iter().chain(self.purged).max_by_key(|id| id.index)
     }
 
     /// Takes note that the state machine has everything up to `applied`.
-    pub(crate) fn settle(&mut self, applied: LogId) {
-        if self.settled().is_none_or(|settled| settled.index < applied.index) {
+    pub(crate) fn note_applied(&mut self, applied: LogId) {
+        if self.last_committed().is_none_or(|last_committed| last_committed.index < applied.index) {
             self.committed = Some(applied);
         }
     }
@@ -172,21 +172,21 @@ impl Front {
     /// nothing had happened. `vote` is the leader's where it does not say that the entry
     /// is committed: then one of the past may have anything.
     pub(crate) fn contradiction(&self, vote: Option<&Vote>, entry: &LogId) -> Option<String> {
-        let settled = self.settled()?;
+        let last_committed = self.last_committed()?;
         if vote.is_some_and(|vote| self.vote.is_some_and(|own| own > *vote)) {
             return None;
         }
-        let agrees = match entry.index.cmp(&settled.index) {
-            std::cmp::Ordering::Greater => entry.leader_id >= settled.leader_id,
-            std::cmp::Ordering::Equal => *entry == settled,
+        let agrees = match entry.index.cmp(&last_committed.index) {
+            std::cmp::Ordering::Greater => entry.leader_id >= last_committed.leader_id,
+            std::cmp::Ordering::Equal => *entry == last_committed,
             // What was let go of is before what is still known.
             std::cmp::Ordering::Less => self
                 .log_id(entry.index)
-                .map_or(entry.leader_id <= settled.leader_id, |own| own == *entry),
+                .map_or(entry.leader_id <= last_committed.leader_id, |own| own == *entry),
         };
         (!agrees).then(|| {
             format!(
-                "the group went on without what this replica had applied: here entry {settled} is \
+                "the group went on without what this replica had applied: here entry {last_committed} is \
                  committed, and the leader has {entry}"
             )
         })
@@ -194,7 +194,7 @@ impl Front {
 
     /// Begins the log anew behind `last`: what it held is not needed, or contradicts the
     /// state that ends there. The caller has truncated it.
-    pub(crate) fn begin_after(&mut self, last: LogId) {
+    pub(crate) fn restart_after(&mut self, last: LogId) {
         assert!(self.first == self.next, "it was truncated");
         (self.purged, self.committed, self.committed_dirty) = (Some(last), None, false);
         (self.first, self.next, self.written) = (last.index + 1, last.index + 1, last.index + 1);
@@ -222,7 +222,7 @@ impl Front {
         let start = next;
         for entry in entries {
             if entry.log_id.index != next {
-                return Err(LogError::Contract(format!(
+                return Err(LogError::InvalidOperation(format!(
                     "append entry {} where {next} is next",
                     entry.log_id.index
                 )));
@@ -235,8 +235,8 @@ impl Front {
         self.next = next;
         let mut bytes = 0;
         for entry in entries {
-            self.learn_leader(&entry.log_id);
-            bytes += weight(entry);
+            self.note_leader(&entry.log_id);
+            bytes += cache_cost(entry);
             self.cache.push_back(entry.clone());
         }
         self.cache_bytes += bytes;
@@ -245,7 +245,7 @@ impl Front {
     }
 
     /// Notes whose the entry that was just added is.
-    pub(crate) fn learn_leader(&mut self, id: &LogId) {
+    pub(crate) fn note_leader(&mut self, id: &LogId) {
         if self.leaders.back().is_none_or(|(_, leader)| *leader != id.leader_id) {
             self.leaders.push_back((id.index, id.leader_id));
         }
@@ -259,7 +259,7 @@ impl Front {
         }
         for _ in next..self.next {
             let Some(entry) = self.cache.pop_back() else { break };
-            self.forget(&entry, cached);
+            self.uncache(&entry, cached);
         }
         self.next = next;
         self.written = self.written.min(next);
@@ -279,7 +279,7 @@ impl Front {
         let cache_first = self.next - self.cache.len() as u64;
         for _ in cache_first..first.min(self.next) {
             let Some(entry) = self.cache.pop_front() else { break };
-            self.forget(&entry, cached);
+            self.uncache(&entry, cached);
         }
         self.first = first.max(self.first);
         self.next = self.next.max(self.first);
@@ -299,7 +299,7 @@ impl Front {
             && self.cache.front().is_some_and(|entry| entry.log_id.index < self.written)
         {
             let entry = self.cache.pop_front().expect("just seen");
-            self.forget(&entry, cached);
+            self.uncache(&entry, cached);
         }
     }
 
@@ -312,99 +312,104 @@ impl Front {
         self.cache_bytes
     }
 
-    fn forget(&mut self, entry: &Entry, cached: &AtomicU64) {
-        let bytes = weight(entry);
+    fn uncache(&mut self, entry: &Entry, cached: &AtomicU64) {
+        let bytes = cache_cost(entry);
         self.cache_bytes -= bytes;
         cached.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-impl Disk {
+impl DurableLog {
     /// What a new segment's head says of this group; `None` when there is nothing to say.
-    pub(crate) fn state(&self) -> Option<State> {
-        let first = (!self.slots.is_empty()).then_some(self.slots_first);
+    pub(crate) fn header(&self) -> Option<GroupHeader> {
+        let first = (!self.locations.is_empty()).then_some(self.locations_first);
         let state =
-            State { vote: self.vote, purged: self.purged, committed: self.committed, first };
-        (state != State::default()).then_some(state)
+            GroupHeader { vote: self.vote, purged: self.purged, committed: self.committed, first };
+        (state != GroupHeader::default()).then_some(state)
     }
 
-    pub(crate) fn append(&mut self, index: u64, slot: Slot) {
-        if self.slots.is_empty() {
-            self.slots_first = index;
+    pub(crate) fn append(&mut self, index: u64, location: EntryLocation) {
+        if self.locations.is_empty() {
+            self.locations_first = index;
         }
         assert_eq!(
-            self.slots_first + self.slots.len() as u64,
+            self.locations_first + self.locations.len() as u64,
             index,
             "the front admits entries in order only"
         );
-        slot.hold();
-        self.slots.push_back(slot);
+        location.hold();
+        self.locations.push_back(location);
     }
 
     pub(crate) fn truncate(&mut self, after: Option<u64>) {
         let next = after.map_or(0, |index| index.saturating_add(1));
-        while self.slots_first + self.slots.len() as u64 > next {
-            let Some(slot) = self.slots.pop_back() else { break };
-            slot.release();
+        while self.locations_first + self.locations.len() as u64 > next {
+            let Some(location) = self.locations.pop_back() else { break };
+            location.release();
         }
     }
 
     pub(crate) fn purge(&mut self, upto: LogId) {
         self.purged = Some(upto);
-        while self.slots_first <= upto.index {
-            let Some(slot) = self.slots.pop_front() else { break };
-            slot.release();
-            self.slots_first += 1;
+        while self.locations_first <= upto.index {
+            let Some(location) = self.locations.pop_front() else { break };
+            location.release();
+            self.locations_first += 1;
         }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.slots.iter().for_each(Slot::release);
-        *self = Disk::default();
+        self.locations.iter().for_each(EntryLocation::release);
+        *self = DurableLog::default();
     }
 }
 
 /// Entries asked for: those that must be read from segments, then those at hand.
 #[derive(Debug, Default)]
-pub(crate) struct Reading {
-    pub(crate) cold: Vec<(u64, Slot)>,
+pub(crate) struct ReadPlan {
+    pub(crate) cold: Vec<(u64, EntryLocation)>,
     pub(crate) hot: Vec<Entry>,
 }
 
-impl Inside {
+impl GroupViews {
     /// The bytes of the largest run of `count` entries of `from..to`, as far as they are
     /// on disk.
     pub(crate) fn largest_run(&self, from: u64, to: u64, count: u64) -> u64 {
-        let disk = &self.disk;
+        let durable = &self.durable;
         let at = |index: u64| {
-            index.saturating_sub(disk.slots_first).min(disk.slots.len() as u64) as usize
+            index.saturating_sub(durable.locations_first).min(durable.locations.len() as u64)
+                as usize
         };
         let (from, to) = (at(from), at(to));
-        let slots: Vec<u64> =
-            disk.slots.range(from..to.max(from)).map(|slot| u64::from(slot.len)).collect();
-        slots.chunks(count as usize).map(|run| run.iter().sum()).max().unwrap_or(0)
+        let locations: Vec<u64> = durable
+            .locations
+            .range(from..to.max(from))
+            .map(|location| u64::from(location.len))
+            .collect();
+        locations.chunks(count as usize).map(|run| run.iter().sum()).max().unwrap_or(0)
     }
 
     /// The entries of `from..to` that are there, from the front, as many as `bytes_max`
     /// allows and at least one.
-    pub(crate) fn reading(&self, from: u64, to: u64, bytes_max: u64) -> Reading {
-        let front = &self.front;
-        let (from, to) = (from.max(front.first), to.min(front.next));
-        let mut reading = Reading::default();
-        let cache_first = front.next - front.cache.len() as u64;
+    pub(crate) fn reading(&self, from: u64, to: u64, bytes_max: u64) -> ReadPlan {
+        let visible = &self.visible;
+        let (from, to) = (from.max(visible.first), to.min(visible.next));
+        let mut reading = ReadPlan::default();
+        let cache_first = visible.next - visible.cache.len() as u64;
         let mut bytes = 0;
         for index in from..to {
             let before = bytes;
             if index < cache_first {
-                let slot = &self.disk.slots[(index - self.disk.slots_first) as usize];
-                bytes += u64::from(slot.len);
+                let location =
+                    &self.durable.locations[(index - self.durable.locations_first) as usize];
+                bytes += u64::from(location.len);
                 if before > 0 && bytes > bytes_max {
                     break;
                 }
-                reading.cold.push((index, slot.clone()));
+                reading.cold.push((index, location.clone()));
             } else {
-                let entry = &front.cache[(index - cache_first) as usize];
-                bytes += weight(entry);
+                let entry = &visible.cache[(index - cache_first) as usize];
+                bytes += cache_cost(entry);
                 if before > 0 && bytes > bytes_max {
                     break;
                 }
@@ -429,7 +434,7 @@ mod tests {
         // is committed.
         let leaders = VecDeque::from([(4, id(2, 4).leader_id), (7, id(5, 7).leader_id)]);
         let vote = |term, committed| Vote { leader_id: id(term, 0).leader_id, committed };
-        let front = Front {
+        let visible = VisibleLog {
             vote: Some(vote(5, true)),
             purged: Some(id(2, 3)),
             committed: Some(id(5, 8)),
@@ -437,9 +442,9 @@ mod tests {
             next: 10,
             written: 10,
             leaders,
-            ..Front::default()
+            ..VisibleLog::default()
         };
-        let lacks = |entry| front.contradiction(Some(&vote(6, true)), &entry).is_some();
+        let lacks = |entry| visible.contradiction(Some(&vote(6, true)), &entry).is_some();
         for agrees in
             [id(1, 2), id(2, 3), id(2, 6), id(5, 7), id(5, 8), id(5, 9), id(6, 9), id(6, 12)]
         {
@@ -451,8 +456,8 @@ mod tests {
             assert!(lacks(other), "{other}");
         }
         // What a leader of the past has says nothing, unless it is committed.
-        assert!(front.contradiction(Some(&vote(4, true)), &id(4, 9)).is_none());
-        assert!(front.contradiction(None, &id(4, 8)).is_some());
-        assert!(Front::default().contradiction(Some(&vote(1, true)), &id(1, 1)).is_none());
+        assert!(visible.contradiction(Some(&vote(4, true)), &id(4, 9)).is_none());
+        assert!(visible.contradiction(None, &id(4, 8)).is_some());
+        assert!(VisibleLog::default().contradiction(Some(&vote(1, true)), &id(1, 1)).is_none());
     }
 }

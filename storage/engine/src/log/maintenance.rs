@@ -14,46 +14,48 @@ use super::{Durability, HEALTHY_FSYNC_MAX, LogError, LogInner};
 
 /// What the keeper was asked for.
 #[derive(Default)]
-pub(crate) struct Chores {
-    pub(crate) doomed: Vec<Arc<Segment>>,
+pub(crate) struct MaintenanceWork {
+    pub(crate) obsolete: Vec<Arc<Segment>>,
     pub(crate) woken: bool,
 }
 
 /// How often it looks around without being asked.
-const TICK: Duration = Duration::from_secs(1);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon it tries again to make a spare.
-const RETRY: Duration = Duration::from_millis(250);
+const SPARE_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 pub(crate) fn run(shared: &LogInner) {
     let mut last_tick = Instant::now();
     while !shared.closing.load(Ordering::Acquire) && shared.alive().is_ok() {
-        let has_spare = !shared.lacks_spare() || shared.make_spare();
-        if last_tick.elapsed() >= TICK {
+        let has_spare = !shared.needs_spare() || shared.make_spare();
+        if last_tick.elapsed() >= MAINTENANCE_INTERVAL {
             last_tick = Instant::now();
             shared.queue_committed();
-            shared.watch.look(
+            shared.disk_monitor.check_space(
                 &*shared.options.disk,
                 [&shared.options.dir].into_iter().chain(&shared.options.watched),
             );
-            if let Err(e) = rest(shared) {
+            if let Err(e) = mark_idle_log(shared) {
                 return shared.poison(&e);
             }
         }
-        let more = match sync(shared).and_then(|()| remove(shared)).and_then(|()| move_some(shared))
+        let more = match sync(shared)
+            .and_then(|()| remove(shared))
+            .and_then(|()| relocate_entries(shared))
         {
             Ok(more) => more,
             Err(e) => return shared.poison(&e),
         };
         let wait = match shared.options.durability {
             _ if more => Duration::ZERO,
-            _ if !has_spare => RETRY,
-            Durability::Interval(interval) => interval.min(TICK),
+            _ if !has_spare => SPARE_RETRY_DELAY,
+            Durability::Interval(interval) => interval.min(MAINTENANCE_INTERVAL),
             Durability::Os => Duration::from_millis(100),
-            Durability::Always => TICK,
+            Durability::Always => MAINTENANCE_INTERVAL,
         };
         let mut chores = shared.maintenance.lock();
         if !chores.woken && !wait.is_zero() && !shared.closing.load(Ordering::Acquire) {
-            shared.keeper_woken.wait_for(&mut chores, wait);
+            shared.maintenance_woken.wait_for(&mut chores, wait);
         }
         chores.woken = false;
     }
@@ -62,7 +64,7 @@ pub(crate) fn run(shared: &LogInner) {
 /// Says in a log that rests that everything in it is on the disk, so that damage to the
 /// last batch is told from a torn write of it. And asks a disk whose last sync was slow
 /// whether it still is: nobody else may.
-fn rest(shared: &LogInner) -> Result<(), LogError> {
+fn mark_idle_log(shared: &LogInner) -> Result<(), LogError> {
     #[cfg(test)]
     if shared.faults.no_marks.load(Ordering::Relaxed) {
         return Ok(());
@@ -72,7 +74,7 @@ fn rest(shared: &LogInner) -> Result<(), LogError> {
     if shared.writable().is_err() {
         return Ok(());
     }
-    let asks = shared.watch.last(Instant::now()) > HEALTHY_FSYNC_MAX;
+    let asks = shared.disk_monitor.last(Instant::now()) > HEALTHY_FSYNC_MAX;
     writer.mark(shared, asks)?;
     drop(writer);
     // Who queued meanwhile found the writer taken.
@@ -95,8 +97,8 @@ fn sync(shared: &LogInner) -> Result<(), LogError> {
 
 /// Removes what is doomed, oldest first, once everything that made it so is on the disk.
 fn remove(shared: &LogInner) -> Result<(), LogError> {
-    let doomed = std::mem::take(&mut shared.maintenance.lock().doomed);
-    if doomed.is_empty() {
+    let obsolete = std::mem::take(&mut shared.maintenance.lock().obsolete);
+    if obsolete.is_empty() {
         return Ok(());
     }
     // A purge in an earlier segment than the active was synced when that one ended.
@@ -104,7 +106,7 @@ fn remove(shared: &LogInner) -> Result<(), LogError> {
     if active.synced() < active.end() {
         shared.timed_sync(&active)?;
     }
-    for segment in doomed {
+    for segment in obsolete {
         let Some(segment) = shared.recycle(segment)? else { continue };
         std::fs::remove_file(&segment.path)
             .map_err(|e| LogError::io("remove", &segment.path, e))?;
@@ -116,13 +118,13 @@ fn remove(shared: &LogInner) -> Result<(), LogError> {
 }
 
 /// Moves a few entries when that is due; gives whether there is more to do at once.
-fn move_some(shared: &LogInner) -> Result<bool, LogError> {
+fn relocate_entries(shared: &LogInner) -> Result<bool, LogError> {
     // On a full disk the keeper must not get stuck in a write: what it removes may be the
     // space that is missing.
     if shared.writable().is_err() {
         return Ok(false);
     }
-    let more = shared.writer.lock().move_some(shared)?;
+    let more = shared.writer.lock().relocate_entries(shared)?;
     // Who queued meanwhile found the writer taken.
     shared.drive_if_inline();
     Ok(more)

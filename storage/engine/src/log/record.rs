@@ -57,32 +57,32 @@ pub(crate) const HEADER: usize = 21;
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Kind {
+pub(crate) enum RecordKind {
     Entry = 0x11,
-    Moved = 0x12,
+    Relocated = 0x12,
     Vote = 0x13,
     Committed = 0x14,
     TruncateAfter = 0x15,
     Purge = 0x16,
-    State = 0x17,
+    GroupHeader = 0x17,
     Destroy = 0x18,
     Mark = 0x19,
     Suspects = 0x1a,
 }
 
-impl Kind {
-    fn of(byte: u8) -> Option<Kind> {
+impl RecordKind {
+    fn of(byte: u8) -> Option<RecordKind> {
         Some(match byte {
-            0x11 => Kind::Entry,
-            0x12 => Kind::Moved,
-            0x13 => Kind::Vote,
-            0x14 => Kind::Committed,
-            0x15 => Kind::TruncateAfter,
-            0x16 => Kind::Purge,
-            0x17 => Kind::State,
-            0x18 => Kind::Destroy,
-            0x19 => Kind::Mark,
-            0x1a => Kind::Suspects,
+            0x11 => RecordKind::Entry,
+            0x12 => RecordKind::Relocated,
+            0x13 => RecordKind::Vote,
+            0x14 => RecordKind::Committed,
+            0x15 => RecordKind::TruncateAfter,
+            0x16 => RecordKind::Purge,
+            0x17 => RecordKind::GroupHeader,
+            0x18 => RecordKind::Destroy,
+            0x19 => RecordKind::Mark,
+            0x1a => RecordKind::Suspects,
             _ => return None,
         })
     }
@@ -90,14 +90,14 @@ impl Kind {
 
 /// Where a record starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct RecordPosition {
     pub(crate) segment: u64,
     pub(crate) offset: u32,
 }
 
 /// A group's small state, written again at the head of each segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct State {
+pub(crate) struct GroupHeader {
     pub(crate) vote: Option<Vote>,
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
@@ -131,27 +131,27 @@ impl Suspects {
 
 /// A whole record with a right checksum, its body not yet looked at.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Raw<'a> {
+pub(crate) struct RawRecord<'a> {
     pub(crate) synced: u32,
-    pub(crate) kind: Kind,
+    pub(crate) kind: RecordKind,
     pub(crate) group: u64,
     pub(crate) body: &'a [u8],
 }
 
-impl Raw<'_> {
+impl RawRecord<'_> {
     /// Bytes of the record, header included.
     pub(crate) fn len(&self) -> u32 {
         (HEADER + self.body.len()) as u32
     }
 }
 
-/// Appends a record to `buf`; `place` is where it will stand in the file. Gives its
+/// Appends a record to `buf`; `position` is where it will stand in the file. Gives its
 /// length.
 pub(crate) fn put(
     buf: &mut Vec<u8>,
-    place: Place,
+    position: RecordPosition,
     synced: u32,
-    kind: Kind,
+    kind: RecordKind,
     group: u64,
     body: impl FnOnce(&mut Vec<u8>),
 ) -> u32 {
@@ -163,7 +163,7 @@ pub(crate) fn put(
     body(buf);
     let length =
         u32::try_from(buf.len() - start - HEADER).expect("entries are bounded, far below 4 GiB");
-    let crc = checksum(place, length, &buf[start + 8..]);
+    let crc = checksum(position, length, &buf[start + 8..]);
     buf[start..start + 4].copy_from_slice(&length.to_le_bytes());
     buf[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
     length + HEADER as u32
@@ -171,24 +171,24 @@ pub(crate) fn put(
 
 /// Why bytes are no record, or no segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flaw {
+pub(crate) enum FormatError {
     /// They are not what was written, or nothing was.
     Broken(&'static str),
     /// They are whole, and not known to this build.
     Newer(&'static str),
 }
 
-impl Flaw {
+impl FormatError {
     pub(crate) fn why(self) -> &'static str {
         match self {
-            Flaw::Broken(why) | Flaw::Newer(why) => why,
+            FormatError::Broken(why) | FormatError::Newer(why) => why,
         }
     }
 }
 
 /// What the header of a record claims, as far as it can be true.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Claim {
+pub(crate) struct RecordHeader {
     /// Of the body.
     pub(crate) length: u32,
     pub(crate) synced: u32,
@@ -196,13 +196,13 @@ pub(crate) struct Claim {
     crc: u32,
 }
 
-impl Claim {
-    /// What the bytes at `place` claim.
-    pub(crate) fn of(bytes: &[u8], place: Place) -> Result<Claim, &'static str> {
+impl RecordHeader {
+    /// What the bytes at `position` claim.
+    pub(crate) fn of(bytes: &[u8], position: RecordPosition) -> Result<RecordHeader, &'static str> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
             return Err("the file ends inside a record's header");
         };
-        let claim = Claim {
+        let claim = RecordHeader {
             length: u32_at(header, 0),
             synced: u32_at(header, 8),
             kind: header[12],
@@ -214,7 +214,7 @@ impl Claim {
         if rest.len() < claim.length as usize {
             return Err("the file ends inside a record");
         }
-        if claim.synced > place.offset {
+        if claim.synced > position.offset {
             return Err("a record claims that it was synced before it was written");
         }
         Ok(claim)
@@ -231,17 +231,17 @@ impl Claim {
     }
 }
 
-/// The record that starts at the start of `bytes`, which stand at `place`; or why there
+/// The record that starts at the start of `bytes`, which stand at `position`; or why there
 /// is none.
-pub(crate) fn parse(bytes: &[u8], place: Place) -> Result<Raw<'_>, Flaw> {
-    let claim = Claim::of(bytes, place).map_err(Flaw::Broken)?;
-    if !claim.is_sealed_by(checksum(place, claim.length, &bytes[claim.covered()])) {
-        return Err(Flaw::Broken("checksum mismatch"));
+pub(crate) fn parse(bytes: &[u8], position: RecordPosition) -> Result<RawRecord<'_>, FormatError> {
+    let claim = RecordHeader::of(bytes, position).map_err(FormatError::Broken)?;
+    if !claim.is_sealed_by(checksum(position, claim.length, &bytes[claim.covered()])) {
+        return Err(FormatError::Broken("checksum mismatch"));
     }
-    let kind = Kind::of(claim.kind)
-        .ok_or(Flaw::Newer("a record of a kind that this build does not know"))?;
+    let kind = RecordKind::of(claim.kind)
+        .ok_or(FormatError::Newer("a record of a kind that this build does not know"))?;
     let group = u64::from_le_bytes(bytes[13..21].try_into().expect("eight bytes"));
-    Ok(Raw {
+    Ok(RawRecord {
         synced: claim.synced,
         kind,
         group,
@@ -255,16 +255,16 @@ fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
 
 /// The checksum of what comes before a record's own bytes: where it stands, and its
 /// length.
-pub(crate) fn seed(place: Place, length: u32) -> u32 {
+pub(crate) fn seed(position: RecordPosition, length: u32) -> u32 {
     let mut seed = [0; 16];
-    seed[..8].copy_from_slice(&place.segment.to_le_bytes());
-    seed[8..12].copy_from_slice(&place.offset.to_le_bytes());
+    seed[..8].copy_from_slice(&position.segment.to_le_bytes());
+    seed[8..12].copy_from_slice(&position.offset.to_le_bytes());
     seed[12..].copy_from_slice(&length.to_le_bytes());
     crc32c::crc32c(&seed)
 }
 
-fn checksum(place: Place, length: u32, rest: &[u8]) -> u32 {
-    crc32c::crc32c_append(seed(place, length), rest)
+fn checksum(position: RecordPosition, length: u32, rest: &[u8]) -> u32 {
+    crc32c::crc32c_append(seed(position, length), rest)
 }
 
 // --- bodies: writing ---
@@ -323,7 +323,7 @@ pub(crate) fn put_optional<T>(
     }
 }
 
-pub(crate) fn put_state(buf: &mut Vec<u8>, state: &State) {
+pub(crate) fn put_group_header(buf: &mut Vec<u8>, state: &GroupHeader) {
     put_optional(buf, state.vote.as_ref(), put_vote);
     put_optional(buf, state.purged.as_ref(), put_log_id);
     put_optional(buf, state.committed.as_ref(), put_log_id);
@@ -355,9 +355,9 @@ pub(crate) fn put_suspects(buf: &mut Vec<u8>, suspects: &Suspects) {
 type Read<T> = Result<T, &'static str>;
 
 /// Takes a body apart from the front.
-pub(crate) struct Body<'a>(pub(crate) &'a [u8]);
+pub(crate) struct BodyReader<'a>(pub(crate) &'a [u8]);
 
-impl Body<'_> {
+impl BodyReader<'_> {
     fn byte(&mut self) -> Read<u8> {
         let (&first, rest) = self.0.split_first().ok_or("a record's body is too short")?;
         self.0 = rest;
@@ -371,7 +371,7 @@ impl Body<'_> {
         Ok(u64::from_le_bytes(*first))
     }
 
-    fn claim(&mut self) -> Read<bool> {
+    fn flag(&mut self) -> Read<bool> {
         match self.byte()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -388,27 +388,27 @@ impl Body<'_> {
     }
 
     pub(crate) fn vote(&mut self) -> Read<Vote> {
-        Ok(Vote { leader_id: self.leader()?, committed: self.claim()? })
+        Ok(Vote { leader_id: self.leader()?, committed: self.flag()? })
     }
 
     pub(crate) fn optional<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<Option<T>> {
-        if self.claim()? { read(self).map(Some) } else { Ok(None) }
+        if self.flag()? { read(self).map(Some) } else { Ok(None) }
     }
 
-    pub(crate) fn state(&mut self) -> Read<State> {
-        Ok(State {
-            vote: self.optional(Body::vote)?,
-            purged: self.optional(Body::log_id)?,
-            committed: self.optional(Body::log_id)?,
-            first: self.optional(Body::index)?,
+    pub(crate) fn group_header(&mut self) -> Read<GroupHeader> {
+        Ok(GroupHeader {
+            vote: self.optional(BodyReader::vote)?,
+            purged: self.optional(BodyReader::log_id)?,
+            committed: self.optional(BodyReader::log_id)?,
+            first: self.optional(BodyReader::index)?,
         })
     }
 
     pub(crate) fn suspects(&mut self) -> Read<Suspects> {
-        if self.claim()? {
+        if self.flag()? {
             return Ok(Suspects::All);
         }
         let (count, rest) =
@@ -427,7 +427,7 @@ impl Body<'_> {
 
 /// An entry from its body; a batch's bytes are a slice of `body`, not a copy.
 pub(crate) fn entry(body: &Bytes) -> Read<Entry> {
-    let mut rest = Body(body);
+    let mut rest = BodyReader(body);
     let log_id = rest.log_id()?;
     let tag = rest.byte()?;
     let payload = match tag {
@@ -439,7 +439,7 @@ pub(crate) fn entry(body: &Bytes) -> Read<Entry> {
         2 => {
             let (membership, left): (Membership, _) =
                 postcard::take_from_bytes(rest.0).map_err(|_| "a membership does not decode")?;
-            Body(left).end()?;
+            BodyReader(left).end()?;
             EntryPayload::Membership(membership)
         }
         _ => return Err("no such payload"),

@@ -40,9 +40,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::group::{Group, Inside, Slot};
-use super::record::{self, Body, Flaw, Kind, Place, Raw, Suspects};
-use super::scan::Ranges;
+use super::group::{EntryLocation, Group, GroupViews};
+use super::record::{
+    self, BodyReader, FormatError, RawRecord, RecordKind, RecordPosition, Suspects,
+};
+use super::scan::RangeChecksums;
 use super::segment::{self, Segment};
 use super::{LogError, LogOptions};
 use crate::raft::types::{LeaderId, LogId, Vote};
@@ -56,7 +58,7 @@ pub(crate) struct Recovered {
 }
 
 /// A segment's file and what its header says.
-struct Found {
+struct SegmentFile {
     number: u64,
     path: PathBuf,
     prev_end: u32,
@@ -115,14 +117,14 @@ fn begin(options: &LogOptions) -> Result<Recovered, LogError> {
 }
 
 /// The segments in order, with no number missing.
-fn find(dir: &Path) -> Result<Vec<Found>, LogError> {
+fn find(dir: &Path) -> Result<Vec<SegmentFile>, LogError> {
     let mut numbers = Vec::new();
     for file in std::fs::read_dir(dir).map_err(|e| LogError::io("list", dir, e))? {
         let file = file.map_err(|e| LogError::io("list", dir, e))?;
         numbers.extend(file.file_name().to_str().and_then(segment::number_of));
     }
     numbers.sort_unstable();
-    let mut found: Vec<Found> = Vec::new();
+    let mut found: Vec<SegmentFile> = Vec::new();
     for number in numbers {
         let path = dir.join(segment::file_name(number));
         if let Some(before) = found.last()
@@ -144,23 +146,23 @@ fn find(dir: &Path) -> Result<Vec<Found>, LogError> {
         .map_err(|e| LogError::io("read", &path, e))?;
         let prev_end =
             segment::read_header(&header, number).map_err(|flaw| flawed(&path, 0, flaw))?;
-        found.push(Found { number, path, prev_end });
+        found.push(SegmentFile { number, path, prev_end });
     }
     Ok(found)
 }
 
-fn flawed(path: &Path, offset: u64, flaw: Flaw) -> LogError {
+fn flawed(path: &Path, offset: u64, flaw: FormatError) -> LogError {
     let path = path.to_owned();
     match flaw {
-        Flaw::Broken(why) => LogError::Corrupt { path, offset, why },
-        Flaw::Newer(why) => LogError::Newer { path, offset, why },
+        FormatError::Broken(why) => LogError::Corrupt { path, offset, why },
+        FormatError::Newer(why) => LogError::Newer { path, offset, why },
     }
 }
 
 fn read_segment(
     options: &LogOptions,
-    this: &Found,
-    next: Option<&Found>,
+    this: &SegmentFile,
+    next: Option<&SegmentFile>,
     replay: &mut Replay,
 ) -> Result<Arc<Segment>, LogError> {
     let path = &this.path;
@@ -190,19 +192,20 @@ fn read_segment(
     // Up to where it is known to be on the disk.
     let mut synced = at as u32;
     while at < records.len() {
-        let place = Place { segment: this.number, offset: at as u32 };
-        let raw = match record::parse(&records[at..], place) {
+        let position = RecordPosition { segment: this.number, offset: at as u32 };
+        let raw = match record::parse(&records[at..], position) {
             Ok(raw) => raw,
-            Err(Flaw::Broken(why)) if next.is_none() => {
+            Err(FormatError::Broken(why)) if next.is_none() => {
                 cut_tail(&segment, &bytes, at, why)?;
                 break;
             }
             Err(flaw) => return Err(flawed(path, at as u64, flaw)),
         };
         synced = synced.max(raw.synced);
-        let slot = Slot { segment: segment.clone(), offset: at as u32, len: raw.len() };
+        let location =
+            EntryLocation { segment: segment.clone(), offset: at as u32, len: raw.len() };
         at += raw.len() as usize;
-        apply(replay, &raw, slot).map_err(|why| corrupt(at - raw.len() as usize, why))?;
+        apply(replay, &raw, location).map_err(|why| corrupt(at - raw.len() as usize, why))?;
     }
     // A process that was killed leaves pages that are in no file yet: what is believed
     // from here on must not depend on them. And after a sync that failed they count as
@@ -228,9 +231,9 @@ fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Re
     let mut is_torn = bytes[at..].iter().take(segment::TRAILER).any(|b| *b != 0);
     // The record's own trailing zeros are part of it, so it is looked for in the whole
     // file.
-    let ranges = Ranges::new(bytes, at);
+    let ranges = RangeChecksums::new(bytes, at);
     for offset in at + 1..tail.len() {
-        let tells = |claim: &record::Claim| !is_torn || claim.synced as usize > at;
+        let tells = |claim: &record::RecordHeader| !is_torn || claim.synced as usize > at;
         match ranges.record(segment.number, offset, tells) {
             Some(claim) if claim.synced as usize > at => {
                 return Err(LogError::Corrupt {
@@ -260,71 +263,75 @@ fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Re
 /// What was read so far.
 #[derive(Default)]
 struct Replay {
-    groups: BTreeMap<u64, Replayed>,
+    groups: BTreeMap<u64, ReplayedGroup>,
     suspects: Suspects,
 }
 
 /// A group while its records are being read. Entries may have holes until the end: a
 /// moved entry comes after its successors.
 #[derive(Default)]
-struct Replayed {
+struct ReplayedGroup {
     vote: Option<Vote>,
     purged: Option<LogId>,
     committed: Option<LogId>,
-    entries: BTreeMap<u64, (LeaderId, Slot)>,
+    entries: BTreeMap<u64, (LeaderId, EntryLocation)>,
     /// The first entry there must be, when a segment's head has said so.
     first: Option<u64>,
 }
 
-fn apply(replay: &mut Replay, raw: &Raw<'_>, slot: Slot) -> Result<(), &'static str> {
-    let mut body = Body(raw.body);
-    if raw.kind == Kind::Mark {
+fn apply(
+    replay: &mut Replay,
+    raw: &RawRecord<'_>,
+    location: EntryLocation,
+) -> Result<(), &'static str> {
+    let mut body = BodyReader(raw.body);
+    if raw.kind == RecordKind::Mark {
         return body.end();
     }
-    if raw.kind == Kind::Suspects {
+    if raw.kind == RecordKind::Suspects {
         replay.suspects = body.suspects()?;
         return body.end();
     }
-    if raw.kind == Kind::Destroy {
+    if raw.kind == RecordKind::Destroy {
         replay.groups.remove(&raw.group);
         return body.end();
     }
     let group = replay.groups.entry(raw.group).or_default();
     match raw.kind {
-        Kind::Entry | Kind::Moved => {
+        RecordKind::Entry | RecordKind::Relocated => {
             let id = body.log_id()?;
-            let before = group.entries.insert(id.index, (id.leader_id, slot));
-            if raw.kind == Kind::Entry
+            let before = group.entries.insert(id.index, (id.leader_id, location));
+            if raw.kind == RecordKind::Entry
                 && (before.is_some() || group.purged.is_some_and(|p| p.index >= id.index))
             {
                 return Err("an entry was written twice");
             }
             return Ok(());
         }
-        Kind::Vote => group.vote = Some(body.vote()?),
-        Kind::Committed => group.committed = body.optional(Body::log_id)?,
-        Kind::TruncateAfter => {
-            let next = body.optional(Body::index)?.map_or(0, |index| index.saturating_add(1));
+        RecordKind::Vote => group.vote = Some(body.vote()?),
+        RecordKind::Committed => group.committed = body.optional(BodyReader::log_id)?,
+        RecordKind::TruncateAfter => {
+            let next = body.optional(BodyReader::index)?.map_or(0, |index| index.saturating_add(1));
             group.entries.split_off(&next);
             group.first = group.first.filter(|first| *first < next);
         }
-        Kind::Purge => {
+        RecordKind::Purge => {
             group.purge(body.log_id()?);
             group.first = None;
         }
-        Kind::State => {
-            let state = body.state()?;
+        RecordKind::GroupHeader => {
+            let state = body.group_header()?;
             (group.vote, group.committed, group.first) = (state.vote, state.committed, state.first);
             if let Some(purged) = state.purged {
                 group.purge(purged);
             }
         }
-        Kind::Destroy | Kind::Mark | Kind::Suspects => {}
+        RecordKind::Destroy | RecordKind::Mark | RecordKind::Suspects => {}
     }
     body.end()
 }
 
-impl Replayed {
+impl ReplayedGroup {
     fn purge(&mut self, upto: LogId) {
         self.entries = self.entries.split_off(&upto.index.saturating_add(1));
         self.purged = Some(upto);
@@ -333,44 +340,45 @@ impl Replayed {
     /// The group as it was, if nothing of it is missing.
     fn finish(self, dir: &Path, id: u64) -> Result<Group, LogError> {
         let incomplete = |why| LogError::Incomplete { dir: dir.to_owned(), group: id, why };
-        let mut inside = Inside::default();
-        let Inside { front, disk } = &mut inside;
-        (front.vote, front.purged) = (self.vote, self.purged);
-        (disk.vote, disk.purged) = (self.vote, self.purged);
+        let mut views = GroupViews::default();
+        let GroupViews { visible, durable } = &mut views;
+        (visible.vote, visible.purged) = (self.vote, self.purged);
+        (durable.vote, durable.purged) = (self.vote, self.purged);
         let first = self
             .purged
             .map(|purged| purged.index + 1)
             .filter(|_| !self.entries.is_empty())
             .or(self.first);
         let start = first.or(self.entries.keys().next().copied()).unwrap_or(0);
-        front.first = self
+        visible.first = self
             .entries
             .keys()
             .next()
             .copied()
             .unwrap_or(self.purged.map_or(0, |purged| purged.index + 1));
-        front.next = front.first;
-        if first.is_some() && (self.entries.is_empty() || front.first != start) {
+        visible.next = visible.first;
+        if first.is_some() && (self.entries.is_empty() || visible.first != start) {
             return Err(incomplete(format!("its entries should begin at {start}")));
         }
-        for (index, (leader_id, slot)) in self.entries {
-            if index != front.next {
-                return Err(incomplete(format!("entry {} is missing", front.next)));
+        for (index, (leader_id, location)) in self.entries {
+            if index != visible.next {
+                return Err(incomplete(format!("entry {} is missing", visible.next)));
             }
-            front.next += 1;
-            front.learn_leader(&LogId { leader_id, index });
-            disk.append(index, slot);
+            visible.next += 1;
+            visible.note_leader(&LogId { leader_id, index });
+            durable.append(index, location);
         }
-        front.written = front.next;
+        visible.written = visible.next;
         // A committed id says what to apply again; beyond the log there is nothing to
         // apply, so it says nothing. Nor does that of an entry which another has
         // replaced.
-        let is_there =
-            |committed: &LogId| front.log_id(committed.index).or(front.purged) == Some(*committed);
-        front.committed = self.committed.filter(is_there);
-        disk.committed = front.committed;
+        let is_there = |committed: &LogId| {
+            visible.log_id(committed.index).or(visible.purged) == Some(*committed)
+        };
+        visible.committed = self.committed.filter(is_there);
+        durable.committed = visible.committed;
         let group = Group::new(id);
-        *group.inside.lock() = inside;
+        *group.views.lock() = views;
         Ok(group)
     }
 }

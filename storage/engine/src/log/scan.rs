@@ -9,7 +9,7 @@
 
 use std::sync::LazyLock;
 
-use super::record::{self, Claim, Place};
+use super::record::{self, RecordHeader, RecordPosition};
 
 /// The whole's checksum is kept so often; the rest of the way is taken anew.
 const STRIDE: usize = 256;
@@ -18,7 +18,7 @@ const LENGTH_BITS: usize = 32;
 
 /// By power of two: what so many zero bytes behind it make of a checksum, for each value
 /// of its four bytes.
-static ZEROS: LazyLock<Vec<[[u32; 256]; 4]>> = LazyLock::new(|| {
+static ZERO_TABLES: LazyLock<Vec<[[u32; 256]; 4]>> = LazyLock::new(|| {
     let table = |power: usize| {
         let columns: [u32; 32] =
             std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, 1 << power));
@@ -32,34 +32,37 @@ static ZEROS: LazyLock<Vec<[[u32; 256]; 4]>> = LazyLock::new(|| {
 });
 
 /// Checksums of a segment's ranges.
-pub(super) struct Ranges<'a> {
+pub(super) struct RangeChecksums<'a> {
     bytes: &'a [u8],
     /// Nothing before is asked for.
     from: usize,
     /// Of `from..from + n * STRIDE`.
-    upto: Vec<u32>,
+    prefixes: Vec<u32>,
 }
 
-impl<'a> Ranges<'a> {
-    pub(super) fn new(bytes: &'a [u8], from: usize) -> Ranges<'a> {
-        let mut upto = vec![crc32c::crc32c(&[])];
+impl<'a> RangeChecksums<'a> {
+    pub(super) fn new(bytes: &'a [u8], from: usize) -> RangeChecksums<'a> {
+        let mut prefixes = vec![crc32c::crc32c(&[])];
         for chunk in bytes[from..].chunks(STRIDE) {
-            upto.push(crc32c::crc32c_append(upto[upto.len() - 1], chunk));
+            prefixes.push(crc32c::crc32c_append(prefixes[prefixes.len() - 1], chunk));
         }
-        Ranges { bytes, from, upto }
+        RangeChecksums { bytes, from, prefixes }
     }
 
     /// The checksum of everything from `from` to `end`.
     fn whole(&self, end: usize) -> u32 {
         let strides = (end - self.from) / STRIDE;
-        crc32c::crc32c_append(self.upto[strides], &self.bytes[self.from + strides * STRIDE..end])
+        crc32c::crc32c_append(
+            self.prefixes[strides],
+            &self.bytes[self.from + strides * STRIDE..end],
+        )
     }
 
     /// The checksum that begins with `seed` and goes on over `range`.
     fn append(&self, seed: u32, range: std::ops::Range<usize>) -> u32 {
         // The range's own is whole(end) ^ after_zeros(whole(start)), and zeros are
         // linear.
-        self.whole(range.end) ^ after_zeros(seed ^ self.whole(range.start), range.len())
+        self.whole(range.end) ^ extend_by_zeros(seed ^ self.whole(range.start), range.len())
     }
 
     /// Whether a whole record of a segment stands at an offset, of whatever kind; up to
@@ -68,13 +71,13 @@ impl<'a> Ranges<'a> {
         &self,
         segment: u64,
         offset: usize,
-        is_wanted: impl FnOnce(&Claim) -> bool,
-    ) -> Option<Claim> {
-        let place = Place { segment, offset: offset as u32 };
-        let claim = Claim::of(&self.bytes[offset..], place).ok().filter(is_wanted)?;
+        is_wanted: impl FnOnce(&RecordHeader) -> bool,
+    ) -> Option<RecordHeader> {
+        let position = RecordPosition { segment, offset: offset as u32 };
+        let claim = RecordHeader::of(&self.bytes[offset..], position).ok().filter(is_wanted)?;
         let covered = claim.covered();
         let crc = self.append(
-            record::seed(place, claim.length),
+            record::seed(position, claim.length),
             offset + covered.start..offset + covered.end,
         );
         claim.is_sealed_by(crc).then_some(claim)
@@ -82,8 +85,8 @@ impl<'a> Ranges<'a> {
 }
 
 /// A checksum after so many zero bytes more.
-fn after_zeros(mut crc: u32, length: usize) -> u32 {
-    for (power, table) in ZEROS.iter().enumerate() {
+fn extend_by_zeros(mut crc: u32, length: usize) -> u32 {
+    for (power, table) in ZERO_TABLES.iter().enumerate() {
         if length >> power & 1 == 1 {
             let of = |byte: usize| table[byte][(crc >> (byte * 8)) as u8 as usize];
             crc = of(0) ^ of(1) ^ of(2) ^ of(3);
@@ -94,7 +97,7 @@ fn after_zeros(mut crc: u32, length: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Kind;
+    use super::super::record::RecordKind;
     use super::*;
 
     #[test]
@@ -102,7 +105,7 @@ mod tests {
         let bytes: Vec<u8> =
             (0..5000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         for from in [0, 1, 255, 256, 1000] {
-            let ranges = Ranges::new(&bytes, from);
+            let ranges = RangeChecksums::new(&bytes, from);
             for (start, end) in
                 [(0, 0), (0, 1), (3, 300), (255, 256), (256, 513), (700, 4000), (0, 4000)]
             {
@@ -120,18 +123,18 @@ mod tests {
     #[test]
     fn a_record_is_found_where_it_stands() {
         let mut bytes = vec![7; 700];
-        let place = Place { segment: 5, offset: 700 };
-        let len = record::put(&mut bytes, place, 650, Kind::Vote, 1, |body| {
+        let position = RecordPosition { segment: 5, offset: 700 };
+        let len = record::put(&mut bytes, position, 650, RecordKind::Vote, 1, |body| {
             body.extend_from_slice(&[9; 400])
         }) as usize;
         bytes.extend_from_slice(&[8; 100]);
-        let ranges = Ranges::new(&bytes, 100);
+        let ranges = RangeChecksums::new(&bytes, 100);
         let found: Vec<usize> =
             (100..bytes.len()).filter(|at| ranges.record(5, *at, |_| true).is_some()).collect();
         assert_eq!(found, [700]);
         assert_eq!(ranges.record(5, 700, |_| true).map(|claim| claim.synced), Some(650));
         assert!(ranges.record(6, 700, |_| true).is_none(), "another segment's");
         bytes[700 + len - 1] ^= 1;
-        assert!(Ranges::new(&bytes, 100).record(5, 700, |_| true).is_none());
+        assert!(RangeChecksums::new(&bytes, 100).record(5, 700, |_| true).is_none());
     }
 }

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::record::Flaw;
+use super::record::FormatError;
 use super::{Disk, LogError};
 
 /// Bytes before the first record.
@@ -42,7 +42,7 @@ const VERSION: u32 = 1;
 pub(crate) const TRAILER: usize = super::record::HEADER;
 /// So many zeros are written at a time, each followed by a sync, so that the fsyncs of
 /// appends never wait behind many.
-const ZEROS: u32 = 256 << 10;
+const ZERO_CHUNK_BYTES: u32 = 256 << 10;
 /// The next segment, without a header of its own yet.
 const SPARE: &str = "spare.tmp";
 
@@ -150,23 +150,23 @@ fn header_checksum(bytes: &[u8]) -> u32 {
 }
 
 /// The `prev end` of the segment that `bytes` begin, or what is wrong with them.
-pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, Flaw> {
+pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, FormatError> {
     let Some(bytes) = bytes.first_chunk::<{ HEADER as usize }>() else {
-        return Err(Flaw::Broken("the file is shorter than a segment's header"));
+        return Err(FormatError::Broken("the file is shorter than a segment's header"));
     };
     let word =
         |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     if &bytes[..8] != MAGIC {
-        return Err(Flaw::Broken("not a segment of this log (magic)"));
+        return Err(FormatError::Broken("not a segment of this log (magic)"));
     }
     if header_checksum(bytes) != word(12) {
-        return Err(Flaw::Broken("checksum mismatch in the segment's header"));
+        return Err(FormatError::Broken("checksum mismatch in the segment's header"));
     }
     if word(8) != VERSION {
-        return Err(Flaw::Newer("a segment of a version that this build does not know"));
+        return Err(FormatError::Newer("a segment of a version that this build does not know"));
     }
     if bytes[16..24] != number.to_le_bytes() {
-        return Err(Flaw::Broken("the segment's number is not the one of its file name"));
+        return Err(FormatError::Broken("the segment's number is not the one of its file name"));
     }
     Ok(word(24))
 }
@@ -182,7 +182,7 @@ pub(crate) fn spare(
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         if preallocate {
-            let zeros = vec![0; bytes.min(ZEROS) as usize];
+            let zeros = vec![0; bytes.min(ZERO_CHUNK_BYTES) as usize];
             let mut at = 0;
             while at < bytes {
                 let chunk = (bytes - at).min(zeros.len() as u32);

@@ -11,7 +11,7 @@ pub struct LogStats {
     pub(crate) batches: AtomicU64,
     pub(crate) records: AtomicU64,
     pub(crate) bytes: AtomicU64,
-    pub(crate) moved: AtomicU64,
+    pub(crate) relocated: AtomicU64,
     pub(crate) segments: AtomicU64,
     pub(crate) disk_bytes: AtomicU64,
     recent_fsync_nanos: AtomicU64,
@@ -53,7 +53,7 @@ getters! {
     /// Bytes written.
     bytes,
     /// Entries written again so that an old segment could go.
-    moved,
+    relocated,
     /// Segments in use.
     segments,
     /// Bytes that they take on disk, preallocated ones included; the spare is not

@@ -17,7 +17,7 @@
 //! sends no heartbeats. tokio would not wake another for it: to tokio, a thread that is
 //! about to sleep is one that looks for work. So the runtime has one thread more than it
 //! uses, which waits here, inside of a task and at no cost
-//! ([`WriteOnPark::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a tenth
+//! ([`WriteOnPark::keep_reserve`]). When a sync takes longer than [`STALL_TIMEOUT`], a tenth
 //! of a leader's lease, it is called in and drives the runtime. From then on nobody syncs
 //! before sleep any more in this process: to send a thread back into the reserve could
 //! take tasks with it.
@@ -42,20 +42,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Durability, LogInner, Op, Queue, segment};
+use super::{Durability, LogInner, LogOp, OpQueue, segment};
 use crate::mutants::{self, Rule};
 
 /// Fsyncs that take less on average may hold up an event loop that had nothing to do.
 const FAST_FSYNC_MAX: Duration = Duration::from_micros(500);
 /// More appends, or older ones, are not left any longer.
-const LEFT_MAX: usize = 16;
-const LEFT_AGE_MAX: Duration = Duration::from_micros(500);
+const DEFERRED_MAX: usize = 16;
+const DEFERRED_AGE_MAX: Duration = Duration::from_micros(500);
 /// After so long the reserve is called in.
-const PATIENCE: Duration = Duration::from_millis(100);
+const STALL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How often it is looked how long a sync takes, while there are any.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// After so many looks without any, nobody looks until there is one again.
-const LOOKS_IN_VAIN: u32 = 50;
+const IDLE_CHECKS_MAX: u32 = 50;
 
 thread_local! {
     static WRITES: Cell<bool> = const { Cell::new(false) };
@@ -64,14 +64,14 @@ thread_local! {
 /// What threads of an event loop call before they sleep; the log that they serve is given
 /// it when it is opened ([`LogOptions::write_on_park`](super::LogOptions::before_sleep)).
 #[derive(Clone)]
-pub struct WriteOnPark(Arc<Inner>);
+pub struct WriteOnPark(Arc<ParkState>);
 
-struct Inner {
+struct ParkState {
     log: OnceLock<Weak<LogInner>>,
     began: Instant,
     /// When the write began that is under way before a thread sleeps, nanoseconds from
     /// `began`; 0: there is none.
-    under_way: AtomicU64,
+    in_progress: AtomicU64,
     /// How many there were.
     writes: AtomicU64,
     /// Somebody looks how long they take.
@@ -85,10 +85,10 @@ struct Inner {
 
 impl Default for WriteOnPark {
     fn default() -> WriteOnPark {
-        WriteOnPark(Arc::new(Inner {
+        WriteOnPark(Arc::new(ParkState {
             log: OnceLock::new(),
             began: Instant::now(),
-            under_way: AtomicU64::new(0),
+            in_progress: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             is_watched: AtomicBool::new(false),
             watch: OnceLock::new(),
@@ -101,7 +101,7 @@ impl Default for WriteOnPark {
 
 impl fmt::Debug for WriteOnPark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BeforeSleep").finish_non_exhaustive()
+        f.debug_struct("WriteOnPark").finish_non_exhaustive()
     }
 }
 
@@ -114,7 +114,7 @@ impl WriteOnPark {
         }
         WRITES.set(true);
         if let Some(shared) = self.0.log.get().and_then(Weak::upgrade) {
-            shared.write_before_sleep(&self.0);
+            shared.write_deferred(&self.0);
         }
     }
 
@@ -160,7 +160,7 @@ impl WriteOnPark {
     }
 }
 
-impl Inner {
+impl ParkState {
     fn call_in(&self) {
         let _over = self.over.lock();
         self.is_over.store(true, Ordering::Release);
@@ -173,11 +173,11 @@ impl Inner {
         let (mut seen, mut in_vain) = (0, 0);
         self.is_watched.store(true, Ordering::SeqCst);
         while !self.is_over.load(Ordering::Acquire) {
-            std::thread::park_timeout(LOOK_EVERY);
+            std::thread::park_timeout(WATCH_INTERVAL);
             let (since, writes) =
-                (self.under_way.load(Ordering::SeqCst), self.writes.load(Ordering::Relaxed));
+                (self.in_progress.load(Ordering::SeqCst), self.writes.load(Ordering::Relaxed));
             let took = self.began.elapsed().saturating_sub(Duration::from_nanos(since));
-            if since != 0 && took > PATIENCE {
+            if since != 0 && took > STALL_TIMEOUT {
                 tracing::warn!(
                     "the log's disk has stalled: it is left to the log's own thread from now on"
                 );
@@ -185,11 +185,11 @@ impl Inner {
             }
             in_vain = if since == 0 && writes == seen { in_vain + 1 } else { 0 };
             seen = writes;
-            if in_vain >= LOOKS_IN_VAIN {
+            if in_vain >= IDLE_CHECKS_MAX {
                 in_vain = 0;
                 self.is_watched.store(false, Ordering::SeqCst);
                 // Who begins now either is seen here, or sees that nobody looks.
-                if self.under_way.load(Ordering::SeqCst) == 0
+                if self.in_progress.load(Ordering::SeqCst) == 0
                     && !self.is_over.load(Ordering::Acquire)
                 {
                     std::thread::park();
@@ -202,21 +202,21 @@ impl Inner {
     /// A write begins, of which there is one at any time.
     fn begin(&self) {
         let since = (self.began.elapsed().as_nanos() as u64).max(1);
-        self.under_way.store(since, Ordering::SeqCst);
+        self.in_progress.store(since, Ordering::SeqCst);
         if !self.is_watched.load(Ordering::SeqCst) {
             self.watch.get().inspect(|watch| watch.unpark());
         }
     }
 
     fn end(&self) {
-        self.under_way.store(0, Ordering::SeqCst);
+        self.in_progress.store(0, Ordering::SeqCst);
         self.writes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl LogInner {
     /// Whether an op may be left to this thread. Asked before it is queued.
-    pub(super) fn is_left(&self, op: &Op, queue: &mut Queue) -> bool {
+    pub(super) fn is_deferred(&self, op: &LogOp, queue: &mut OpQueue) -> bool {
         let is_for_us = WRITES.get()
             && self
                 .options
@@ -224,22 +224,22 @@ impl LogInner {
                 .as_ref()
                 .is_some_and(|write_on_park| !write_on_park.is_over())
             && self.options.durability == Durability::Always
-            && matches!(op, Op::Append { .. })
+            && matches!(op, LogOp::Append { .. })
             && !mutants::breaks(Rule::SyncBeforeAnswer);
         if !is_for_us
-            || queue.ops.len() >= LEFT_MAX
+            || queue.ops.len() >= DEFERRED_MAX
             || self.stats.recent_fsync() >= FAST_FSYNC_MAX
-            || self.watch.is_wary(Instant::now)
+            || self.disk_monitor.was_slow_lately(Instant::now)
         {
             return false;
         }
         if queue.ops.is_empty() {
-            queue.left_at = Some(Instant::now());
+            queue.deferred_at = Some(Instant::now());
         }
-        queue.left_at.is_some_and(|at| at.elapsed() < LEFT_AGE_MAX)
+        queue.deferred_at.is_some_and(|at| at.elapsed() < DEFERRED_AGE_MAX)
     }
 
-    fn write_before_sleep(&self, write_on_park: &Inner) {
+    fn write_deferred(&self, write_on_park: &ParkState) {
         if self.queue.lock().ops.is_empty() {
             return;
         }
@@ -247,7 +247,7 @@ impl LogInner {
         let Some(mut writer) = self.writer.try_lock() else { return self.wake_writer() };
         let mut ops = {
             let mut queue = self.queue.lock();
-            let bytes: usize = queue.ops.iter().map(Op::bytes_max).sum();
+            let bytes: usize = queue.ops.iter().map(LogOp::bytes_max).sum();
             if writer.active.end() as usize + bytes + segment::TRAILER
                 > writer.active.capacity as usize
             {

@@ -2,7 +2,7 @@
 //! everyone back.
 //!
 //! # Life of a batch
-//! 1. Callers change their group's front and queue an [`Op`]; fronts and queue are in the
+//! 1. Callers change their group's front and queue an [`LogOp`]; fronts and queue are in the
 //!    same order for each group.
 //! 2. Whoever drives the writer (its thread; a caller that is about to sleep; in
 //!    `Durability::Os` the caller itself) takes the whole queue.
@@ -16,18 +16,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::group::{Group, Slot};
-use super::record::{self, Kind, Place, Suspects};
+use super::group::{EntryLocation, Group};
+use super::record::{self, RecordKind, RecordPosition, Suspects};
 use super::segment::{self, Segment};
 use super::{Durability, LogError, LogInner};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Vote};
 
 /// Tells a waiting caller how its op ended.
-pub(crate) type Done = tokio::sync::oneshot::Sender<Result<(), LogError>>;
+pub(crate) type OpCallback = tokio::sync::oneshot::Sender<Result<(), LogError>>;
 
 /// Something to write.
-pub(crate) enum Op {
+pub(crate) enum LogOp {
     Append {
         group: Arc<Group>,
         entries: Vec<Entry>,
@@ -38,7 +38,7 @@ pub(crate) enum Op {
     Vote {
         group: Arc<Group>,
         vote: Vote,
-        done: Done,
+        done: OpCallback,
     },
     Committed {
         group: Arc<Group>,
@@ -47,7 +47,7 @@ pub(crate) enum Op {
     Truncate {
         group: Arc<Group>,
         after: Option<u64>,
-        done: Done,
+        done: OpCallback,
     },
     Purge {
         group: Arc<Group>,
@@ -55,33 +55,36 @@ pub(crate) enum Op {
     },
     Destroy {
         group: Arc<Group>,
-        done: Done,
+        done: OpCallback,
     },
     /// Make everything so far durable; `mark` says so in the log itself, so that damage
     /// to the last batch is told from a torn tail.
     Flush {
         mark: bool,
-        done: Done,
+        done: OpCallback,
     },
     /// Notes that a group is suspected no more.
     Cleared,
 }
 
-impl Op {
+impl LogOp {
     /// Must the op be durable before it is called back? Votes, truncations and
     /// destructions are rare and what Raft's safety rests on, so they are in every mode.
     fn needs_sync(&self, durability: Durability) -> bool {
         match self {
-            Op::Append { .. } => durability == Durability::Always,
-            Op::Vote { .. } | Op::Truncate { .. } | Op::Destroy { .. } | Op::Flush { .. } => true,
-            Op::Committed { .. } | Op::Purge { .. } | Op::Cleared => false,
+            LogOp::Append { .. } => durability == Durability::Always,
+            LogOp::Vote { .. }
+            | LogOp::Truncate { .. }
+            | LogOp::Destroy { .. }
+            | LogOp::Flush { .. } => true,
+            LogOp::Committed { .. } | LogOp::Purge { .. } | LogOp::Cleared => false,
         }
     }
 
     /// An upper bound of the bytes of its records.
     pub(crate) fn bytes_max(&self) -> usize {
         let records = match self {
-            Op::Append { entries, .. } => entries.iter().map(record::entry_len).sum(),
+            LogOp::Append { entries, .. } => entries.iter().map(record::entry_len).sum(),
             _ => 0,
         };
         // A committed id, a vote and the like.
@@ -90,7 +93,7 @@ impl Op {
 
     /// May the op have freed a segment?
     fn frees(&self) -> bool {
-        matches!(self, Op::Truncate { .. } | Op::Purge { .. } | Op::Destroy { .. })
+        matches!(self, LogOp::Truncate { .. } | LogOp::Purge { .. } | LogOp::Destroy { .. })
     }
 
     /// Calls back with an error; the op was never queued.
@@ -99,8 +102,8 @@ impl Op {
     }
 
     /// Calls an append back before anything is written; for [`Rule::SyncBeforeAnswer`].
-    pub(crate) fn answered_early(mut self) -> Op {
-        if let Op::Append { done, .. } = &mut self {
+    pub(crate) fn acknowledge_early(mut self) -> LogOp {
+        if let LogOp::Append { done, .. } = &mut self {
             std::mem::replace(done, Flushed::Noop).io_completed(Ok(()));
         }
         self
@@ -108,15 +111,15 @@ impl Op {
 
     fn finish(self, result: Result<(), LogError>) {
         match self {
-            Op::Append { done, .. } => done.io_completed(result.map_err(std::io::Error::from)),
-            Op::Vote { done, .. }
-            | Op::Truncate { done, .. }
-            | Op::Destroy { done, .. }
-            | Op::Flush { done, .. } => {
+            LogOp::Append { done, .. } => done.io_completed(result.map_err(std::io::Error::from)),
+            LogOp::Vote { done, .. }
+            | LogOp::Truncate { done, .. }
+            | LogOp::Destroy { done, .. }
+            | LogOp::Flush { done, .. } => {
                 // A caller that no longer waits does not want to know.
                 let _ = done.send(result);
             }
-            Op::Committed { .. } | Op::Purge { .. } | Op::Cleared => {}
+            LogOp::Committed { .. } | LogOp::Purge { .. } | LogOp::Cleared => {}
         }
     }
 }
@@ -124,7 +127,7 @@ impl Op {
 /// Records are written out at the latest when so many bytes of them wait.
 const BUFFER_BYTES: usize = 1 << 20;
 /// How much of an old segment is moved at a time, so that appends wait little.
-const MOVE_BYTES: u32 = 256 << 10;
+const RELOCATE_BYTES_MAX: u32 = 256 << 10;
 /// How late appends are written that were answered before.
 const MUTANT_DELAY: Duration = Duration::from_millis(300);
 
@@ -148,14 +151,14 @@ impl Writer {
     }
 
     /// Writes a batch and calls everyone back.
-    pub(crate) fn run(&mut self, shared: &LogInner, ops: &mut Vec<Op>) {
+    pub(crate) fn run(&mut self, shared: &LogInner, ops: &mut Vec<LogOp>) {
         if mutants::breaks(Rule::SyncBeforeAnswer)
-            && ops.iter().all(|op| matches!(op, Op::Append { .. }))
+            && ops.iter().all(|op| matches!(op, LogOp::Append { .. }))
         {
             std::thread::sleep(MUTANT_DELAY);
         }
         let sync = ops.iter().any(|op| op.needs_sync(shared.options.durability));
-        let frees = ops.iter().any(Op::frees);
+        let frees = ops.iter().any(LogOp::frees);
         let result = shared.alive().and_then(|()| self.write_batch(shared, ops, sync));
         if let Err(e) = &result {
             shared.poison(e);
@@ -164,12 +167,12 @@ impl Writer {
         }
         for op in ops.drain(..) {
             shared.uncount_unwritten(&op);
-            if let (Ok(()), Op::Append { group, entries, epoch, .. }) = (&result, &op)
+            if let (Ok(()), LogOp::Append { group, entries, epoch, .. }) = (&result, &op)
                 && let Some(last) = entries.last()
             {
-                let front = &mut group.inside.lock().front;
-                if front.epoch == *epoch {
-                    front.written = front.written.max(last.log_id.index + 1);
+                let visible = &mut group.views.lock().visible;
+                if visible.epoch == *epoch {
+                    visible.written = visible.written.max(last.log_id.index + 1);
                 }
             }
             op.finish(result.clone());
@@ -182,7 +185,12 @@ impl Writer {
         }
     }
 
-    fn write_batch(&mut self, shared: &LogInner, ops: &[Op], sync: bool) -> Result<(), LogError> {
+    fn write_batch(
+        &mut self,
+        shared: &LogInner,
+        ops: &[LogOp],
+        sync: bool,
+    ) -> Result<(), LogError> {
         for op in ops {
             self.encode(shared, op)?;
         }
@@ -192,44 +200,44 @@ impl Writer {
         }
         // A mark is the one record that is only worth something when what it speaks of is
         // already on the disk.
-        if ops.iter().any(|op| matches!(op, Op::Flush { mark: true, .. })) {
-            self.record(shared, Kind::Mark, 0, record::HEADER, |_| {})?;
+        if ops.iter().any(|op| matches!(op, LogOp::Flush { mark: true, .. })) {
+            self.record(shared, RecordKind::Mark, 0, record::HEADER, |_| {})?;
             self.write_out(shared)?;
             self.sync(shared)?;
         }
         Ok(())
     }
 
-    fn suspect(&mut self, shared: &LogInner, suspects: &Suspects) -> Result<(), LogError> {
+    fn write_suspects(&mut self, shared: &LogInner, suspects: &Suspects) -> Result<(), LogError> {
         let len_max = record::suspects_len(suspects);
-        self.record(shared, Kind::Suspects, 0, len_max, |b| record::put_suspects(b, suspects))
+        self.record(shared, RecordKind::Suspects, 0, len_max, |b| record::put_suspects(b, suspects))
             .map(drop)
     }
 
     /// Before anything else is written: what may be lost if the log is not closed, or
     /// what an earlier process has left open.
     pub(crate) fn begin(&mut self, shared: &LogInner, found: &Suspects) -> Result<(), LogError> {
-        let suspects = shared.unclosed();
+        let suspects = shared.suspects_if_killed();
         if suspects == *found {
             return Ok(());
         }
-        self.suspect(shared, &suspects)?;
+        self.write_suspects(shared, &suspects)?;
         self.write_out(shared)?;
         self.sync(shared)
     }
 
-    fn encode(&mut self, shared: &LogInner, op: &Op) -> Result<(), LogError> {
+    fn encode(&mut self, shared: &LogInner, op: &LogOp) -> Result<(), LogError> {
         match op {
-            Op::Append { group, entries, committed, .. } => {
+            LogOp::Append { group, entries, committed, .. } => {
                 for entry in entries {
-                    let slot = self.record(
+                    let location = self.record(
                         shared,
-                        Kind::Entry,
+                        RecordKind::Entry,
                         group.id,
                         record::entry_len(entry),
                         |b| record::put_entry(b, entry),
                     )?;
-                    group.inside.lock().disk.append(entry.log_id.index, slot);
+                    group.views.lock().durable.append(entry.log_id.index, location);
                     if self.buffer.len() >= BUFFER_BYTES {
                         self.write_out(shared)?;
                     }
@@ -238,33 +246,35 @@ impl Writer {
                     self.committed(shared, group, committed)?;
                 }
             }
-            Op::Vote { group, vote, .. } => {
-                self.record(shared, Kind::Vote, group.id, record::HEADER + 17, |b| {
+            LogOp::Vote { group, vote, .. } => {
+                self.record(shared, RecordKind::Vote, group.id, record::HEADER + 17, |b| {
                     record::put_vote(b, vote)
                 })?;
-                group.inside.lock().disk.vote = Some(*vote);
+                group.views.lock().durable.vote = Some(*vote);
             }
-            Op::Committed { group, committed } => self.committed(shared, group, committed)?,
-            Op::Truncate { group, after, .. } => {
+            LogOp::Committed { group, committed } => self.committed(shared, group, committed)?,
+            LogOp::Truncate { group, after, .. } => {
                 let body =
                     |b: &mut Vec<u8>| record::put_optional(b, after.as_ref(), record::put_index);
-                self.record(shared, Kind::TruncateAfter, group.id, record::HEADER + 9, body)?;
-                group.inside.lock().disk.truncate(*after);
+                self.record(shared, RecordKind::TruncateAfter, group.id, record::HEADER + 9, body)?;
+                group.views.lock().durable.truncate(*after);
             }
-            Op::Purge { group, upto } => {
-                self.record(shared, Kind::Purge, group.id, record::HEADER + 24, |b| {
+            LogOp::Purge { group, upto } => {
+                self.record(shared, RecordKind::Purge, group.id, record::HEADER + 24, |b| {
                     record::put_log_id(b, upto)
                 })?;
-                group.inside.lock().disk.purge(*upto);
+                group.views.lock().durable.purge(*upto);
             }
-            Op::Destroy { group, .. } => {
-                self.record(shared, Kind::Destroy, group.id, record::HEADER, |_| {})?;
-                group.inside.lock().disk.clear();
+            LogOp::Destroy { group, .. } => {
+                self.record(shared, RecordKind::Destroy, group.id, record::HEADER, |_| {})?;
+                group.views.lock().durable.clear();
                 shared.groups.lock().remove(&group.id);
             }
-            Op::Cleared => self.suspect(shared, &shared.unclosed())?,
-            Op::Flush { mark: true, .. } => self.suspect(shared, &shared.suspected())?,
-            Op::Flush { mark: false, .. } => {}
+            LogOp::Cleared => self.write_suspects(shared, &shared.suspects_if_killed())?,
+            LogOp::Flush { mark: true, .. } => {
+                self.write_suspects(shared, &shared.suspects_if_closed())?
+            }
+            LogOp::Flush { mark: false, .. } => {}
         }
         Ok(())
     }
@@ -276,8 +286,8 @@ impl Writer {
         committed: &LogId,
     ) -> Result<(), LogError> {
         let body = |b: &mut Vec<u8>| record::put_optional(b, Some(committed), record::put_log_id);
-        self.record(shared, Kind::Committed, group.id, record::HEADER + 25, body)?;
-        group.inside.lock().disk.committed = Some(*committed);
+        self.record(shared, RecordKind::Committed, group.id, record::HEADER + 25, body)?;
+        group.views.lock().durable.committed = Some(*committed);
         Ok(())
     }
 
@@ -286,21 +296,21 @@ impl Writer {
     fn record(
         &mut self,
         shared: &LogInner,
-        kind: Kind,
+        kind: RecordKind,
         group: u64,
         len_max: usize,
         body: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<Slot, LogError> {
+    ) -> Result<EntryLocation, LogError> {
         let mut at = self.next_offset();
         if at as usize + len_max > self.active.capacity as usize && at > self.head_end {
             self.roll(shared)?;
             at = self.next_offset();
         }
-        let place = Place { segment: self.active.number, offset: at };
-        self.is_marked = kind == Kind::Mark;
-        let len = record::put(&mut self.buffer, place, self.active.synced(), kind, group, body);
+        let position = RecordPosition { segment: self.active.number, offset: at };
+        self.is_marked = kind == RecordKind::Mark;
+        let len = record::put(&mut self.buffer, position, self.active.synced(), kind, group, body);
         shared.stats.records.fetch_add(1, Ordering::Relaxed);
-        Ok(Slot { segment: self.active.clone(), offset: at, len })
+        Ok(EntryLocation { segment: self.active.clone(), offset: at, len })
     }
 
     fn next_offset(&self) -> u32 {
@@ -361,7 +371,7 @@ impl Writer {
         if !fits || !is_at_rest || self.is_marked && !anyway {
             return Ok(());
         }
-        self.record(shared, Kind::Mark, 0, record::HEADER, |_| {})?;
+        self.record(shared, RecordKind::Mark, 0, record::HEADER, |_| {})?;
         self.write_out(shared)
     }
 
@@ -375,17 +385,17 @@ impl Writer {
         let (file, spare_path) = shared.take_spare()?;
         let mut head = segment::header(number, self.active.end()).to_vec();
         for group in shared.groups.lock().values() {
-            if let Some(state) = group.inside.lock().disk.state() {
-                let place = Place { segment: number, offset: head.len() as u32 };
-                record::put(&mut head, place, 0, Kind::State, group.id, |b| {
-                    record::put_state(b, &state)
+            if let Some(state) = group.views.lock().durable.header() {
+                let position = RecordPosition { segment: number, offset: head.len() as u32 };
+                record::put(&mut head, position, 0, RecordKind::GroupHeader, group.id, |b| {
+                    record::put_group_header(b, &state)
                 });
             }
         }
-        let suspects = shared.unclosed();
+        let suspects = shared.suspects_if_killed();
         if suspects != Suspects::default() {
-            let place = Place { segment: number, offset: head.len() as u32 };
-            record::put(&mut head, place, 0, Kind::Suspects, 0, |b| {
+            let position = RecordPosition { segment: number, offset: head.len() as u32 };
+            record::put(&mut head, position, 0, RecordKind::Suspects, 0, |b| {
                 record::put_suspects(b, &suspects)
             });
         }
@@ -412,13 +422,13 @@ impl Writer {
     /// Hands segments that nobody needs to the keeper, oldest first; one behind a needed
     /// one waits, so that the log has no gaps.
     pub(crate) fn reclaim(&mut self, shared: &LogInner) {
-        let mut doomed = Vec::new();
+        let mut obsolete = Vec::new();
         while self.sealed.front().is_some_and(|s| s.live() == 0) {
-            doomed.extend(self.sealed.pop_front());
+            obsolete.extend(self.sealed.pop_front());
         }
-        if !doomed.is_empty() {
+        if !obsolete.is_empty() {
             self.count_segments(shared);
-            shared.doom(doomed);
+            shared.remove_later(obsolete);
         }
     }
 
@@ -436,7 +446,7 @@ impl Writer {
 
     /// Is so much of the disk garbage, held by a few entries in an old segment, that they
     /// should move?
-    fn should_move(&self, shared: &LogInner) -> bool {
+    fn should_relocate(&self, shared: &LogInner) -> bool {
         let used: u64 = self.sealed.iter().map(|s| u64::from(s.end())).sum();
         let live: u64 = self.sealed.iter().map(|s| s.live()).sum();
         used > 2 * live + 4 * u64::from(shared.options.segment_bytes)
@@ -444,45 +454,50 @@ impl Writer {
 
     /// Writes some of the oldest segment's needed entries again; gives whether there is
     /// more to do at once.
-    pub(crate) fn move_some(&mut self, shared: &LogInner) -> Result<bool, LogError> {
+    pub(crate) fn relocate_entries(&mut self, shared: &LogInner) -> Result<bool, LogError> {
         shared.alive()?;
-        if !self.should_move(shared) {
+        if !self.should_relocate(shared) {
             return Ok(false);
         }
         let Some(oldest) = self.sealed.front().cloned() else { return Ok(false) };
         let groups: Vec<Arc<Group>> = shared.groups.lock().values().cloned().collect();
-        let mut moved = 0;
+        let mut relocated = 0;
         for group in groups {
-            let slots: Vec<(u64, Slot)> = {
-                let disk = &group.inside.lock().disk;
-                let here = disk
-                    .slots
+            let locations: Vec<(u64, EntryLocation)> = {
+                let durable = &group.views.lock().durable;
+                let here = durable
+                    .locations
                     .iter()
                     .enumerate()
-                    .filter(|(_, slot)| Arc::ptr_eq(&slot.segment, &oldest));
-                here.map(|(i, slot)| (disk.slots_first + i as u64, slot.clone())).collect()
+                    .filter(|(_, location)| Arc::ptr_eq(&location.segment, &oldest));
+                here.map(|(i, location)| (durable.locations_first + i as u64, location.clone()))
+                    .collect()
             };
-            for (index, slot) in slots {
-                if moved >= MOVE_BYTES {
+            for (index, location) in locations {
+                if relocated >= RELOCATE_BYTES_MAX {
                     return Ok(true);
                 }
-                let entry = slot.read(group.id, index)?;
-                let new = self.record(shared, Kind::Moved, group.id, slot.len as usize, |b| {
-                    record::put_entry(b, &entry)
-                })?;
+                let entry = location.read(group.id, index)?;
+                let new = self.record(
+                    shared,
+                    RecordKind::Relocated,
+                    group.id,
+                    location.len as usize,
+                    |b| record::put_entry(b, &entry),
+                )?;
                 // A reader may find the new place before the bytes are there, so they go
                 // out first.
                 self.write_out(shared)?;
-                moved += new.len;
-                shared.stats.moved.fetch_add(1, Ordering::Relaxed);
-                let disk = &mut group.inside.lock().disk;
-                let at = (index - disk.slots_first) as usize;
+                relocated += new.len;
+                shared.stats.relocated.fetch_add(1, Ordering::Relaxed);
+                let durable = &mut group.views.lock().durable;
+                let at = (index - durable.locations_first) as usize;
                 new.hold();
-                std::mem::replace(&mut disk.slots[at], new).release();
+                std::mem::replace(&mut durable.locations[at], new).release();
             }
         }
         self.reclaim(shared);
-        Ok(self.should_move(shared))
+        Ok(self.should_relocate(shared))
     }
 }
 
@@ -497,9 +512,9 @@ impl LogInner {
                 std::io::Error::other("a test says so"),
             ));
         }
-        let began = self.watch.begin(Instant::now());
+        let began = self.disk_monitor.begin(Instant::now());
         let outcome = segment.sync(&*self.options.disk);
-        let took = self.watch.end(began, Instant::now());
+        let took = self.disk_monitor.end(began, Instant::now());
         if !outcome? {
             // Somebody else has synced it meanwhile.
             return Ok(());

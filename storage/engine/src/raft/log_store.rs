@@ -20,7 +20,7 @@ use openraft::storage::RaftLogStorage;
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::{SemaphorePermit, oneshot};
 
-use crate::log::{DiskProblem, Group, Log, LogError, Op, Reading};
+use crate::log::{DiskProblem, Group, Log, LogError, LogOp, ReadPlan};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
 
@@ -51,13 +51,13 @@ impl LogWatch {
     pub(super) fn writable(&self) -> Result<(), LogError> {
         let log = self.log.upgrade().ok_or(LogError::Closed)?;
         log.writable()?;
-        log.keeps_up(&self.group)
+        log.check_backlog(&self.group)
     }
 
     /// What is wrong with the disk now, or with how the group's log gets there.
     pub(super) fn disk_problem(&self) -> Option<DiskProblem> {
         let log = self.log.upgrade()?;
-        log.disk_problem().or_else(|| match log.keeps_up(&self.group) {
+        log.disk_problem().or_else(|| match log.check_backlog(&self.group) {
             Err(LogError::Behind { bytes }) => Some(DiskProblem::Behind(bytes)),
             _ => None,
         })
@@ -83,12 +83,12 @@ impl LogWatch {
 
     /// The last entry.
     pub(super) fn last(&self) -> Option<LogId> {
-        self.group.inside.lock().front.last()
+        self.group.views.lock().visible.last()
     }
 
     /// The last vote.
     pub(super) fn vote(&self) -> Option<Vote> {
-        self.group.inside.lock().front.vote
+        self.group.views.lock().visible.vote
     }
 
     /// Why a leader of `vote` that has committed an entry, and has others in its log,
@@ -99,10 +99,10 @@ impl LogWatch {
         committed: Option<LogId>,
         others: impl IntoIterator<Item = LogId>,
     ) -> Option<String> {
-        let front = &self.group.inside.lock().front;
-        let is_committed = committed.and_then(|entry| front.contradiction(None, &entry));
+        let visible = &self.group.views.lock().visible;
+        let is_committed = committed.and_then(|entry| visible.contradiction(None, &entry));
         is_committed.or_else(|| {
-            others.into_iter().find_map(|entry| front.contradiction(Some(vote), &entry))
+            others.into_iter().find_map(|entry| visible.contradiction(Some(vote), &entry))
         })
     }
 }
@@ -121,10 +121,10 @@ impl Log {
         let group = self.group(id);
         let (done, wait) = oneshot::channel();
         {
-            let front = &mut group.inside.lock().front;
-            front.truncate(None, self.cached());
-            front.destroyed = true;
-            self.push(Op::Destroy { group: group.clone(), done });
+            let visible = &mut group.views.lock().visible;
+            visible.truncate(None, self.cached());
+            visible.destroyed = true;
+            self.push(LogOp::Destroy { group: group.clone(), done });
         }
         self.drive();
         finished(wait).await
@@ -154,73 +154,75 @@ impl GroupLog {
     /// the group waits for the disk than may ([`LogError::Behind`]).
     pub fn writable(&self) -> Result<(), LogError> {
         self.log.writable()?;
-        self.log.keeps_up(&self.group)
+        self.log.check_backlog(&self.group)
     }
 
     /// Index range `first..next` of the entries that are there.
     pub fn range(&self) -> std::ops::Range<u64> {
-        let front = &self.group.inside.lock().front;
-        front.first..front.next
+        let visible = &self.group.views.lock().visible;
+        visible.first..visible.next
     }
 
     /// Waits for its turn to read what is committed beyond an entry and is to be applied
     /// again; the turn is over when it is dropped.
-    pub(super) async fn replay_turn(&self, applied: u64) -> Option<SemaphorePermit<'_>> {
+    pub(super) async fn replay_permit(&self, applied: u64) -> Option<SemaphorePermit<'_>> {
         let bytes = {
-            let inside = self.group.inside.lock();
-            let committed = inside.front.committed.map_or(0, |committed| committed.index);
-            inside.largest_run(applied + 1, committed + 1, REPLAY_ENTRIES)
+            let views = self.group.views.lock();
+            let committed = views.visible.committed.map_or(0, |committed| committed.index);
+            views.largest_run(applied + 1, committed + 1, REPLAY_ENTRIES)
         };
-        self.log.replay_turn(bytes).await
+        self.log.replay_permit(bytes).await
     }
 
     /// The last entry that was let go of because the state on disk has it.
     pub(super) fn purged(&self) -> Option<LogId> {
-        self.group.inside.lock().front.purged
+        self.group.views.lock().visible.purged
     }
 
     /// The entry at an index, if it is there.
     pub(super) fn log_id(&self, index: u64) -> Option<LogId> {
-        self.group.inside.lock().front.log_id(index)
+        self.group.views.lock().visible.log_id(index)
     }
 
     /// Why a state that ends at `applied` can't stand on this log, if so.
     pub(super) fn unfit(&self, applied: Option<LogId>) -> Option<String> {
-        let front = &self.group.inside.lock().front;
+        let visible = &self.group.views.lock().visible;
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
-        if index(applied) < index(front.purged) {
+        if index(applied) < index(visible.purged) {
             let ends =
                 applied.map_or("is empty".to_owned(), |applied| format!("ends at entry {applied}"));
-            let begins = front.first;
+            let begins = visible.first;
             return Some(format!(
                 "the store {ends}, and the log begins at {begins}: the store is lost, or of an \
                  earlier time than the log"
             ));
         }
         let applied = applied?;
-        let own = front
+        let own = visible
             .log_id(applied.index)
-            .or(front.purged.filter(|purged| purged.index == applied.index));
+            .or(visible.purged.filter(|purged| purged.index == applied.index));
         own.filter(|own| *own != applied)
             .map(|own| format!("the store ends at entry {applied}, and the log has {own} there"))
     }
 
     /// Takes note that the state machine has everything up to `applied`.
-    pub(super) fn settle(&self, applied: Option<LogId>) {
-        applied.into_iter().for_each(|applied| self.group.inside.lock().front.settle(applied));
+    pub(super) fn note_applied(&self, applied: Option<LogId>) {
+        applied
+            .into_iter()
+            .for_each(|applied| self.group.views.lock().visible.note_applied(applied));
     }
 
     /// Lets go of everything, and goes on behind `last`; the vote stays.
-    pub(super) async fn begin_after(&self, last: LogId) -> Result<(), LogError> {
+    pub(super) async fn restart_after(&self, last: LogId) -> Result<(), LogError> {
         let (done, wait) = oneshot::channel();
-        self.change(|inside| {
-            inside.front.truncate(None, self.log.cached());
-            Ok(Op::Truncate { group: self.group.clone(), after: None, done })
+        self.change(|views| {
+            views.visible.truncate(None, self.log.cached());
+            Ok(LogOp::Truncate { group: self.group.clone(), after: None, done })
         })?;
         finished(wait).await?;
-        self.change(|inside| {
-            inside.front.begin_after(last);
-            Ok(Op::Purge { group: self.group.clone(), upto: last })
+        self.change(|views| {
+            views.visible.restart_after(last);
+            Ok(LogOp::Purge { group: self.group.clone(), upto: last })
         })?;
         self.log.flush().await
     }
@@ -229,15 +231,18 @@ impl GroupLog {
     /// one step; then sees that it is written.
     fn change(
         &self,
-        change: impl FnOnce(&mut crate::log::Inside) -> Result<Op, LogError>,
+        change: impl FnOnce(&mut crate::log::GroupViews) -> Result<LogOp, LogError>,
     ) -> Result<(), LogError> {
         self.log.alive()?;
         {
-            let mut inside = self.group.inside.lock();
-            if inside.front.destroyed {
-                return Err(LogError::Contract(format!("group {} was destroyed", self.group.id)));
+            let mut views = self.group.views.lock();
+            if views.visible.destroyed {
+                return Err(LogError::InvalidOperation(format!(
+                    "group {} was destroyed",
+                    self.group.id
+                )));
             }
-            let op = change(&mut inside)?;
+            let op = change(&mut views)?;
             self.log.push(op);
         }
         self.log.drive();
@@ -245,7 +250,7 @@ impl GroupLog {
     }
 
     async fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
-        let Reading { cold, hot } = self.group.inside.lock().reading(from, to, bytes_max);
+        let ReadPlan { cold, hot } = self.group.views.lock().reading(from, to, bytes_max);
         if cold.is_empty() {
             return Ok(hot);
         }
@@ -255,8 +260,8 @@ impl GroupLog {
         };
         // Off the runtime: a slow disk must not hold up heartbeats.
         let read = tokio::task::spawn_blocking(read).await;
-        let mut entries =
-            read.map_err(|e| LogError::Contract(format!("read entries {from}..{to}: {e}")))??;
+        let mut entries = read
+            .map_err(|e| LogError::InvalidOperation(format!("read entries {from}..{to}: {e}")))??;
         entries.extend(hot);
         Ok(entries)
     }
@@ -281,7 +286,7 @@ impl RaftLogReader<Types> for GroupLog {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        Ok(self.group.inside.lock().front.vote)
+        Ok(self.group.views.lock().visible.vote)
     }
 
     async fn limited_get_log_entries(
@@ -296,7 +301,7 @@ impl RaftLogReader<Types> for GroupLog {
         &mut self,
         range: RangeInclusive<LogId>,
     ) -> Result<Vec<LogId>, io::Error> {
-        Ok(self.group.inside.lock().front.key_log_ids(range.start().index, range.end().index))
+        Ok(self.group.views.lock().visible.key_log_ids(range.start().index, range.end().index))
     }
 }
 
@@ -304,8 +309,8 @@ impl RaftLogStorage<Types> for GroupLog {
     type LogReader = GroupLog;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
-        let front = &self.group.inside.lock().front;
-        Ok(LogState { last_purged_log_id: front.purged, last_log_id: front.last() })
+        let visible = &self.group.views.lock().visible;
+        Ok(LogState { last_purged_log_id: visible.purged, last_log_id: visible.last() })
     }
 
     async fn get_log_reader(&mut self) -> GroupLog {
@@ -314,12 +319,12 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (done, wait) = oneshot::channel();
-        self.change(|inside| {
-            inside.front.vote = Some(*vote);
+        self.change(|views| {
+            views.visible.vote = Some(*vote);
             if mutants::breaks(Rule::KeepVote) {
-                return Ok(Op::Flush { mark: false, done });
+                return Ok(LogOp::Flush { mark: false, done });
             }
-            Ok(Op::Vote { group: self.group.clone(), vote: *vote, done })
+            Ok(LogOp::Vote { group: self.group.clone(), vote: *vote, done })
         })?;
         Ok(finished(wait).await?)
     }
@@ -327,14 +332,14 @@ impl RaftLogStorage<Types> for GroupLog {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         // The next append carries it, or the keeper within a second: a record of its own
         // for each would double the writes.
-        let front = &mut self.group.inside.lock().front;
-        front.committed = committed;
-        front.committed_dirty = committed.is_some();
+        let visible = &mut self.group.views.lock().visible;
+        visible.committed = committed;
+        visible.committed_dirty = committed.is_some();
         Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.group.inside.lock().front.committed)
+        Ok(self.group.views.lock().visible.committed)
     }
 
     async fn append<I>(&mut self, entries: I, callback: Flushed) -> Result<(), io::Error>
@@ -343,31 +348,37 @@ impl RaftLogStorage<Types> for GroupLog {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        Ok(self.change(|inside| {
-            inside.front.append(&entries, self.log.cached())?;
-            let (epoch, committed) = (inside.front.epoch, inside.front.take_committed());
-            Ok(Op::Append { group: self.group.clone(), entries, committed, epoch, done: callback })
+        Ok(self.change(|views| {
+            views.visible.append(&entries, self.log.cached())?;
+            let (epoch, committed) = (views.visible.epoch, views.visible.take_committed());
+            Ok(LogOp::Append {
+                group: self.group.clone(),
+                entries,
+                committed,
+                epoch,
+                done: callback,
+            })
         })?)
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let (done, wait) = oneshot::channel();
-        self.change(|inside| {
+        self.change(|views| {
             let after = last_log_id.map(|id| id.index);
-            inside.front.truncate(after, self.log.cached());
-            Ok(Op::Truncate { group: self.group.clone(), after, done })
+            views.visible.truncate(after, self.log.cached());
+            Ok(LogOp::Truncate { group: self.group.clone(), after, done })
         })?;
         Ok(finished(wait).await?)
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
-        if self.group.inside.lock().front.purged.is_some_and(|purged| purged.index >= log_id.index)
+        if self.group.views.lock().visible.purged.is_some_and(|purged| purged.index >= log_id.index)
         {
             return Ok(());
         }
-        Ok(self.change(|inside| {
-            inside.front.purge(log_id, self.log.cached());
-            Ok(Op::Purge { group: self.group.clone(), upto: log_id })
+        Ok(self.change(|views| {
+            views.visible.purge(log_id, self.log.cached());
+            Ok(LogOp::Purge { group: self.group.clone(), upto: log_id })
         })?)
     }
 }

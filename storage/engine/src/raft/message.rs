@@ -58,10 +58,10 @@ pub(super) fn decode_append(body: &Bytes) -> Result<AppendEntriesRequest<Types>,
     let Some((&VERSION, rest)) = body.split_first() else {
         return Err("a message of an unknown version".to_owned());
     };
-    let mut head = record::Body(rest);
+    let mut head = record::BodyReader(rest);
     let vote = head.vote()?;
-    let prev_log_id = head.optional(record::Body::log_id)?;
-    let leader_commit = head.optional(record::Body::log_id)?;
+    let prev_log_id = head.optional(record::BodyReader::log_id)?;
+    let leader_commit = head.optional(record::BodyReader::log_id)?;
     let mut rest = body.slice(body.len() - head.0.len()..);
     let mut entries = Vec::new();
     while !rest.is_empty() {

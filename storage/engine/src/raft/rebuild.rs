@@ -252,7 +252,7 @@ pub async fn finish_rebuild(
     if let Some(last) = last {
         let is_in_log = log.purged() == Some(last) || log.log_id(last.index) == Some(last);
         if !is_in_log {
-            log.begin_after(last).await?;
+            log.restart_after(last).await?;
         }
     }
     let directory = directory.to_owned();

@@ -211,7 +211,7 @@ impl Group {
             store.mark_diverged(&why);
             return Err(GroupError::Fatal(why));
         }
-        log.settle(applied);
+        log.note_applied(applied);
         let named = machine.named();
         let lease_ms = LEADER_LEASE.as_millis() as u64;
         let config = Config {
@@ -280,7 +280,7 @@ impl Group {
                 .map_err(|fault| GroupError::Fatal(fault.to_string()))?
                 .map_or(0, |applied| applied.index);
             let turns = log.clone();
-            let _turn = turns.replay_turn(applied).await;
+            let _turn = turns.replay_permit(applied).await;
             Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?
         };
         let inner = Arc::new(Inner {

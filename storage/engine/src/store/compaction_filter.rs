@@ -49,7 +49,7 @@ use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilt
 use rocksdb::{DB, DBRawIteratorWithThreadMode};
 
 use super::db::Db;
-use super::snapshot::Pinned;
+use super::snapshot::PinnedSnapshot;
 use crate::batch::Family;
 
 /// Reads heads, cells and stamps for the store, which does not know them.
@@ -92,29 +92,29 @@ pub enum Owner {
 
 /// How much the filters of a store have dropped since it was opened.
 #[derive(Debug, Default)]
-pub(super) struct Swept {
+pub(super) struct FilterStats {
     pub(super) cells: AtomicU64,
     pub(super) bytes: AtomicU64,
 }
 
 /// What the filters of one database share.
-pub(super) struct Sweep {
-    judge: Arc<dyn Liveness>,
+pub(super) struct FilterShared {
+    liveness: Arc<dyn Liveness>,
     db: OnceLock<DbPointer>,
-    swept: Swept,
+    filter_stats: FilterStats,
 }
 
 /// The database that the filters read. It owns them, so they cannot own it.
 struct DbPointer(*const Db);
-// SAFETY: `Db` is `Sync`; see `Sweep::db` for why the pointer is alive when it is
+// SAFETY: `Db` is `Sync`; see `FilterShared::db` for why the pointer is alive when it is
 // followed.
 unsafe impl Send for DbPointer {}
 // SAFETY: as above.
 unsafe impl Sync for DbPointer {}
 
-impl Sweep {
-    pub(super) fn new(judge: Arc<dyn Liveness>) -> Arc<Self> {
-        Arc::new(Self { judge, db: OnceLock::new(), swept: Swept::default() })
+impl FilterShared {
+    pub(super) fn new(liveness: Arc<dyn Liveness>) -> Arc<Self> {
+        Arc::new(Self { liveness, db: OnceLock::new(), filter_stats: FilterStats::default() })
     }
 
     /// Lets filters work; before, they keep everything.
@@ -122,16 +122,17 @@ impl Sweep {
         let _ = self.db.set(DbPointer(Arc::as_ptr(db)));
     }
 
-    pub(super) fn swept(&self) -> &Swept {
-        &self.swept
+    pub(super) fn filter_stats(&self) -> &FilterStats {
+        &self.filter_stats
     }
 
     /// The earlier of the stamps of a reader's state and of the state on disk. `None`:
     /// one of them has none, or it can't be read.
-    fn stamp_ms(&self, db: &Db, pinned: &Pinned) -> Option<u64> {
-        let key = self.judge.stamp_key();
-        let on_disk = self.judge.stamp_ms(&db.get_flushed(Family::Default, key).ok()??)?;
-        let seen = self.judge.stamp_ms(&db.get(pinned.options(), Family::Default, key).ok()??)?;
+    fn stamp_ms(&self, db: &Db, pinned: &PinnedSnapshot) -> Option<u64> {
+        let key = self.liveness.stamp_key();
+        let on_disk = self.liveness.stamp_ms(&db.get_flushed(Family::Default, key).ok()??)?;
+        let seen =
+            self.liveness.stamp_ms(&db.get(pinned.options(), Family::Default, key).ok()??)?;
         Some(on_disk.min(seen))
     }
 
@@ -143,15 +144,15 @@ impl Sweep {
     }
 }
 
-pub(super) struct Factory(pub(super) Arc<Sweep>);
+pub(super) struct CellFilterFactory(pub(super) Arc<FilterShared>);
 
-impl CompactionFilterFactory for Factory {
-    type Filter = Filter;
+impl CompactionFilterFactory for CellFilterFactory {
+    type Filter = CellFilter;
 
-    fn create(&mut self, _: CompactionFilterContext) -> Filter {
-        Filter {
-            sweep: self.0.clone(),
-            bench: Bench::open(&self.0),
+    fn create(&mut self, _: CompactionFilterContext) -> CellFilter {
+        CellFilter {
+            filters: self.0.clone(),
+            context: FilterContext::open(&self.0),
             last: None,
             head: Vec::new(),
             cells: 0,
@@ -165,14 +166,14 @@ impl CompactionFilterFactory for Factory {
 }
 
 /// Of filters of `head`.
-pub(super) struct HeadFactory(pub(super) Arc<Sweep>);
+pub(super) struct HeadFilterFactory(pub(super) Arc<FilterShared>);
 
-impl CompactionFilterFactory for HeadFactory {
+impl CompactionFilterFactory for HeadFilterFactory {
     type Filter = HeadFilter;
 
     fn create(&mut self, _: CompactionFilterContext) -> HeadFilter {
         let stamp_ms = self.0.db().and_then(|db| self.0.stamp_ms(db, &oldest(db)));
-        HeadFilter { sweep: self.0.clone(), stamp_ms: stamp_ms.unwrap_or(0), bytes: 0 }
+        HeadFilter { filters: self.0.clone(), stamp_ms: stamp_ms.unwrap_or(0), bytes: 0 }
     }
 
     fn name(&self) -> &CStr {
@@ -182,7 +183,7 @@ impl CompactionFilterFactory for HeadFactory {
 
 /// The filter of one compaction of `head`; used by one thread.
 pub(super) struct HeadFilter {
-    sweep: Arc<Sweep>,
+    filters: Arc<FilterShared>,
     /// Every state that is read from now on has this stamp or a later one; 0 = not known.
     stamp_ms: u64,
     bytes: u64,
@@ -191,8 +192,8 @@ pub(super) struct HeadFilter {
 impl CompactionFilter for HeadFilter {
     fn filter(&mut self, _level: u32, _key: &[u8], value: &[u8]) -> Decision {
         let kept_len = self
-            .sweep
-            .judge
+            .filters
+            .liveness
             .kept_len(value, self.stamp_ms)
             .and_then(|kept_len| value.get(..kept_len));
         match kept_len.filter(|kept_len| kept_len.len() < value.len()) {
@@ -213,43 +214,43 @@ impl CompactionFilter for HeadFilter {
 
 impl Drop for HeadFilter {
     fn drop(&mut self) {
-        self.sweep.swept.bytes.fetch_add(self.bytes, Ordering::Relaxed);
+        self.filters.filter_stats.bytes.fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 
 /// The state of the oldest reader, or a fresh one.
-fn oldest(db: &Db) -> Arc<Pinned> {
-    db.readers().oldest().unwrap_or_else(|| db.pin())
+fn oldest(db: &Db) -> Arc<PinnedSnapshot> {
+    db.open_snapshots().oldest().unwrap_or_else(|| db.pin())
 }
 
 /// The state that one compaction judges by.
-struct Bench {
+struct FilterContext {
     // Dropped in this order: the cursor points into the snapshot.
     heads: DBRawIteratorWithThreadMode<'static, DB>,
     first_unused: u64,
     /// What is past by this is past in both states; 0 = not known.
     stamp_ms: u64,
-    _pinned: Arc<Pinned>,
+    _pinned: Arc<PinnedSnapshot>,
 }
 
-impl Bench {
-    fn open(sweep: &Sweep) -> Option<Self> {
-        let db = sweep.db()?;
-        let key = sweep.judge.counter_key();
+impl FilterContext {
+    fn open(filters: &FilterShared) -> Option<Self> {
+        let db = filters.db()?;
+        let key = filters.liveness.counter_key();
         let on_disk = db.get_flushed(Family::Default, key).ok()??;
         let pinned = oldest(db);
         let seen = db.get(pinned.options(), Family::Default, key).ok()??;
         let first_unused =
-            sweep.judge.first_unused(&on_disk)?.min(sweep.judge.first_unused(&seen)?);
-        let stamp_ms = sweep.stamp_ms(db, &pinned).unwrap_or(0);
+            filters.liveness.first_unused(&on_disk)?.min(filters.liveness.first_unused(&seen)?);
+        let stamp_ms = filters.stamp_ms(db, &pinned).unwrap_or(0);
         let heads = db.cursor(&pinned, Family::Head);
         Some(Self { heads, first_unused, stamp_ms, _pinned: pinned })
     }
 
-    fn parse_owner(&mut self, judge: &dyn Liveness, head: &[u8]) -> Owner {
+    fn parse_owner(&mut self, liveness: &dyn Liveness, head: &[u8]) -> Owner {
         self.heads.seek(head);
         match self.heads.item() {
-            Some((key, value)) if key == head => judge.parse_owner(value),
+            Some((key, value)) if key == head => liveness.parse_owner(value),
             None if self.heads.status().is_err() => Owner::Unreadable,
             _ => Owner::Nothing,
         }
@@ -257,9 +258,9 @@ impl Bench {
 }
 
 /// The filter of one compaction; used by one thread.
-pub(super) struct Filter {
-    sweep: Arc<Sweep>,
-    bench: Option<Bench>,
+pub(super) struct CellFilter {
+    filters: Arc<FilterShared>,
+    context: Option<FilterContext>,
     /// The head last looked up, what it owns as the oldest reader sees it, and in the
     /// state on disk once that was asked.
     last: Option<(Vec<u8>, Owner, Option<Owner>)>,
@@ -268,17 +269,17 @@ pub(super) struct Filter {
     bytes: u64,
 }
 
-impl Filter {
+impl CellFilter {
     fn is_dead(&mut self, cell: &[u8]) -> bool {
-        let Some(bench) = &mut self.bench else { return false };
-        let judge = &*self.sweep.judge;
+        let Some(context) = &mut self.context else { return false };
+        let liveness = &*self.filters.liveness;
         self.head.clear();
-        let Some(generation) = judge.find_owner(cell, &mut self.head) else { return false };
-        if generation >= bench.first_unused {
+        let Some(generation) = liveness.find_owner(cell, &mut self.head) else { return false };
+        if generation >= context.first_unused {
             return false;
         }
-        let stamp_ms = bench.stamp_ms;
-        let buried = |parse_owner| match parse_owner {
+        let stamp_ms = context.stamp_ms;
+        let buried = |owner| match owner {
             Owner::Generation(alive, until_ms) => {
                 alive != generation || until_ms.is_some_and(|until_ms| until_ms <= stamp_ms)
             }
@@ -287,18 +288,18 @@ impl Filter {
         };
         // Cells come in key order, so a row's verdict is asked once.
         if self.last.as_ref().is_none_or(|(head, ..)| *head != self.head) {
-            let parse_owner = bench.parse_owner(judge, &self.head);
-            let (mut head, ..) = self.last.take().unwrap_or((Vec::new(), parse_owner, None));
+            let owner = context.parse_owner(liveness, &self.head);
+            let (mut head, ..) = self.last.take().unwrap_or((Vec::new(), owner, None));
             head.clone_from(&self.head);
-            self.last = Some((head, parse_owner, None));
+            self.last = Some((head, owner, None));
         }
         let Some((head, seen, on_disk)) = &mut self.last else { return false };
         if !buried(*seen) {
             return false;
         }
         let on_disk = *on_disk.get_or_insert_with(|| {
-            match self.sweep.db().map(|db| db.get_flushed(Family::Head, head)) {
-                Some(Ok(Some(value))) => judge.parse_owner(&value),
+            match self.filters.db().map(|db| db.get_flushed(Family::Head, head)) {
+                Some(Ok(Some(value))) => liveness.parse_owner(&value),
                 Some(Ok(None)) => Owner::Nothing,
                 Some(Err(_)) | None => Owner::Unreadable,
             }
@@ -307,7 +308,7 @@ impl Filter {
     }
 }
 
-impl CompactionFilter for Filter {
+impl CompactionFilter for CellFilter {
     fn filter(&mut self, _level: u32, key: &[u8], value: &[u8]) -> Decision {
         if !self.is_dead(key) {
             return Decision::Keep;
@@ -322,10 +323,10 @@ impl CompactionFilter for Filter {
     }
 }
 
-impl Drop for Filter {
+impl Drop for CellFilter {
     fn drop(&mut self) {
-        self.sweep.swept.cells.fetch_add(self.cells, Ordering::Relaxed);
-        self.sweep.swept.bytes.fetch_add(self.bytes, Ordering::Relaxed);
+        self.filters.filter_stats.cells.fetch_add(self.cells, Ordering::Relaxed);
+        self.filters.filter_stats.bytes.fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -12,14 +12,14 @@ use rocksdb::{
     WriteBatch, WriteOptions, properties,
 };
 
-use super::compaction_filter::{Liveness, Sweep, Swept};
-use super::health::{self, ChangeCounter, Reports, StoreHealth};
-use super::manual_compaction::Leftovers;
-use super::memtable_budget::Part;
+use super::compaction_filter::{FilterShared, FilterStats, Liveness};
+use super::health::{self, BackgroundErrors, ChangeCounter, StoreHealth};
+use super::manual_compaction::ClearedFamilies;
+use super::memtable_budget::StoreShare;
 use super::options::SharedResources;
-use super::progress::Reached;
-use super::snapshot::{Pinned, Readers};
-use super::write_buffer::{Pieces, Recent};
+use super::progress::ApplyProgress;
+use super::snapshot::{OpenSnapshots, PinnedSnapshot};
+use super::write_buffer::{ImmutableMemtables, WriteBuffer};
 use super::{Fault, OnStall, read_applied};
 use crate::batch::{self, Change, END, Family};
 
@@ -28,31 +28,31 @@ use crate::batch::{self, Change, END, Family};
 pub(super) struct Db {
     // Everything that points into `db` comes before it: fields are dropped in this order.
     families: [Arc<BoundColumnFamily<'static>>; 3],
-    readers: Arc<Readers>,
+    open_snapshots: Arc<OpenSnapshots>,
     latest: ReadOptions,
     /// As `latest`; blocks that are read are not kept in the block cache.
-    passing: ReadOptions,
+    uncached: ReadOptions,
     flushed: ReadOptions,
-    patient: WriteOptions,
-    hasty: WriteOptions,
+    waiting: WriteOptions,
+    failing: WriteOptions,
     db: DB,
-    reports: Arc<Reports>,
-    sweep: Option<Arc<Sweep>>,
+    background_errors: Arc<BackgroundErrors>,
+    filters: Option<Arc<FilterShared>>,
     /// What was applied and is not in the memtables yet.
-    pub(super) write_buffer: Recent,
+    pub(super) write_buffer: WriteBuffer,
     /// One at a time writes to the memtables.
-    draining: Mutex<()>,
-    is_due: AtomicBool,
+    memtable_lock: Mutex<()>,
+    is_pending: AtomicBool,
     /// The last [look before a write](Db::get_replaced) in RocksDB found nothing.
     is_new: AtomicBool,
     /// Why what was applied can't be written to the memtables.
-    failed: OnceLock<Fault>,
-    pub(super) progress: Arc<Reached>,
+    write_fault: OnceLock<Fault>,
+    pub(super) progress: Arc<ApplyProgress>,
     /// The first record that could not be read.
-    unread: OnceLock<Fault>,
-    pub(super) leftovers: Leftovers,
+    read_fault: OnceLock<Fault>,
+    pub(super) cleared_families: ClearedFamilies,
     pub(super) directory: PathBuf,
-    _part: Part,
+    _part: StoreShare,
 }
 
 /// Which families a batch clears.
@@ -69,18 +69,21 @@ impl Db {
     pub(super) fn open(
         shared: &SharedResources,
         directory: &Path,
-        judge: Option<Arc<dyn Liveness>>,
+        liveness: Option<Arc<dyn Liveness>>,
         changes: &Arc<ChangeCounter>,
     ) -> Result<Arc<Self>, Fault> {
-        let progress = Arc::<Reached>::default();
-        let reports = Arc::new(Reports::new(changes.clone(), progress.clone()));
-        let sweep = judge.map(Sweep::new);
-        let part = shared.part();
+        let progress = Arc::<ApplyProgress>::default();
+        let background_errors = Arc::new(BackgroundErrors::new(changes.clone(), progress.clone()));
+        let filters = liveness.map(FilterShared::new);
+        let share = shared.share();
         let options = shared.database();
-        health::listen(&options, reports.clone());
-        let db =
-            DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref(), &part)?)
-                .map_err(|error| Fault::from_rocksdb("open", directory, error))?;
+        health::listen(&options, background_errors.clone());
+        let db = DB::open_cf_descriptors(
+            &options,
+            directory,
+            shared.families(filters.as_ref(), &share)?,
+        )
+        .map_err(|error| Fault::from_rocksdb("open", directory, error))?;
         let families = Family::ALL.map(|family| {
             let handle =
                 db.cf_handle(family.name()).expect("open creates the families that are missing");
@@ -94,8 +97,8 @@ impl Db {
         });
         let mut flushed = ReadOptions::default();
         flushed.set_read_tier(ReadTier::Persisted);
-        let mut passing = ReadOptions::default();
-        passing.fill_cache(false);
+        let mut uncached = ReadOptions::default();
+        uncached.fill_cache(false);
         let write = |no_slowdown| {
             let mut options = WriteOptions::default();
             options.disable_wal(true);
@@ -104,44 +107,44 @@ impl Db {
         };
         let db = Arc::new(Self {
             families,
-            readers: Arc::default(),
+            open_snapshots: Arc::default(),
             latest: ReadOptions::default(),
-            passing,
+            uncached,
             flushed,
-            patient: write(false),
-            hasty: write(true),
+            waiting: write(false),
+            failing: write(true),
             db,
-            reports,
-            sweep,
-            write_buffer: Recent::new(shared.drainer().total().clone()),
-            draining: Mutex::default(),
-            is_due: AtomicBool::new(false),
+            background_errors,
+            filters,
+            write_buffer: WriteBuffer::new(shared.memtable_writer().total().clone()),
+            memtable_lock: Mutex::default(),
+            is_pending: AtomicBool::new(false),
             is_new: AtomicBool::new(false),
-            failed: OnceLock::new(),
+            write_fault: OnceLock::new(),
             progress,
-            unread: OnceLock::new(),
-            leftovers: Leftovers::default(),
+            read_fault: OnceLock::new(),
+            cleared_families: ClearedFamilies::default(),
             directory: directory.to_owned(),
-            _part: part,
+            _part: share,
         });
-        if let Some(sweep) = &db.sweep {
-            sweep.attach(&db);
+        if let Some(filters) = &db.filters {
+            filters.attach(&db);
         }
-        db.look_what_is_on_disk()?;
+        db.refresh_flushed()?;
         if let Some(applied) = db.progress.flushed() {
             db.progress.set_applied(applied);
         }
         Ok(db)
     }
 
-    pub(super) fn swept(&self) -> Option<&Swept> {
-        self.sweep.as_ref().map(|sweep| sweep.swept())
+    pub(super) fn filter_stats(&self) -> Option<&FilterStats> {
+        self.filters.as_ref().map(|filters| filters.filter_stats())
     }
 
     pub(super) fn health(&self, reserve: u64) -> StoreHealth {
-        match self.failed.get() {
+        match self.write_fault.get() {
             Some(fault) => StoreHealth::Failing(fault.to_string()),
-            None => self.reports.health(&self.directory, reserve, || {
+            None => self.background_errors.health(&self.directory, reserve, || {
                 self.write(WriteBatch::default(), OnStall::Fail).is_ok()
             }),
         }
@@ -149,14 +152,16 @@ impl Db {
 
     /// The failure of background work that stands.
     pub(super) fn reported(&self) -> Option<Fault> {
-        self.reports.reported().map(|text| Fault::from_text("compact", &self.directory, text))
+        self.background_errors
+            .reported()
+            .map(|text| Fault::from_text("compact", &self.directory, text))
     }
 
     /// A cursor over a family as `pinned` sees it, for code that runs inside a
     /// compaction: it must be dropped before `pinned`.
     pub(super) fn cursor(
         &self,
-        pinned: &Pinned,
+        pinned: &PinnedSnapshot,
         family: Family,
     ) -> DBRawIteratorWithThreadMode<'static, DB> {
         let mut options = ReadOptions::default();
@@ -175,13 +180,13 @@ impl Db {
     /// Why what is on disk can't be relied on, once that was found.
     pub(super) fn damage(&self) -> Option<Fault> {
         let found = || self.reported().filter(|fault| matches!(fault, Fault::Corrupt { .. }));
-        self.unread.get().cloned().or_else(found)
+        self.read_fault.get().cloned().or_else(found)
     }
 
     fn unreadable(&self, doing: &str, error: rocksdb::Error) -> Fault {
         let fault = self.fault(doing, error);
         if matches!(fault, Fault::Corrupt { .. } | Fault::Io { .. }) {
-            self.unread.get_or_init(|| fault.clone());
+            self.read_fault.get_or_init(|| fault.clone());
         }
         fault
     }
@@ -198,26 +203,26 @@ impl Db {
         &self.db
     }
 
-    pub(super) fn readers(&self) -> &Readers {
-        &self.readers
+    pub(super) fn open_snapshots(&self) -> &OpenSnapshots {
+        &self.open_snapshots
     }
 
     /// What was applied so far and is not in the memtables yet, and a snapshot of RocksDB
     /// of the same moment, which the caller must drop before this database.
-    pub(super) fn moment(&self) -> (Pieces, Arc<Pinned>) {
-        self.write_buffer.seal(|| self.pin())
+    pub(super) fn consistent_view(&self) -> (ImmutableMemtables, Arc<PinnedSnapshot>) {
+        self.write_buffer.make_immutable(|| self.pin())
     }
 
     /// A snapshot of RocksDB that the caller must drop before this database.
-    pub(super) fn pin(&self) -> Arc<Pinned> {
-        // SAFETY: every holder of a `Pinned` (`Snapshot`, the filter's views) also keeps
+    pub(super) fn pin(&self) -> Arc<PinnedSnapshot> {
+        // SAFETY: every holder of a `PinnedSnapshot` (`Snapshot`, the filter's views) also keeps
         // this `Db`, or is waited for when it closes.
-        unsafe { self.readers.pin(&self.db) }
+        unsafe { self.open_snapshots.pin(&self.db) }
     }
 
     pub(super) fn get_latest(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self.write_buffer.get(family, key) {
-            Some(word) => Ok(word),
+            Some(point) => Ok(point),
             None => self.get(&self.latest, family, key),
         }
     }
@@ -230,11 +235,11 @@ impl Db {
     /// asked for again than any other. So after a look that has found nothing the next
     /// one keeps no blocks.
     pub(super) fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        if let Some(word) = self.write_buffer.get(family, key) {
-            return Ok(word);
+        if let Some(point) = self.write_buffer.get(family, key) {
+            return Ok(point);
         }
         let was_new = self.is_new.load(Ordering::Relaxed);
-        let record = self.get(if was_new { &self.passing } else { &self.latest }, family, key)?;
+        let record = self.get(if was_new { &self.uncached } else { &self.latest }, family, key)?;
         if was_new != record.is_none() {
             self.is_new.store(record.is_none(), Ordering::Relaxed);
         }
@@ -247,7 +252,7 @@ impl Db {
     }
 
     /// Learns how far what is on disk goes.
-    fn look_what_is_on_disk(&self) -> Result<(), Fault> {
+    fn refresh_flushed(&self) -> Result<(), Fault> {
         let malformed = |reason: &str| Fault::Corrupt {
             file: self.directory.display().to_string(),
             reason: reason.into(),
@@ -331,23 +336,23 @@ impl Db {
     }
 
     /// Whether the drainer is to be told: it does not know yet.
-    pub(super) fn becomes_due(&self) -> bool {
-        !self.is_due.swap(true, Ordering::AcqRel)
+    pub(super) fn mark_pending(&self) -> bool {
+        !self.is_pending.swap(true, Ordering::AcqRel)
     }
 
     /// For the drainer: it looks no more.
-    pub(super) fn is_not_due(&self) {
-        self.is_due.store(false, Ordering::Release);
+    pub(super) fn clear_pending(&self) {
+        self.is_pending.store(false, Ordering::Release);
     }
 
     /// For the drainer: writes what was applied to the memtables if that goes without
     /// waiting; says whether it did.
-    pub(super) fn drain_now(&self) -> bool {
-        match self.drain(OnStall::Fail) {
+    pub(super) fn try_write_memtables(&self) -> bool {
+        match self.write_memtables(OnStall::Fail) {
             Ok(()) => true,
             Err(Fault::Stalled | Fault::DiskFull(_)) => false,
             Err(fault) => {
-                if self.failed.set(fault.clone()).is_ok() {
+                if self.write_fault.set(fault.clone()).is_ok() {
                     tracing::error!(%fault, "what was applied can't be written to the memtables");
                 }
                 false
@@ -375,44 +380,44 @@ impl Db {
     }
 
     /// The fault that keeps what was applied from the memtables.
-    pub(super) fn failed(&self) -> Result<(), Fault> {
-        self.failed.get().map_or(Ok(()), |fault| Err(fault.clone()))
+    pub(super) fn write_fault(&self) -> Result<(), Fault> {
+        self.write_fault.get().map_or(Ok(()), |fault| Err(fault.clone()))
     }
 
     /// Nothing is drained while this is held.
     #[cfg(test)]
     pub(super) fn hold_up(&self) -> parking_lot::MutexGuard<'_, ()> {
-        self.draining.lock()
+        self.memtable_lock.lock()
     }
 
     /// Writes what was applied to the memtables.
-    pub(super) fn drain(&self, on_stall: OnStall) -> Result<(), Fault> {
+    pub(super) fn write_memtables(&self, on_stall: OnStall) -> Result<(), Fault> {
         let _one = match on_stall {
-            OnStall::Fail => self.draining.try_lock().ok_or(Fault::Stalled)?,
-            OnStall::Wait => self.draining.lock(),
+            OnStall::Fail => self.memtable_lock.try_lock().ok_or(Fault::Stalled)?,
+            OnStall::Wait => self.memtable_lock.lock(),
         };
-        let (pieces, ()) = self.write_buffer.seal(|| ());
-        if pieces.is_empty() {
+        let (immutables, ()) = self.write_buffer.make_immutable(|| ());
+        if immutables.is_empty() {
             return Ok(());
         }
-        let mut records = WriteBatch::with_capacity_bytes(pieces.bytes());
+        let mut records = WriteBatch::with_capacity_bytes(immutables.bytes());
         for family in Family::ALL {
-            for (key, word) in pieces.range(family, b"", b"", false) {
-                match word {
+            for (key, point) in immutables.range(family, b"", b"", false) {
+                match point {
                     Some(value) => records.put_cf(self.family(family), key, value),
                     None => records.delete_cf(self.family(family), key),
                 }
             }
         }
         self.write(records, on_stall)?;
-        self.write_buffer.drained(&pieces);
+        self.write_buffer.remove_written(&immutables);
         Ok(())
     }
 
     pub(super) fn write(&self, records: WriteBatch, on_stall: OnStall) -> Result<(), Fault> {
         let options = match on_stall {
-            OnStall::Fail => &self.hasty,
-            OnStall::Wait => &self.patient,
+            OnStall::Fail => &self.failing,
+            OnStall::Wait => &self.waiting,
         };
         self.db.write_opt(records, options).map_err(|error| self.fault("write", error))
     }
@@ -432,10 +437,10 @@ impl Db {
 
     /// Writes what was applied to disk, all families at one moment.
     pub(super) fn flush(&self) -> Result<(), Fault> {
-        self.drain(OnStall::Wait)?;
+        self.write_memtables(OnStall::Wait)?;
         self.flush_families(true)?;
         // The listener may not be done with it yet.
-        self.look_what_is_on_disk()
+        self.refresh_flushed()
     }
 
     fn flush_families(&self, wait: bool) -> Result<(), Fault> {

@@ -28,7 +28,7 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
                 });
             }
             let name = first_name();
-            point_at(path, &name)?;
+            set_current(path, &name)?;
             // The log may let go of what is flushed here: the way here must not be lost
             // in a crash.
             for above in
@@ -67,7 +67,7 @@ pub(super) fn next_name(current: &Path) -> String {
 }
 
 /// Makes `name` the directory in use, durably.
-pub(super) fn point_at(path: &Path, name: &str) -> Result<(), Fault> {
+pub(super) fn set_current(path: &Path, name: &str) -> Result<(), Fault> {
     let next = path.join("current.next");
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&next)?;
@@ -81,7 +81,7 @@ pub(super) fn point_at(path: &Path, name: &str) -> Result<(), Fault> {
 }
 
 /// Moves a received database to `target`, with everything in it synced.
-pub(super) fn adopt(received: &Path, target: &Path) -> Result<(), Fault> {
+pub(super) fn move_received(received: &Path, target: &Path) -> Result<(), Fault> {
     let sync = || -> std::io::Result<()> {
         for entry in fs::read_dir(received)? {
             File::open(entry?.path())?.sync_all()?;

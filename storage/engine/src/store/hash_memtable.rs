@@ -27,40 +27,40 @@ use smallvec::SmallVec;
 use crate::batch::Family;
 
 /// The last word on a key: its value, or `None` when it is deleted.
-pub(super) type Word<'a> = Option<&'a [u8]>;
+pub(super) type PointValue<'a> = Option<&'a [u8]>;
 
 const CHUNK_BYTES: usize = 256 << 10;
 /// Records begin at multiples of this.
-const UNIT: usize = 4;
+const ALIGNMENT: usize = 4;
 /// The bits of a place that tell where in its chunk it is, in units.
-const OFFSET_BITS: u32 = (CHUNK_BYTES / UNIT).trailing_zeros();
+const OFFSET_BITS: u32 = (CHUNK_BYTES / ALIGNMENT).trailing_zeros();
 const HEADER_BYTES: usize = 12;
-const DELETED: u32 = u32::MAX;
+const TOMBSTONE: u32 = u32::MAX;
 /// Values may grow to the next multiple of this where they are.
-const ROOM_UNIT: usize = 8;
+const ROOM_ALIGNMENT: usize = 8;
 
 /// Where a record is: its chunk and its offset there.
-type Place = u32;
+type RecordAddress = u32;
 
 #[derive(Clone, Copy)]
-struct Slot {
+struct TableSlot {
     hash: u32,
-    place: Place,
+    address: RecordAddress,
 }
 
 /// The words of some entries.
 #[derive(Default)]
-pub(super) struct Piece {
-    tables: [HashTable<Slot>; 3],
+pub(super) struct HashMemtable {
+    tables: [HashTable<TableSlot>; 3],
     hasher: DefaultHashBuilder,
     chunks: Vec<Vec<u8>>,
     chunks_bytes: usize,
     /// The first bytes of each key, and its place, in key order; made when first asked
     /// for, of a piece that changes no more.
-    sorted: [OnceLock<Vec<(u64, Place)>>; 3],
+    sorted: [OnceLock<Vec<(u64, RecordAddress)>>; 3],
 }
 
-impl Piece {
+impl HashMemtable {
     pub(super) fn is_empty(&self) -> bool {
         self.tables.iter().all(HashTable::is_empty)
     }
@@ -70,40 +70,46 @@ impl Piece {
         self.chunks_bytes + self.tables.iter().map(HashTable::allocation_size).sum::<usize>()
     }
 
-    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word<'_>> {
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<PointValue<'_>> {
         let hash = self.hash(key);
-        let slot = self.tables[family as usize]
-            .find(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key)?;
-        Some(self.word(slot.place))
+        let entry = self.tables[family as usize]
+            .find(spread(hash), |entry| entry.hash == hash && self.key(entry.address) == key)?;
+        Some(self.point(entry.address))
     }
 
     /// These keys are about to be put: their slots and records come from memory side by
     /// side rather than one after the other.
-    pub(super) fn expect<'k>(&self, keys: impl Iterator<Item = (Family, &'k [u8])>) {
-        let mut places: SmallVec<[Place; 64]> = SmallVec::new();
+    pub(super) fn prefetch<'k>(&self, keys: impl Iterator<Item = (Family, &'k [u8])>) {
+        let mut addresses: SmallVec<[RecordAddress; 64]> = SmallVec::new();
         for (family, key) in keys {
             let hash = self.hash(key);
-            let slot = self.tables[family as usize].find(spread(hash), |slot| slot.hash == hash);
-            places.extend(slot.map(|slot| slot.place));
+            let entry = self.tables[family as usize].find(spread(hash), |entry| entry.hash == hash);
+            addresses.extend(entry.map(|entry| entry.address));
         }
         black_box(
-            places.iter().map(|place| number(self.record(*place), 0)).fold(0, usize::wrapping_add),
+            addresses
+                .iter()
+                .map(|address| number(self.record(*address), 0))
+                .fold(0, usize::wrapping_add),
         );
     }
 
-    pub(super) fn put(&mut self, family: Family, key: &[u8], word: Word<'_>) {
+    pub(super) fn put(&mut self, family: Family, key: &[u8], point: PointValue<'_>) {
         let hash = self.hash(key);
         let mut table = std::mem::take(&mut self.tables[family as usize]);
-        match table.find_mut(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key)
+        match table
+            .find_mut(spread(hash), |entry| entry.hash == hash && self.key(entry.address) == key)
         {
-            Some(slot) => {
-                if !self.overwrite(slot.place, word) {
-                    slot.place = self.append(key, word);
+            Some(entry) => {
+                if !self.overwrite(entry.address, point) {
+                    entry.address = self.append(key, point);
                 }
             }
             None => {
-                let place = self.append(key, word);
-                table.insert_unique(spread(hash), Slot { hash, place }, |slot| spread(slot.hash));
+                let address = self.append(key, point);
+                table.insert_unique(spread(hash), TableSlot { hash, address }, |entry| {
+                    spread(entry.hash)
+                });
             }
         }
         self.tables[family as usize] = table;
@@ -111,17 +117,27 @@ impl Piece {
 
     /// The words with `from <= key < to`, in key order or the reverse; an empty `to` is
     /// no upper end.
-    pub(super) fn range(&self, family: Family, from: &[u8], to: &[u8], reverse: bool) -> Range<'_> {
+    pub(super) fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+    ) -> MemtableRange<'_> {
         let sorted = self.sorted[family as usize].get_or_init(|| self.sort(family));
-        let upto = |end: &[u8]| sorted.partition_point(|(_, place)| self.key(*place) < end);
+        let upto = |end: &[u8]| sorted.partition_point(|(_, address)| self.key(*address) < end);
         let begin = if from.is_empty() { 0 } else { upto(from) };
         let end = if to.is_empty() { sorted.len() } else { upto(to) };
-        Range { piece: self, places: sorted.get(begin..end).unwrap_or_default(), reverse }
+        MemtableRange {
+            piece: self,
+            addresses: sorted.get(begin..end).unwrap_or_default(),
+            reverse,
+        }
     }
 
-    fn sort(&self, family: Family) -> Vec<(u64, Place)> {
-        let begin = |place| {
-            let key = self.key(place);
+    fn sort(&self, family: Family) -> Vec<(u64, RecordAddress)> {
+        let begin = |address| {
+            let key = self.key(address);
             key.first_chunk().map_or_else(
                 || {
                     let mut begin = [0; 8];
@@ -133,7 +149,7 @@ impl Piece {
         };
         let mut sorted: Vec<_> = self.tables[family as usize]
             .iter()
-            .map(|slot| (begin(slot.place), slot.place))
+            .map(|entry| (begin(entry.address), entry.address))
             .collect();
         sorted.sort_unstable_by(|(a, a_place), (b, b_place)| {
             a.cmp(b).then_with(|| self.key(*a_place).cmp(self.key(*b_place)))
@@ -146,32 +162,33 @@ impl Piece {
         self.hasher.hash_one(key) as u32
     }
 
-    fn record(&self, place: Place) -> &[u8] {
-        let offset = (place & ((1 << OFFSET_BITS) - 1)) as usize * UNIT;
-        &self.chunks[(place >> OFFSET_BITS) as usize][offset..]
+    fn record(&self, address: RecordAddress) -> &[u8] {
+        let offset = (address & ((1 << OFFSET_BITS) - 1)) as usize * ALIGNMENT;
+        &self.chunks[(address >> OFFSET_BITS) as usize][offset..]
     }
 
-    fn key(&self, place: Place) -> &[u8] {
-        let record = self.record(place);
+    fn key(&self, address: RecordAddress) -> &[u8] {
+        let record = self.record(address);
         &record[HEADER_BYTES..][..number(record, 0)]
     }
 
-    fn word(&self, place: Place) -> Word<'_> {
-        let record = self.record(place);
+    fn point(&self, address: RecordAddress) -> PointValue<'_> {
+        let record = self.record(address);
         let length = number(record, 8);
-        (length != DELETED as usize).then(|| &record[HEADER_BYTES + number(record, 0)..][..length])
+        (length != TOMBSTONE as usize)
+            .then(|| &record[HEADER_BYTES + number(record, 0)..][..length])
     }
 
     /// Puts a word in the place of the one before; `false` when it does not fit.
-    fn overwrite(&mut self, place: Place, word: Word<'_>) -> bool {
-        let offset = (place & ((1 << OFFSET_BITS) - 1)) as usize * UNIT;
-        let record = &mut self.chunks[(place >> OFFSET_BITS) as usize][offset..];
+    fn overwrite(&mut self, address: RecordAddress, point: PointValue<'_>) -> bool {
+        let offset = (address & ((1 << OFFSET_BITS) - 1)) as usize * ALIGNMENT;
+        let record = &mut self.chunks[(address >> OFFSET_BITS) as usize][offset..];
         let (key_length, room) = (number(record, 0), number(record, 4));
-        let value = word.unwrap_or_default();
+        let value = point.unwrap_or_default();
         if value.len() > room {
             return false;
         }
-        record[8..HEADER_BYTES].copy_from_slice(&length(word).to_le_bytes());
+        record[8..HEADER_BYTES].copy_from_slice(&length(point).to_le_bytes());
         record[HEADER_BYTES + key_length..][..value.len()].copy_from_slice(value);
         true
     }
@@ -180,10 +197,10 @@ impl Piece {
         clippy::cast_possible_truncation,
         reason = "a batch is far below 4 GiB, and so many chunks never are"
     )]
-    fn append(&mut self, key: &[u8], word: Word<'_>) -> Place {
-        let value = word.unwrap_or_default();
-        let room = value.len().next_multiple_of(ROOM_UNIT);
-        let size = (HEADER_BYTES + key.len() + room).next_multiple_of(UNIT);
+    fn append(&mut self, key: &[u8], point: PointValue<'_>) -> RecordAddress {
+        let value = point.unwrap_or_default();
+        let room = value.len().next_multiple_of(ROOM_ALIGNMENT);
+        let size = (HEADER_BYTES + key.len() + room).next_multiple_of(ALIGNMENT);
         if self.chunks.last().is_none_or(|chunk| chunk.len() + size > CHUNK_BYTES) {
             // The first grows from little: most pieces of a node with many stores are
             // small.
@@ -195,20 +212,20 @@ impl Piece {
         let chunk = &mut self.chunks[number];
         let (offset, capacity) = (chunk.len(), chunk.capacity());
         chunk.reserve(size);
-        for part in [key.len() as u32, room as u32, length(word)] {
+        for part in [key.len() as u32, room as u32, length(point)] {
             chunk.extend_from_slice(&part.to_le_bytes());
         }
         chunk.extend_from_slice(key);
         chunk.extend_from_slice(value);
         chunk.resize(offset + size, 0);
         self.chunks_bytes += chunk.capacity() - capacity;
-        ((number as u32) << OFFSET_BITS) | (offset / UNIT) as u32
+        ((number as u32) << OFFSET_BITS) | (offset / ALIGNMENT) as u32
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a batch is far below 4 GiB")]
-fn length(word: Word<'_>) -> u32 {
-    word.map_or(DELETED, |value| value.len() as u32)
+fn length(point: PointValue<'_>) -> u32 {
+    point.map_or(TOMBSTONE, |value| value.len() as u32)
 }
 
 fn number(record: &[u8], at: usize) -> usize {
@@ -221,22 +238,22 @@ fn spread(hash: u32) -> u64 {
 }
 
 /// A part of a piece, in order.
-pub(super) struct Range<'a> {
-    piece: &'a Piece,
-    places: &'a [(u64, Place)],
+pub(super) struct MemtableRange<'a> {
+    piece: &'a HashMemtable,
+    addresses: &'a [(u64, RecordAddress)],
     reverse: bool,
 }
 
-impl<'a> Iterator for Range<'a> {
-    type Item = (&'a [u8], Word<'a>);
+impl<'a> Iterator for MemtableRange<'a> {
+    type Item = (&'a [u8], PointValue<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (_, place) = if self.reverse {
-            self.places.split_off_last()
+        let (_, address) = if self.reverse {
+            self.addresses.split_off_last()
         } else {
-            self.places.split_off_first()
+            self.addresses.split_off_first()
         }?;
-        Some((self.piece.key(*place), self.piece.word(*place)))
+        Some((self.piece.key(*address), self.piece.point(*address)))
     }
 }
 
@@ -248,7 +265,7 @@ mod tests {
 
     use super::*;
 
-    fn word() -> impl Strategy<Value = Option<Vec<u8>>> {
+    fn point() -> impl Strategy<Value = Option<Vec<u8>>> {
         prop_oneof![
             1 => Just(None),
             8 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Some),
@@ -261,21 +278,21 @@ mod tests {
 
         #[test]
         fn a_piece_is_a_map(
-            words in prop::collection::vec((prop::sample::select(&Family::ALL[..]), "[a-d]{0,9}", word()), 0..300),
+            points in prop::collection::vec((prop::sample::select(&Family::ALL[..]), "[a-d]{0,9}", point()), 0..300),
             from in "[a-d]{0,2}", to in "[a-d]{0,2}",
         ) {
-            let (mut piece, mut map) = (Piece::default(), BTreeMap::new());
-            for (family, key, word) in &words {
-                piece.put(*family, key.as_bytes(), word.as_deref());
-                map.insert((*family, key.as_bytes()), word.as_deref());
-                prop_assert_eq!(piece.get(*family, key.as_bytes()), Some(word.as_deref()));
+            let (mut piece, mut map) = (HashMemtable::default(), BTreeMap::new());
+            for (family, key, point) in &points {
+                piece.put(*family, key.as_bytes(), point.as_deref());
+                map.insert((*family, key.as_bytes()), point.as_deref());
+                prop_assert_eq!(piece.get(*family, key.as_bytes()), Some(point.as_deref()));
             }
-            for ((family, key), word) in &map {
-                prop_assert_eq!(piece.get(*family, key), Some(*word));
+            for ((family, key), point) in &map {
+                prop_assert_eq!(piece.get(*family, key), Some(*point));
             }
             for family in Family::ALL {
                 let within = |key: &[u8]| key >= from.as_bytes() && (to.is_empty() || key < to.as_bytes());
-                let expected: Vec<_> = map.iter().filter(|((of, key), _)| *of == family && within(key)).map(|((_, key), word)| (*key, *word)).collect();
+                let expected: Vec<_> = map.iter().filter(|((of, key), _)| *of == family && within(key)).map(|((_, key), point)| (*key, *point)).collect();
                 let found: Vec<_> = piece.range(family, from.as_bytes(), to.as_bytes(), false).collect();
                 prop_assert_eq!(&found, &expected);
                 let mut back: Vec<_> = piece.range(family, from.as_bytes(), to.as_bytes(), true).collect();
@@ -288,7 +305,7 @@ mod tests {
 
     #[test]
     fn what_is_overwritten_takes_no_more_room() {
-        let mut piece = Piece::default();
+        let mut piece = HashMemtable::default();
         piece.put(Family::Head, b"counter", Some(b"1"));
         let bytes = piece.bytes();
         for value in 0..1_000_000u32 {
@@ -300,7 +317,7 @@ mod tests {
 
     #[test]
     fn bytes_are_what_is_held() {
-        let mut piece = Piece::default();
+        let mut piece = HashMemtable::default();
         assert_eq!(piece.bytes(), 0);
         for key in 0..10_000u32 {
             piece.put(Family::Cell, &key.to_be_bytes(), Some(&[0; 64]));

@@ -19,11 +19,11 @@ use rocksdb::{AsRawPtr, Env, Options};
 use tokio::sync::Notify;
 
 use super::fault::is_no_space;
-use super::progress::{Reached, on_disk};
+use super::progress::{ApplyProgress, on_disk};
 use super::read_applied;
 
 /// How long one look at the file system counts.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Whether a store can take writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +37,10 @@ pub enum StoreHealth {
 }
 
 /// What background threads reported, and when the file system was last looked at.
-pub(super) struct Reports {
-    state: Mutex<State>,
+pub(super) struct BackgroundErrors {
+    state: Mutex<HealthState>,
     changes: Arc<ChangeCounter>,
-    progress: Arc<Reached>,
+    progress: Arc<ApplyProgress>,
 }
 
 /// Changes of a store's records and files.
@@ -53,14 +53,14 @@ pub(super) struct ChangeCounter {
 }
 
 #[derive(Default)]
-struct State {
+struct HealthState {
     reported: Option<String>,
     looked: Option<(Instant, Option<String>)>,
 }
 
-impl Reports {
-    pub(super) fn new(changes: Arc<ChangeCounter>, progress: Arc<Reached>) -> Self {
-        Reports { state: Mutex::default(), changes, progress }
+impl BackgroundErrors {
+    pub(super) fn new(changes: Arc<ChangeCounter>, progress: Arc<ApplyProgress>) -> Self {
+        BackgroundErrors { state: Mutex::default(), changes, progress }
     }
 
     pub(super) fn report(&self, error: String) {
@@ -85,18 +85,18 @@ impl Reports {
         works: impl FnOnce() -> bool,
     ) -> StoreHealth {
         let mut state = self.state.lock();
-        let fresh = state.looked.as_ref().filter(|(at, _)| at.elapsed() < LOOK_EVERY);
+        let fresh = state.looked.as_ref().filter(|(at, _)| at.elapsed() < SPACE_CHECK_INTERVAL);
         let looked_now = fresh.is_none();
-        let lack = match fresh {
-            Some((_, lack)) => lack.clone(),
-            None => lack_of_space(directory, reserve),
+        let shortage = match fresh {
+            Some((_, shortage)) => shortage.clone(),
+            None => space_shortage(directory, reserve),
         };
         if looked_now {
-            state.looked = Some((Instant::now(), lack.clone()));
+            state.looked = Some((Instant::now(), shortage.clone()));
         }
-        match (&state.reported, lack) {
+        match (&state.reported, shortage) {
             (Some(error), _) if !is_no_space(error) => StoreHealth::Failing(error.clone()),
-            (_, Some(lack)) => StoreHealth::DiskFull(lack),
+            (_, Some(shortage)) => StoreHealth::DiskFull(shortage),
             (Some(error), None) => {
                 let error = error.clone();
                 if looked_now && works() {
@@ -113,7 +113,7 @@ impl Reports {
 
 /// Says what is missing when less than `reserve` (on small file systems: a sixteenth) is
 /// free. A file system that cannot be asked counts as roomy.
-pub(super) fn lack_of_space(directory: &Path, reserve: u64) -> Option<String> {
+pub(super) fn space_shortage(directory: &Path, reserve: u64) -> Option<String> {
     let stat = rustix::fs::statvfs(directory).ok()?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let reserve = reserve.min(stat.f_blocks.saturating_mul(stat.f_frsize) / 16);
@@ -136,9 +136,9 @@ pub(super) fn resume_when_space_returns(options: &Options, env: &Env) {
     }
 }
 
-/// Sends RocksDB's background errors, flushes and compactions to `reports`.
-pub(super) fn listen(options: &Options, reports: Arc<Reports>) {
-    let state = Arc::into_raw(reports).cast_mut().cast::<c_void>();
+/// Sends RocksDB's background errors, flushes and compactions to `background_errors`.
+pub(super) fn listen(options: &Options, background_errors: Arc<BackgroundErrors>) {
+    let state = Arc::into_raw(background_errors).cast_mut().cast::<c_void>();
     // SAFETY: the listener owns `state` and gives it back in `release`; the options own
     // the listener. RocksDB calls every callback, so none may be null.
     unsafe {
@@ -162,7 +162,7 @@ pub(super) fn listen(options: &Options, reports: Arc<Reports>) {
 
 unsafe extern "C" fn release(state: *mut c_void) {
     // SAFETY: made by `Arc::into_raw` in `listen`; RocksDB calls this once.
-    drop(unsafe { Arc::from_raw(state.cast::<Reports>()) });
+    drop(unsafe { Arc::from_raw(state.cast::<BackgroundErrors>()) });
 }
 
 unsafe extern "C" fn background_error(
@@ -176,7 +176,8 @@ unsafe extern "C" fn background_error(
     unsafe {
         ffi::rocksdb_status_ptr_get_error(status, &raw mut text);
         if !text.is_null() {
-            (*state.cast::<Reports>()).report(CStr::from_ptr(text).to_string_lossy().into_owned());
+            (*state.cast::<BackgroundErrors>())
+                .report(CStr::from_ptr(text).to_string_lossy().into_owned());
             ffi::rocksdb_free(text.cast());
         }
     }
@@ -186,7 +187,7 @@ unsafe extern "C" fn background_error(
 /// `state` is that of a listener that is not released.
 unsafe fn note_change<'a>(state: *mut c_void) -> &'a ChangeCounter {
     // SAFETY: the caller's word.
-    let changes = unsafe { &(*state.cast::<Reports>()).changes };
+    let changes = unsafe { &(*state.cast::<BackgroundErrors>()).changes };
     changes.count.fetch_add(1, Ordering::Release);
     changes
 }
@@ -199,9 +200,9 @@ unsafe extern "C" fn flushed(
     // SAFETY: RocksDB is open while it calls, and holds no lock.
     let flushed = read_applied(|key| unsafe { on_disk(db, key) }, str::to_owned);
     // SAFETY: `state` is alive until `release`.
-    let reports = unsafe { &*state.cast::<Reports>() };
+    let background_errors = unsafe { &*state.cast::<BackgroundErrors>() };
     match flushed {
-        Ok(flushed) => reports.progress.set_flushed(flushed),
+        Ok(flushed) => background_errors.progress.set_flushed(flushed),
         // What was known before is still on disk.
         Err(error) => tracing::warn!(%error, "what a flush has put on disk can't be read"),
     }

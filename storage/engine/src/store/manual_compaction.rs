@@ -19,7 +19,7 @@ use crate::batch::Family;
 const STEP_BYTES: u64 = 256 << 20;
 /// How long to wait for readers of older states; what they see is kept when they take
 /// longer.
-const READERS_WAIT: Duration = Duration::from_secs(5);
+const READERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A compaction of a whole store, running or done.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ impl ManualCompaction {
         // The filter drops only what is dead on disk and for every reader: make both as
         // recent as now.
         db.flush()?;
-        db.readers().wait_for_older(Instant::now() + READERS_WAIT);
+        db.open_snapshots().wait_for_older(Instant::now() + READERS_TIMEOUT);
         let mut steps = Vec::new();
         for family in Family::ALL {
             steps.extend(plan(db, family)?.into_iter().map(|step| (family, step)));
@@ -94,7 +94,7 @@ impl ManualCompaction {
     }
 }
 
-struct Step {
+struct CompactionStep {
     from: Option<Vec<u8>>,
     to: Option<Vec<u8>>,
     bytes: u64,
@@ -102,7 +102,7 @@ struct Step {
 
 /// Cuts a family into steps at the first keys of files of its lowest level, so that no
 /// file is rewritten twice.
-fn plan(db: &Db, family: Family) -> Result<Vec<Step>, Fault> {
+fn plan(db: &Db, family: Family) -> Result<Vec<CompactionStep>, Fault> {
     let files = db.raw().live_files().map_err(|error| db.fault("list the files of", error))?;
     let mut files: Vec<_> =
         files.into_iter().filter(|file| file.column_family_name == family.name()).collect();
@@ -114,12 +114,12 @@ fn plan(db: &Db, family: Family) -> Result<Vec<Step>, Fault> {
         keep
     });
     files.sort_by(|a, b| a.start_key.cmp(&b.start_key));
-    let mut steps = vec![Step { from: None, to: None, bytes: above }];
+    let mut steps = vec![CompactionStep { from: None, to: None, bytes: above }];
     for file in files {
         let last = steps.last_mut().expect("starts with one step and only grows");
         if last.bytes >= STEP_BYTES && file.start_key.is_some() {
             last.to.clone_from(&file.start_key);
-            steps.push(Step { from: file.start_key, to: None, bytes: file.size as u64 });
+            steps.push(CompactionStep { from: file.start_key, to: None, bytes: file.size as u64 });
         } else {
             last.bytes += file.size as u64;
         }
@@ -139,16 +139,16 @@ pub(super) fn compact_range(db: &Db, family: Family, from: Option<&[u8]>, to: Op
 /// Families of which a clear has left something, to be compacted away on one thread,
 /// however many clears there are.
 #[derive(Debug, Default)]
-pub(super) struct Leftovers(Mutex<Left>);
+pub(super) struct ClearedFamilies(Mutex<PendingFamilies>);
 
 #[derive(Debug, Default)]
-struct Left {
+struct PendingFamilies {
     /// By family number.
     families: [bool; 3],
     is_running: bool,
 }
 
-impl Leftovers {
+impl ClearedFamilies {
     /// Adds families; whether somebody must begin to take them.
     fn add(&self, families: [bool; 3]) -> bool {
         let mut left = self.0.lock();
@@ -169,12 +169,12 @@ impl Leftovers {
 /// Compacts what a clear has left of these families away, behind what is being compacted
 /// so already.
 pub(super) fn compact_cleared(db: &Arc<Db>, families: [bool; 3]) -> Result<(), Fault> {
-    if !db.leftovers.add(families) {
+    if !db.cleared_families.add(families) {
         return Ok(());
     }
     let running = db.clone();
     let run = move || {
-        while let Some(families) = running.leftovers.take() {
+        while let Some(families) = running.cleared_families.take() {
             let families = Family::ALL.into_iter().filter(|family| families[*family as usize]);
             families.for_each(|family| compact_range(&running, family, None, None));
         }
@@ -182,7 +182,7 @@ pub(super) fn compact_cleared(db: &Arc<Db>, families: [bool; 3]) -> Result<(), F
     let started = std::thread::Builder::new().name("clear".into()).spawn(run);
     started.map(drop).map_err(|error| {
         // The next clear tries again.
-        db.leftovers.0.lock().is_running = false;
+        db.cleared_families.0.lock().is_running = false;
         Fault::io("start a thread for", error)
     })
 }
@@ -204,15 +204,16 @@ mod tests {
 
     #[test]
     fn clears_share_one_thread() {
-        let leftovers = Leftovers::default();
-        assert!(leftovers.add([false, true, false]), "the first begins");
-        assert_eq!(leftovers.take(), Some([false, true, false]));
+        let cleared_families = ClearedFamilies::default();
+        assert!(cleared_families.add([false, true, false]), "the first begins");
+        assert_eq!(cleared_families.take(), Some([false, true, false]));
         assert!(
-            !leftovers.add([false, true, false]) && !leftovers.add([false, false, true]),
+            !cleared_families.add([false, true, false])
+                && !cleared_families.add([false, false, true]),
             "while it runs, others add to it"
         );
-        assert_eq!(leftovers.take(), Some([false, true, true]));
-        assert_eq!(leftovers.take(), None);
-        assert!(leftovers.add([true, false, false]));
+        assert_eq!(cleared_families.take(), Some([false, true, true]));
+        assert_eq!(cleared_families.take(), None);
+        assert!(cleared_families.add([true, false, false]));
     }
 }

@@ -25,29 +25,29 @@ const FILTERS_PART: usize = 8;
 const FAMILIES: usize = 2;
 
 /// The budget of all memtables.
-pub(super) struct Memtables {
+pub(super) struct MemtableBudget {
     manager: WriteBufferManager,
     /// As configured.
     bytes: usize,
-    open: Mutex<Open>,
+    open: Mutex<OpenStores>,
 }
 
 /// The stores that are open, and those of them whose memtables have filters.
 #[derive(Default)]
-struct Open {
+struct OpenStores {
     stores: usize,
     filtered: usize,
 }
 
 /// An open store's part of the memtables.
-pub(super) struct Part {
-    memtables: Arc<Memtables>,
+pub(super) struct StoreShare {
+    memtables: Arc<MemtableBudget>,
     is_filtered: bool,
 }
 
-impl Memtables {
-    pub(super) fn new(bytes: usize) -> Memtables {
-        Memtables {
+impl MemtableBudget {
+    pub(super) fn new(bytes: usize) -> MemtableBudget {
+        MemtableBudget {
             manager: WriteBufferManager::new_write_buffer_manager(bytes, false),
             bytes,
             open: Mutex::default(),
@@ -55,14 +55,14 @@ impl Memtables {
     }
 
     /// For a store that is about to be opened.
-    pub(super) fn part(self: &Arc<Self>) -> Part {
+    pub(super) fn share(self: &Arc<Self>) -> StoreShare {
         let mut open = self.open.lock();
         let is_filtered =
             (open.filtered + 1) * FAMILIES * self.filter_bytes() <= self.bytes / FILTERS_PART;
         open.stores += 1;
         open.filtered += usize::from(is_filtered);
         self.resize(&open);
-        Part { memtables: self.clone(), is_filtered }
+        StoreShare { memtables: self.clone(), is_filtered }
     }
 
     pub(super) fn manager(&self) -> &WriteBufferManager {
@@ -79,12 +79,12 @@ impl Memtables {
         (self.bytes / BUDGET_PER_FILTER).min(FILTER_BYTES_MAX)
     }
 
-    fn resize(&self, open: &Open) {
+    fn resize(&self, open: &OpenStores) {
         self.manager.set_buffer_size(self.bytes.max(open.stores * STORE_BYTES));
     }
 }
 
-impl Part {
+impl StoreShare {
     /// The filters of the store's memtables take so many bytes each; `None`: they have
     /// none.
     pub(super) fn filter_bytes(&self) -> Option<usize> {
@@ -92,7 +92,7 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for StoreShare {
     fn drop(&mut self) {
         let mut open = self.memtables.open.lock();
         open.stores -= 1;

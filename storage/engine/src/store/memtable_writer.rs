@@ -23,37 +23,37 @@ use super::{Fault, background};
 
 /// How often stores that are due are looked at; one to which no words came for so long
 /// rests.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The shortest time between two looks, however urgent.
-const PAUSE: Duration = Duration::from_millis(1);
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// How long words gather in a store that does not rest. Longer makes larger writes, in
 /// which more was overwritten; shorter leaves less to do at once.
-const GATHER: Duration = Duration::from_secs(5);
+const WRITE_AFTER: Duration = Duration::from_secs(5);
 /// The memtables of a store that rests for so long are flushed.
-const REST: Duration = Duration::from_secs(1);
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// Less than this is not worth a file of its own.
-const FILE_BYTES: usize = 1 << 20;
+const FLUSH_BYTES_MIN: usize = 1 << 20;
 /// With so many sealed pieces a store had better be drained soon.
-const MANY_PIECES: usize = 8;
+const IMMUTABLES_URGENT: usize = 8;
 /// Words are drained when they are more than a half of the budget, and more than this is
 /// not worth the wait.
-const LARGE_BYTES: usize = 32 << 20;
+const BUFFER_BYTES_MAX: usize = 32 << 20;
 
 /// Of so many bytes for memtables and what gathers in front of them, the part of the
 /// latter: two fifths, as far as that is worth the wait.
-pub(super) fn front_bytes(all: usize) -> usize {
-    (all / 5 * 2).min(LARGE_BYTES / 3 * 4)
+pub(super) fn write_buffer_part(all: usize) -> usize {
+    (all / 5 * 2).min(BUFFER_BYTES_MAX / 3 * 4)
 }
 
 /// The thread that drains; it ends with this.
-pub(super) struct Drainer {
-    state: Arc<State>,
+pub(super) struct MemtableWriter {
+    state: Arc<WriterState>,
 }
 
 #[derive(Default)]
-struct State {
-    due: Mutex<Due>,
-    news: Condvar,
+struct WriterState {
+    due: Mutex<Backlog>,
+    wakeup: Condvar,
     /// Held while a store is being drained by the thread.
     visit: Mutex<()>,
     total: Arc<AtomicUsize>,
@@ -63,15 +63,15 @@ struct State {
 }
 
 #[derive(Default)]
-struct Due {
-    stores: Vec<DueStore>,
+struct Backlog {
+    stores: Vec<PendingStore>,
     is_urgent: bool,
     is_over: bool,
 }
 
 /// A store that has something to drain, or had lately.
 #[derive(Clone)]
-struct DueStore {
+struct PendingStore {
     db: Weak<Db>,
     /// When the oldest word came that was not drained, or a little earlier.
     since: Instant,
@@ -81,13 +81,13 @@ struct DueStore {
     changed: Instant,
 }
 
-impl Drainer {
+impl MemtableWriter {
     /// For stores whose memtables are to take `budget` bytes.
-    pub(super) fn start(budget: usize) -> Result<Drainer, Fault> {
-        let state = Arc::new(State { budget, ..State::default() });
+    pub(super) fn start(budget: usize) -> Result<MemtableWriter, Fault> {
+        let state = Arc::new(WriterState { budget, ..WriterState::default() });
         let thread = state.clone();
         background::spawn("memtables", move || thread.run())?;
-        Ok(Drainer { state })
+        Ok(MemtableWriter { state })
     }
 
     /// Bytes in front of all memtables.
@@ -98,20 +98,20 @@ impl Drainer {
     /// Whether there is no more room in front of the memtables: whoever applies more
     /// drains its store itself.
     pub(super) fn is_full(&self) -> bool {
-        self.state.total.load(Ordering::Relaxed) >= self.state.full_bytes()
+        self.state.total.load(Ordering::Relaxed) >= self.state.hard_limit_bytes()
     }
 
     /// The store has something to drain, and so many sealed pieces.
-    pub(super) fn note(&self, db: &Arc<Db>, pieces: usize) {
-        let is_new = db.becomes_due();
-        let is_urgent = pieces >= MANY_PIECES || self.state.is_much();
+    pub(super) fn notify(&self, db: &Arc<Db>, immutables: usize) {
+        let is_new = db.mark_pending();
+        let is_urgent = immutables >= IMMUTABLES_URGENT || self.state.is_above_soft_limit();
         if !is_new && !is_urgent {
             return;
         }
         let mut due = self.state.due.lock();
         if is_new {
             let now = Instant::now();
-            due.stores.push(DueStore {
+            due.stores.push(PendingStore {
                 db: Arc::downgrade(db),
                 since: now,
                 additions: 0,
@@ -123,7 +123,7 @@ impl Drainer {
         let is_news = is_urgent && !due.is_urgent;
         due.is_urgent |= is_urgent;
         if is_asleep || is_news {
-            self.state.news.notify_one();
+            self.state.wakeup.notify_one();
         }
     }
 
@@ -136,32 +136,35 @@ impl Drainer {
     }
 }
 
-impl Drop for Drainer {
+impl Drop for MemtableWriter {
     fn drop(&mut self) {
         self.state.due.lock().is_over = true;
-        self.state.news.notify_one();
+        self.state.wakeup.notify_one();
     }
 }
 
-impl State {
-    fn much_bytes(&self) -> usize {
-        (self.budget / 2).min(LARGE_BYTES)
+impl WriterState {
+    fn soft_limit_bytes(&self) -> usize {
+        (self.budget / 2).min(BUFFER_BYTES_MAX)
     }
 
-    fn full_bytes(&self) -> usize {
-        self.much_bytes() / 3 * 4
+    fn hard_limit_bytes(&self) -> usize {
+        self.soft_limit_bytes() / 3 * 4
     }
 
-    fn is_much(&self) -> bool {
-        self.total.load(Ordering::Relaxed) >= self.much_bytes()
+    fn is_above_soft_limit(&self) -> bool {
+        self.total.load(Ordering::Relaxed) >= self.soft_limit_bytes()
     }
 
     fn run(&self) {
         while self.wait() {
             let stores = self.due.lock().stores.clone();
             // While there is much in all, it goes where most is.
-            let part =
-                if self.is_much() { self.much_bytes() / stores.len().max(1) } else { usize::MAX };
+            let part = if self.is_above_soft_limit() {
+                self.soft_limit_bytes() / stores.len().max(1)
+            } else {
+                usize::MAX
+            };
             for store in stores {
                 self.visit(store, part);
             }
@@ -172,12 +175,12 @@ impl State {
     fn wait(&self) -> bool {
         let mut due = self.due.lock();
         while due.stores.is_empty() && !due.is_over {
-            self.news.wait(&mut due);
+            self.wakeup.wait(&mut due);
         }
         let now = Instant::now();
         loop {
-            let until = now + if due.is_urgent { PAUSE } else { LOOK };
-            if due.is_over || self.news.wait_until(&mut due, until).timed_out() {
+            let until = now + if due.is_urgent { POLL_INTERVAL_MIN } else { POLL_INTERVAL };
+            if due.is_over || self.wakeup.wait_until(&mut due, until).timed_out() {
                 break;
             }
         }
@@ -186,7 +189,7 @@ impl State {
     }
 
     /// Does for a store what is to be done now.
-    fn visit(&self, mut store: DueStore, part: usize) {
+    fn visit(&self, mut store: PendingStore, part: usize) {
         let _visit = {
             let due = self.due.lock();
             // It may have been retired meanwhile.
@@ -195,10 +198,10 @@ impl State {
             }
             self.visit.lock()
         };
-        let is_due = store.db.upgrade().is_some_and(|db| self.look(&db, &mut store, part));
+        let is_pending = store.db.upgrade().is_some_and(|db| self.look(&db, &mut store, part));
         let mut due = self.due.lock();
         if let Some(at) = due.stores.iter().position(|other| other.db.ptr_eq(&store.db)) {
-            if is_due {
+            if is_pending {
                 due.stores[at] = store;
             } else {
                 due.stores.remove(at);
@@ -207,30 +210,32 @@ impl State {
     }
 
     /// Looks at a store; says whether it is to be looked at again.
-    fn look(&self, db: &Arc<Db>, store: &mut DueStore, part: usize) -> bool {
-        let amount = db.write_buffer.amount();
+    fn look(&self, db: &Arc<Db>, store: &mut PendingStore, part: usize) -> bool {
+        let size = db.write_buffer.size();
         let now = Instant::now();
-        if amount.additions != store.additions {
-            (store.additions, store.changed) = (amount.additions, now);
+        if size.additions != store.additions {
+            (store.additions, store.changed) = (size.additions, now);
         }
         let quiet = now - store.changed;
-        let is_large = amount.bytes >= part || amount.pieces >= MANY_PIECES;
-        if amount.bytes > 0 && (is_large || quiet >= LOOK || now - store.since >= GATHER) {
+        let is_large = size.bytes >= part || size.immutables >= IMMUTABLES_URGENT;
+        if size.bytes > 0
+            && (is_large || quiet >= POLL_INTERVAL || now - store.since >= WRITE_AFTER)
+        {
             store.since = now;
-            if db.drain_now() && db.memtable_bytes() >= self.budget / 3 {
+            if db.try_write_memtables() && db.memtable_bytes() >= self.budget / 3 {
                 db.flush_soon();
             }
-            return db.failed().is_ok();
+            return db.write_fault().is_ok();
         }
-        if amount.bytes > 0 || quiet < REST {
+        if size.bytes > 0 || quiet < IDLE_AFTER {
             return true;
         }
-        if db.memtable_bytes() >= FILE_BYTES {
+        if db.memtable_bytes() >= FLUSH_BYTES_MIN {
             db.flush_soon();
         }
-        db.is_not_due();
+        db.clear_pending();
         // Words that came meanwhile found it due.
-        db.write_buffer.amount().additions != store.additions && db.becomes_due()
+        db.write_buffer.size().additions != store.additions && db.mark_pending()
     }
 }
 
@@ -245,8 +250,9 @@ mod tests {
     #[test]
     fn memtables_and_what_precedes_them_share_what_there_is() {
         for all in [1 << 20, 8 << 20, 40 << 20, 107 << 20, 512 << 20, 1 << 30] {
-            let state = State { budget: all - front_bytes(all), ..State::default() };
-            let both = state.budget + state.full_bytes();
+            let state =
+                WriterState { budget: all - write_buffer_part(all), ..WriterState::default() };
+            let both = state.budget + state.hard_limit_bytes();
             assert!(both.abs_diff(all) < 16, "{both} of {all}");
         }
     }
@@ -269,7 +275,7 @@ mod tests {
                 on_stall,
             )
         };
-        let full = shared.drainer().state.full_bytes();
+        let full = shared.memtable_writer().state.hard_limit_bytes();
         let db = store.db().unwrap();
         let held_up = db.hold_up();
         let stalled =
@@ -284,7 +290,7 @@ mod tests {
         apply(stalled, OnStall::Wait).unwrap();
         assert_eq!(store.applied().unwrap().unwrap().index, stalled);
         // Each look at all of it seals a piece.
-        db.drain(OnStall::Wait).unwrap();
+        db.write_memtables(OnStall::Wait).unwrap();
         let held_up = db.hold_up();
         let stalled = (stalled + 1..stalled + 100).find(|index| {
             drop(store.snapshot().unwrap());

@@ -15,9 +15,9 @@ use rocksdb::{
     DBCompressionType, DataBlockIndexType, Env, LogLevel, Options,
 };
 
-use super::compaction_filter::{Factory, HeadFactory, Sweep};
-use super::memtable_budget::{Memtables, Part};
-use super::memtable_writer::{self, Drainer};
+use super::compaction_filter::{CellFilterFactory, FilterShared, HeadFilterFactory};
+use super::memtable_budget::{MemtableBudget, StoreShare};
+use super::memtable_writer::{self, MemtableWriter};
 use super::{Fault, background, health};
 use crate::batch::Family;
 
@@ -61,7 +61,7 @@ impl Default for StoreSettings {
 impl StoreSettings {
     /// What is left for the memtables themselves.
     fn memtable_budget(&self) -> usize {
-        self.memtable_bytes - memtable_writer::front_bytes(self.memtable_bytes)
+        self.memtable_bytes - memtable_writer::write_buffer_part(self.memtable_bytes)
     }
 
     /// Flushes and compactions side by side, all stores.
@@ -76,8 +76,8 @@ impl StoreSettings {
 pub struct SharedResources {
     pub(super) settings: StoreSettings,
     pub(super) cache: Cache,
-    memtables: Arc<Memtables>,
-    drainer: Arc<Drainer>,
+    memtables: Arc<MemtableBudget>,
+    memtable_writer: Arc<MemtableWriter>,
     env: Env,
 }
 
@@ -87,8 +87,8 @@ impl SharedResources {
         Ok(Self {
             env: environment(&settings)?,
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
-            memtables: Arc::new(Memtables::new(settings.memtable_budget())),
-            drainer: Arc::new(Drainer::start(settings.memtable_budget())?),
+            memtables: Arc::new(MemtableBudget::new(settings.memtable_budget())),
+            memtable_writer: Arc::new(MemtableWriter::start(settings.memtable_budget())?),
             settings,
         })
     }
@@ -103,8 +103,8 @@ impl SharedResources {
     /// # Errors
     /// [`Fault::DiskFull`].
     pub fn room(&self, directory: &Path) -> Result<(), Fault> {
-        health::lack_of_space(directory, self.settings.disk_reserve_bytes)
-            .map_or(Ok(()), |lack| Err(Fault::DiskFull(lack)))
+        health::space_shortage(directory, self.settings.disk_reserve_bytes)
+            .map_or(Ok(()), |shortage| Err(Fault::DiskFull(shortage)))
     }
 
     /// Bytes in the block cache.
@@ -119,16 +119,16 @@ impl SharedResources {
 
     /// Bytes of entries that were applied and are not in the memtables yet, all stores.
     pub fn write_buffer_bytes(&self) -> usize {
-        self.drainer.total().load(Ordering::Relaxed)
+        self.memtable_writer.total().load(Ordering::Relaxed)
     }
 
-    pub(super) fn drainer(&self) -> &Drainer {
-        &self.drainer
+    pub(super) fn memtable_writer(&self) -> &MemtableWriter {
+        &self.memtable_writer
     }
 
     /// For a store that is about to be opened.
-    pub(super) fn part(&self) -> Part {
-        Memtables::part(&self.memtables)
+    pub(super) fn share(&self) -> StoreShare {
+        MemtableBudget::share(&self.memtables)
     }
 
     /// Options of a store as a whole.
@@ -162,7 +162,7 @@ impl SharedResources {
     }
 
     /// Options of one family.
-    fn family(&self, family: Family, part: &Part) -> Result<Options, Fault> {
+    fn family(&self, family: Family, share: &StoreShare) -> Result<Options, Fault> {
         let mut options = with_text_options()?;
         // The drainer and the budget over all stores flush earlier than this.
         let write_buffer = self.settings.memtable_budget().max(1 << 20);
@@ -171,7 +171,7 @@ impl SharedResources {
         // Small arena blocks: a store that holds a few records takes a few pages of the
         // budget.
         options.set_arena_block_size(4 << 10);
-        if let Some(bytes) = part.filter_bytes().filter(|_| family != Family::Default) {
+        if let Some(bytes) = share.filter_bytes().filter(|_| family != Family::Default) {
             // Most reads are not of what was just written: a filter spares them the walk
             // through the memtable.
             options.set_memtable_prefix_bloom_ratio(bytes as f64 / write_buffer as f64);
@@ -217,18 +217,16 @@ impl SharedResources {
 
     pub(super) fn families(
         &self,
-        compaction_filter: Option<&Arc<Sweep>>,
-        part: &Part,
+        compaction_filter: Option<&Arc<FilterShared>>,
+        share: &StoreShare,
     ) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
         let describe = |family: Family| {
-            let mut options = self.family(family, part)?;
+            let mut options = self.family(family, share)?;
             match (family, compaction_filter) {
-                (Family::Cell, Some(compaction_filter)) => {
-                    options.set_compaction_filter_factory(Factory(compaction_filter.clone()))
-                }
-                (Family::Head, Some(compaction_filter)) => {
-                    options.set_compaction_filter_factory(HeadFactory(compaction_filter.clone()))
-                }
+                (Family::Cell, Some(compaction_filter)) => options
+                    .set_compaction_filter_factory(CellFilterFactory(compaction_filter.clone())),
+                (Family::Head, Some(compaction_filter)) => options
+                    .set_compaction_filter_factory(HeadFilterFactory(compaction_filter.clone())),
                 _ => {}
             }
             Ok(ColumnFamilyDescriptor::new(family.name(), options))

@@ -22,12 +22,12 @@ const PERSISTED: i32 = 2;
 
 /// Both marks of one open database.
 #[derive(Debug, Default)]
-pub(super) struct Reached {
+pub(super) struct ApplyProgress {
     applied: Mutex<Option<AppliedPoint>>,
     flushed: Mutex<Option<AppliedPoint>>,
 }
 
-impl Reached {
+impl ApplyProgress {
     pub(super) fn applied(&self) -> Option<AppliedPoint> {
         self.applied.lock().clone()
     }

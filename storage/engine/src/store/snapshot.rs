@@ -11,7 +11,7 @@ use rocksdb::{DB, ReadOptions, SnapshotWithThreadMode};
 
 use super::Fault;
 use super::db::Db;
-use super::write_buffer::Pieces;
+use super::write_buffer::ImmutableMemtables;
 use crate::batch::Family;
 
 /// A store at one moment: reads through it all see the same state, whatever is written
@@ -19,22 +19,22 @@ use crate::batch::Family;
 /// until it is dropped; so it is for one batch or one step of a scan, not for a session.
 pub struct Snapshot {
     /// What RocksDB does not have yet.
-    pieces: Pieces,
+    immutables: ImmutableMemtables,
     // Dropped before `db`, which it points into.
-    pinned: Arc<Pinned>,
+    pinned: Arc<PinnedSnapshot>,
     db: Arc<Db>,
 }
 
 impl Snapshot {
     pub(super) fn new(db: Arc<Db>) -> Self {
-        let (pieces, pinned) = db.moment();
-        Self { pieces, pinned, db }
+        let (immutables, pinned) = db.consistent_view();
+        Self { immutables, pinned, db }
     }
 
     /// The value of `key`.
     pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        match self.pieces.get(family, key) {
-            Some(word) => Ok(word.map(Bytes::copy_from_slice)),
+        match self.immutables.get(family, key) {
+            Some(point) => Ok(point.map(Bytes::copy_from_slice)),
             None => self.db.get(&self.pinned.options, family, key),
         }
     }
@@ -51,20 +51,20 @@ impl Snapshot {
     ) -> Result<(), Fault> {
         let mut options = ReadOptions::default();
         options.set_snapshot(&self.pinned.snapshot);
-        let mut words = self.pieces.range(family, from, to, reverse).peekable();
+        let mut points = self.immutables.range(family, from, to, reverse).peekable();
         let mut flow = ControlFlow::Continue(());
         self.db.range(options, family, from, to, reverse, &mut |key, value| {
-            while let Some((before, word)) =
-                words.next_if(|(word_key, _)| comes_before(word_key, key, reverse))
+            while let Some((before, point)) =
+                points.next_if(|(word_key, _)| comes_before(word_key, key, reverse))
             {
-                if let Some(value) = word {
+                if let Some(value) = point {
                     flow = each(before, value);
                 }
                 if flow.is_break() {
                     return flow;
                 }
             }
-            flow = match words.next_if(|(word_key, _)| *word_key == key) {
+            flow = match points.next_if(|(word_key, _)| *word_key == key) {
                 Some((_, Some(value))) => each(key, value),
                 Some((_, None)) => ControlFlow::Continue(()),
                 None => each(key, value),
@@ -72,8 +72,8 @@ impl Snapshot {
             flow
         })?;
         if flow.is_continue() {
-            let _ = words
-                .filter_map(|(key, word)| Some((key, word?)))
+            let _ = points
+                .filter_map(|(key, point)| Some((key, point?)))
                 .map(|(key, value)| each(key, value))
                 .find(ControlFlow::is_break);
         }
@@ -86,14 +86,14 @@ fn comes_before(a: &[u8], b: &[u8], reverse: bool) -> bool {
 }
 
 /// A RocksDB snapshot that does not keep the database open by itself.
-pub(super) struct Pinned {
+pub(super) struct PinnedSnapshot {
     options: ReadOptions,
     snapshot: SnapshotWithThreadMode<'static, DB>,
     number: u64,
-    readers: Arc<Readers>,
+    open_snapshots: Arc<OpenSnapshots>,
 }
 
-impl Pinned {
+impl PinnedSnapshot {
     pub(super) fn options(&self) -> &ReadOptions {
         &self.options
     }
@@ -103,28 +103,28 @@ impl Pinned {
     }
 }
 
-impl Drop for Pinned {
+impl Drop for PinnedSnapshot {
     fn drop(&mut self) {
-        self.readers.live.lock().retain(|(number, _)| *number != self.number);
+        self.open_snapshots.live.lock().retain(|(number, _)| *number != self.number);
     }
 }
 
 /// The snapshots that readers hold, oldest first. The compaction filter must not drop
 /// what the oldest of them can see.
 #[derive(Default)]
-pub(super) struct Readers {
+pub(super) struct OpenSnapshots {
     next: AtomicU64,
     // Few at a time and nearly always dropped in the order they were taken: a list beats
     // a tree.
-    live: Mutex<Vec<(u64, std::sync::Weak<Pinned>)>>,
+    live: Mutex<Vec<(u64, std::sync::Weak<PinnedSnapshot>)>>,
 }
 
-impl Readers {
+impl OpenSnapshots {
     /// Takes a snapshot of `db` and notes it.
     ///
     /// # Safety
     /// `db` must outlive the result, wherever it is moved.
-    pub(super) unsafe fn pin(self: &Arc<Self>, db: &DB) -> Arc<Pinned> {
+    pub(super) unsafe fn pin(self: &Arc<Self>, db: &DB) -> Arc<PinnedSnapshot> {
         // SAFETY: the caller keeps `db` alive for as long as the snapshot.
         let db: &'static DB = unsafe { &*std::ptr::from_ref(db) };
         // Under the lock, so that the list is in the order of the snapshots' sequence
@@ -134,13 +134,14 @@ impl Readers {
         let mut options = ReadOptions::default();
         options.set_snapshot(&snapshot);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let pinned = Arc::new(Pinned { options, snapshot, number, readers: self.clone() });
+        let pinned =
+            Arc::new(PinnedSnapshot { options, snapshot, number, open_snapshots: self.clone() });
         live.push((number, Arc::downgrade(&pinned)));
         pinned
     }
 
     /// The oldest snapshot still held.
-    pub(super) fn oldest(&self) -> Option<Arc<Pinned>> {
+    pub(super) fn oldest(&self) -> Option<Arc<PinnedSnapshot>> {
         // Upgraded under the lock, released outside of it: dropping the last reference
         // locks again.
         let live = self.live.lock();

@@ -66,8 +66,7 @@ fn sum(db: &Db, name: &PropName) -> Result<u64, Fault> {
 }
 
 pub(super) fn sizes(db: &Db) -> Result<StoreSizes, Fault> {
-    let memtable_bytes =
-        sum(db, names::SIZE_ALL_MEM_TABLES)? + db.write_buffer.amount().bytes as u64;
+    let memtable_bytes = sum(db, names::SIZE_ALL_MEM_TABLES)? + db.write_buffer.size().bytes as u64;
     Ok(StoreSizes { live_file_bytes: sum(db, names::LIVE_SST_FILES_SIZE)?, memtable_bytes })
 }
 
@@ -106,9 +105,9 @@ pub(super) fn read(db: &Db) -> Result<StoreStats, Fault> {
             stats.files += files_at(family, level)?;
         }
     }
-    if let Some(swept) = db.swept() {
-        stats.filtered_cells = swept.cells.load(Ordering::Relaxed);
-        stats.filtered_bytes = swept.bytes.load(Ordering::Relaxed);
+    if let Some(filter_stats) = db.filter_stats() {
+        stats.filtered_cells = filter_stats.cells.load(Ordering::Relaxed);
+        stats.filtered_bytes = filter_stats.bytes.load(Ordering::Relaxed);
     }
     Ok(stats)
 }

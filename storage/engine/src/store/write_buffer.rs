@@ -2,7 +2,7 @@
 //!
 //! A memtable is a skip list: each key costs a walk through cold memory, and each write
 //! has a price of its own. A hash table takes a record for a fraction of that. So entries
-//! are applied to one, and [`Drainer`](super::memtable_writer::Drainer) writes what has gathered to
+//! are applied to one, and [`MemtableWriter`](super::memtable_writer::Drainer) writes what has gathered to
 //! the memtables, in key order, many at once; what was overwritten meanwhile never gets
 //! there, nor to disk.
 //!
@@ -24,24 +24,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::hash_memtable::{Piece, Range, Word};
+use super::hash_memtable::{HashMemtable, MemtableRange, PointValue};
 use crate::batch::{BadBatch, Change, Family, read};
 
 /// With so many sealed pieces, whoever applies more drains its store itself: a key is
 /// looked for in all of them.
-const PIECES_MAX: usize = 64;
+const IMMUTABLES_MAX: usize = 64;
 
 /// So many records are fetched from memory side by side.
-const AHEAD: usize = 64;
+const PREFETCH_RECORDS: usize = 64;
 
 /// Single records that entries set and delete, in order.
 #[derive(Default)]
-pub(super) struct Words<'a>(Vec<(Family, &'a [u8], Word<'a>)>);
+pub(super) struct PointWrites<'a>(Vec<(Family, &'a [u8], PointValue<'a>)>);
 
-impl<'a> Words<'a> {
+impl<'a> PointWrites<'a> {
     /// Takes a batch's records; `false`, and nothing of use is left, when it changes more
     /// than single records.
-    pub(super) fn take(&mut self, batch: &'a [u8]) -> Result<bool, BadBatch> {
+    pub(super) fn add_batch(&mut self, batch: &'a [u8]) -> Result<bool, BadBatch> {
         if batch.is_empty() {
             return Ok(true);
         }
@@ -63,21 +63,21 @@ impl<'a> Words<'a> {
 
 /// Sealed pieces, oldest first.
 #[derive(Clone, Default)]
-pub(super) struct Pieces(Vec<Arc<Piece>>);
+pub(super) struct ImmutableMemtables(Vec<Arc<HashMemtable>>);
 
-impl Pieces {
+impl ImmutableMemtables {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Of memory that they hold.
     pub(super) fn bytes(&self) -> usize {
-        self.0.iter().map(|hash_memtable| hash_memtable.bytes()).sum()
+        self.0.iter().map(|memtable| memtable.bytes()).sum()
     }
 
     /// The last word on a key.
-    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word<'_>> {
-        self.0.iter().rev().find_map(|hash_memtable| hash_memtable.get(family, key))
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<PointValue<'_>> {
+        self.0.iter().rev().find_map(|memtable| memtable.get(family, key))
     }
 
     /// The last words on the keys with `from <= key < to`, in key order or the reverse;
@@ -88,148 +88,148 @@ impl Pieces {
         from: &[u8],
         to: &[u8],
         reverse: bool,
-    ) -> Merged<'_> {
-        let heads = self.0.iter().rev().filter_map(|hash_memtable| {
-            let mut rest = hash_memtable.range(family, from, to, reverse);
-            Some(Head { next: rest.next()?, rest })
+    ) -> MergeIterator<'_> {
+        let cursors = self.0.iter().rev().filter_map(|memtable| {
+            let mut rest = memtable.range(family, from, to, reverse);
+            Some(MergeCursor { next: rest.next()?, rest })
         });
-        Merged { heads: heads.collect(), reverse }
+        MergeIterator { cursors: cursors.collect(), reverse }
     }
 }
 
 /// What is left of the range of one piece.
-struct Head<'a> {
-    next: (&'a [u8], Word<'a>),
-    rest: Range<'a>,
+struct MergeCursor<'a> {
+    next: (&'a [u8], PointValue<'a>),
+    rest: MemtableRange<'a>,
 }
 
 /// Ranges of several pieces as one: of each key the newest word.
-pub(super) struct Merged<'a> {
+pub(super) struct MergeIterator<'a> {
     /// Of the newest piece first.
-    heads: Vec<Head<'a>>,
+    cursors: Vec<MergeCursor<'a>>,
     reverse: bool,
 }
 
-impl<'a> Iterator for Merged<'a> {
-    type Item = (&'a [u8], Word<'a>);
+impl<'a> Iterator for MergeIterator<'a> {
+    type Item = (&'a [u8], PointValue<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let keys = self.heads.iter().map(|head| head.next.0);
+        let keys = self.cursors.iter().map(|cursor| cursor.next.0);
         let key = if self.reverse { keys.max() } else { keys.min() }?;
         let mut newest = None;
-        self.heads.retain_mut(|head| {
-            if head.next.0 != key {
+        self.cursors.retain_mut(|cursor| {
+            if cursor.next.0 != key {
                 return true;
             }
-            newest.get_or_insert(head.next);
-            head.rest.next().map(|next| head.next = next).is_some()
+            newest.get_or_insert(cursor.next);
+            cursor.rest.next().map(|next| cursor.next = next).is_some()
         });
         newest
     }
 }
 
 /// The pieces of one store.
-pub(super) struct Recent {
-    state: Mutex<State>,
+pub(super) struct WriteBuffer {
+    state: Mutex<BufferState>,
     /// Whether there is anything to look for. Set before anybody is told of a word,
     /// cleared after RocksDB has all.
-    has_words: AtomicBool,
+    has_points: AtomicBool,
     /// Bytes of the pieces of all stores.
     total: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
-struct State {
-    fresh: Piece,
-    sealed: Pieces,
+struct BufferState {
+    active: HashMemtable,
+    immutables: ImmutableMemtables,
     /// How often words came.
     additions: u64,
 }
 
 /// What a store has in front of its memtables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Amount {
+pub(super) struct WriteBufferSize {
     /// Of memory.
     pub(super) bytes: usize,
     /// Sealed pieces.
-    pub(super) pieces: usize,
+    pub(super) immutables: usize,
     /// How often words came since the store was opened.
     pub(super) additions: u64,
 }
 
-impl Recent {
+impl WriteBuffer {
     /// `total` counts the bytes of all stores.
-    pub(super) fn new(total: Arc<AtomicUsize>) -> Recent {
-        Recent { state: Mutex::default(), has_words: AtomicBool::new(false), total }
+    pub(super) fn new(total: Arc<AtomicUsize>) -> WriteBuffer {
+        WriteBuffer { state: Mutex::default(), has_points: AtomicBool::new(false), total }
     }
 
     /// Takes the words of whole entries; says how many sealed pieces there are.
-    pub(super) fn add(&self, words: &Words<'_>) -> usize {
+    pub(super) fn add(&self, points: &PointWrites<'_>) -> usize {
         let mut state = self.state.lock();
-        self.has_words.store(true, Ordering::Release);
-        let before = state.fresh.bytes();
-        for words in words.0.chunks(AHEAD) {
-            state.fresh.expect(words.iter().map(|(family, key, _)| (*family, *key)));
-            for (family, key, word) in words {
-                state.fresh.put(*family, key, *word);
+        self.has_points.store(true, Ordering::Release);
+        let before = state.active.bytes();
+        for points in points.0.chunks(PREFETCH_RECORDS) {
+            state.active.prefetch(points.iter().map(|(family, key, _)| (*family, *key)));
+            for (family, key, point) in points {
+                state.active.put(*family, key, *point);
             }
         }
         state.additions += 1;
-        self.total.fetch_add(state.fresh.bytes() - before, Ordering::Relaxed);
-        state.sealed.0.len()
+        self.total.fetch_add(state.active.bytes() - before, Ordering::Relaxed);
+        state.immutables.0.len()
     }
 
     /// Whether there are too many pieces to add to them.
     pub(super) fn is_crowded(&self) -> bool {
-        self.state.lock().sealed.0.len() >= PIECES_MAX
+        self.state.lock().immutables.0.len() >= IMMUTABLES_MAX
     }
 
     /// The last word on a key.
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
-        if !self.has_words.load(Ordering::Acquire) {
+        if !self.has_points.load(Ordering::Acquire) {
             return None;
         }
         let state = self.state.lock();
-        let word = state.fresh.get(family, key).or_else(|| state.sealed.get(family, key))?;
-        Some(word.map(Bytes::copy_from_slice))
+        let point = state.active.get(family, key).or_else(|| state.immutables.get(family, key))?;
+        Some(point.map(Bytes::copy_from_slice))
     }
 
     /// All words so far, and what `at_once` gives, of one moment.
-    pub(super) fn seal<T>(&self, at_once: impl FnOnce() -> T) -> (Pieces, T) {
+    pub(super) fn make_immutable<T>(&self, at_once: impl FnOnce() -> T) -> (ImmutableMemtables, T) {
         let mut state = self.state.lock();
-        if !state.fresh.is_empty() {
-            let fresh = std::mem::take(&mut state.fresh);
-            state.sealed.0.push(Arc::new(fresh));
+        if !state.active.is_empty() {
+            let active = std::mem::take(&mut state.active);
+            state.immutables.0.push(Arc::new(active));
         }
-        (state.sealed.clone(), at_once())
+        (state.immutables.clone(), at_once())
     }
 
     /// RocksDB has the words of these pieces, the oldest.
-    pub(super) fn drained(&self, pieces: &Pieces) {
-        let gone: Pieces = {
+    pub(super) fn remove_written(&self, immutables: &ImmutableMemtables) {
+        let gone: ImmutableMemtables = {
             let mut state = self.state.lock();
-            let gone = state.sealed.0.drain(..pieces.0.len()).collect();
-            self.has_words
-                .store(!state.fresh.is_empty() || !state.sealed.is_empty(), Ordering::Release);
-            Pieces(gone)
+            let gone = state.immutables.0.drain(..immutables.0.len()).collect();
+            self.has_points
+                .store(!state.active.is_empty() || !state.immutables.is_empty(), Ordering::Release);
+            ImmutableMemtables(gone)
         };
         self.total.fetch_sub(gone.bytes(), Ordering::Relaxed);
     }
 
     /// What there is.
-    pub(super) fn amount(&self) -> Amount {
+    pub(super) fn size(&self) -> WriteBufferSize {
         let state = self.state.lock();
-        Amount {
-            bytes: state.fresh.bytes() + state.sealed.bytes(),
-            pieces: state.sealed.0.len(),
+        WriteBufferSize {
+            bytes: state.active.bytes() + state.immutables.bytes(),
+            immutables: state.immutables.0.len(),
             additions: state.additions,
         }
     }
 }
 
-impl Drop for Recent {
+impl Drop for WriteBuffer {
     fn drop(&mut self) {
-        self.total.fetch_sub(self.amount().bytes, Ordering::Relaxed);
+        self.total.fetch_sub(self.size().bytes, Ordering::Relaxed);
     }
 }
 
@@ -366,7 +366,7 @@ mod tests {
             for step in &steps {
                 let batch = write(step, &mut records).finish();
                 match step {
-                    Step::Drain => store.db().unwrap().drain(OnStall::Wait).unwrap(),
+                    Step::Drain => store.db().unwrap().write_memtables(OnStall::Wait).unwrap(),
                     Step::Flush => store.flush().unwrap(),
                     Step::Look => looks.push((store.snapshot().unwrap(), records.clone())),
                     _ => apply(batch),

@@ -298,7 +298,7 @@ async fn who_may_have_lost_something_is_suspected_until_cleared() {
     let (mut number, mut at) = (0, dir.path().join("0"));
     // Opens what was left, does something, and ends by closing or by a crash: with what
     // was on the disk at that moment.
-    let mut suspected = Vec::new();
+    let mut suspects_if_closed = Vec::new();
     let steps: [(Durability, bool, &[u64]); 9] = [
         (Durability::Os, true, &[]),
         (Durability::Os, false, &[]),
@@ -313,7 +313,7 @@ async fn who_may_have_lost_something_is_suspected_until_cleared() {
     ];
     for (durability, closes, cleared) in steps {
         let log = Log::open(options(&at, durability, 4096)).unwrap();
-        suspected.push((1..=4).filter(|id| log.is_suspect(*id)).collect::<Vec<_>>());
+        suspects_if_closed.push((1..=4).filter(|id| log.is_suspect(*id)).collect::<Vec<_>>());
         for id in 1..=2 {
             let mut group = log.group_log(id);
             let next = group.range().end.max(1);
@@ -334,5 +334,5 @@ async fn who_may_have_lost_something_is_suspected_until_cleared() {
         at = next;
     }
     let (none, all): (&[u64], &[u64]) = (&[], &[1, 2, 3, 4]);
-    assert_eq!(suspected, [none, none, all, &[2], &[2], &[2], none, none, all]);
+    assert_eq!(suspects_if_closed, [none, none, all, &[2], &[2], &[2], none, none, all]);
 }

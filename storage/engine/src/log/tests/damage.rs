@@ -1,6 +1,6 @@
 //! Damage is told apart from a torn tail, for every single byte, and says where it is.
 
-use super::super::record::{self, Kind, Place};
+use super::super::record::{self, RecordKind, RecordPosition};
 use super::super::{LogError, recover, segment};
 use super::*;
 
@@ -9,14 +9,15 @@ fn read(dir: &Path) -> Result<std::collections::BTreeMap<u64, Image>, LogError> 
     let recovered = recover::recover(&options(dir, Durability::Always, 4096))?;
     let mut images = std::collections::BTreeMap::new();
     for (id, group) in &recovered.groups {
-        let inside = group.inside.lock();
-        let reading = inside.reading(0, u64::MAX, u64::MAX);
+        let views = group.views.lock();
+        let reading = views.reading(0, u64::MAX, u64::MAX);
         let entries = reading
             .cold
             .iter()
-            .map(|(index, slot)| slot.read(*id, *index))
+            .map(|(index, location)| location.read(*id, *index))
             .collect::<Result<Vec<_>, _>>()?;
-        images.insert(*id, Image { vote: inside.front.vote, purged: inside.front.purged, entries });
+        images
+            .insert(*id, Image { vote: views.visible.vote, purged: views.visible.purged, entries });
     }
     Ok(images)
 }
@@ -123,14 +124,14 @@ async fn after_a_clean_close_damage_to_the_last_batch_is_an_error_too() {
 }
 
 /// A record as a later version might write it: whole, and of a kind that is not known.
-fn newer(place: Place, synced: u32) -> Vec<u8> {
+fn newer(position: RecordPosition, synced: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let len = record::put(&mut bytes, place, synced, Kind::Mark, 0, |body| {
+    let len = record::put(&mut bytes, position, synced, RecordKind::Mark, 0, |body| {
         body.extend_from_slice(b"news")
     }) as usize;
     bytes[12] = 0x1f;
     let crc =
-        crc32c::crc32c_append(record::seed(place, (len - record::HEADER) as u32), &bytes[8..]);
+        crc32c::crc32c_append(record::seed(position, (len - record::HEADER) as u32), &bytes[8..]);
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
     bytes
 }
@@ -144,7 +145,7 @@ async fn what_a_newer_version_wrote_is_an_error_and_never_cut_off() {
     let path = segments(dir.path()).pop().unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let number = segment::number_of(path.file_name().unwrap().to_str().unwrap()).unwrap();
-    let record = newer(Place { segment: number, offset: end }, end);
+    let record = newer(RecordPosition { segment: number, offset: end }, end);
     bytes[end as usize..end as usize + record.len()].copy_from_slice(&record);
     std::fs::write(&path, &bytes).unwrap();
     let said = read(dir.path()).unwrap_err();

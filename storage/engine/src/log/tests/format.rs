@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use super::super::record::{self, Kind, Place, State, Suspects};
+use super::super::record::{self, GroupHeader, RecordKind, RecordPosition, Suspects};
 use super::super::segment;
 use super::*;
 use crate::raft::types::{Membership, Node};
 use crate::vectors::assert_frozen;
 
-const PLACE: Place = Place { segment: 5, offset: 1000 };
+const PLACE: RecordPosition = RecordPosition { segment: 5, offset: 1000 };
 
-fn bytes(kind: Kind, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+fn bytes(kind: RecordKind, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut buf = Vec::new();
     record::put(&mut buf, PLACE, 28, kind, 0x0102, body);
     buf
@@ -29,42 +29,62 @@ fn records_are_frozen() {
     };
     let of = |payload| Entry { log_id: id, payload };
     let candidate = Vote { committed: false, ..vote(2) };
-    let state = State { vote: Some(vote(2)), purged: Some(id), committed: None, first: Some(10) };
-    let committed = State { committed: Some(id), ..State::default() };
+    let state =
+        GroupHeader { vote: Some(vote(2)), purged: Some(id), committed: None, first: Some(10) };
+    let committed = GroupHeader { committed: Some(id), ..GroupHeader::default() };
     let two = Suspects::These([7, 0x0102_0304].into());
     let now = [
-        ("blank entry", bytes(Kind::Entry, |b| record::put_entry(b, &of(EntryPayload::Blank)))),
-        ("entry of a batch", bytes(Kind::Entry, |b| record::put_entry(b, &entry(2, 9, "batch")))),
+        (
+            "blank entry",
+            bytes(RecordKind::Entry, |b| record::put_entry(b, &of(EntryPayload::Blank))),
+        ),
+        (
+            "entry of a batch",
+            bytes(RecordKind::Entry, |b| record::put_entry(b, &entry(2, 9, "batch"))),
+        ),
         (
             "entry of a membership, joint",
-            bytes(Kind::Entry, |b| record::put_entry(b, &of(members(&[&[3], &[3, 4]])))),
+            bytes(RecordKind::Entry, |b| record::put_entry(b, &of(members(&[&[3], &[3, 4]])))),
         ),
         (
             "moved entry of a membership",
-            bytes(Kind::Moved, |b| record::put_entry(b, &of(members(&[&[3]])))),
+            bytes(RecordKind::Relocated, |b| record::put_entry(b, &of(members(&[&[3]])))),
         ),
-        ("vote for a leader", bytes(Kind::Vote, |b| record::put_vote(b, &vote(2)))),
-        ("vote for a candidate", bytes(Kind::Vote, |b| record::put_vote(b, &candidate))),
+        ("vote for a leader", bytes(RecordKind::Vote, |b| record::put_vote(b, &vote(2)))),
+        ("vote for a candidate", bytes(RecordKind::Vote, |b| record::put_vote(b, &candidate))),
         (
             "committed",
-            bytes(Kind::Committed, |b| record::put_optional(b, Some(&id), record::put_log_id)),
+            bytes(RecordKind::Committed, |b| {
+                record::put_optional(b, Some(&id), record::put_log_id)
+            }),
         ),
         (
             "truncate after 7",
-            bytes(Kind::TruncateAfter, |b| record::put_optional(b, Some(&7), record::put_index)),
+            bytes(RecordKind::TruncateAfter, |b| {
+                record::put_optional(b, Some(&7), record::put_index)
+            }),
         ),
         (
             "truncate all",
-            bytes(Kind::TruncateAfter, |b| record::put_optional(b, None, record::put_index)),
+            bytes(RecordKind::TruncateAfter, |b| record::put_optional(b, None, record::put_index)),
         ),
-        ("purge", bytes(Kind::Purge, |b| record::put_log_id(b, &id))),
-        ("group state", bytes(Kind::State, |b| record::put_state(b, &state))),
-        ("group state, committed only", bytes(Kind::State, |b| record::put_state(b, &committed))),
-        ("destroy", bytes(Kind::Destroy, |_| {})),
-        ("mark", bytes(Kind::Mark, |_| {})),
-        ("no suspects", bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::default()))),
-        ("two suspects", bytes(Kind::Suspects, |b| record::put_suspects(b, &two))),
-        ("all are suspects", bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::All))),
+        ("purge", bytes(RecordKind::Purge, |b| record::put_log_id(b, &id))),
+        ("group state", bytes(RecordKind::GroupHeader, |b| record::put_group_header(b, &state))),
+        (
+            "group state, committed only",
+            bytes(RecordKind::GroupHeader, |b| record::put_group_header(b, &committed)),
+        ),
+        ("destroy", bytes(RecordKind::Destroy, |_| {})),
+        ("mark", bytes(RecordKind::Mark, |_| {})),
+        (
+            "no suspects",
+            bytes(RecordKind::Suspects, |b| record::put_suspects(b, &Suspects::default())),
+        ),
+        ("two suspects", bytes(RecordKind::Suspects, |b| record::put_suspects(b, &two))),
+        (
+            "all are suspects",
+            bytes(RecordKind::Suspects, |b| record::put_suspects(b, &Suspects::All)),
+        ),
         ("header of the first segment", segment::header(1, 0).to_vec()),
         ("header of segment 5", segment::header(5, 4000).to_vec()),
     ];
@@ -126,15 +146,15 @@ fn what_is_put_is_parsed() {
     proptest::proptest!(|(offset in 28u32.., segment: u64, synced in 0u32..28, group: u64, payload: Vec<u8>, term: u64, index: u64)| {
         let entry = entry(term, index, payload);
         let mut buf = Vec::new();
-        let place = Place { segment, offset };
-        let len = record::put(&mut buf, place, synced, Kind::Entry, group, |b| record::put_entry(b, &entry));
+        let position = RecordPosition { segment, offset };
+        let len = record::put(&mut buf, position, synced, RecordKind::Entry, group, |b| record::put_entry(b, &entry));
         proptest::prop_assert_eq!(len as usize, buf.len());
         proptest::prop_assert!(buf.len() <= record::entry_len(&entry));
-        let raw = record::parse(&buf, place).unwrap();
-        proptest::prop_assert_eq!((raw.synced, raw.kind, raw.group), (synced, Kind::Entry, group));
+        let raw = record::parse(&buf, position).unwrap();
+        proptest::prop_assert_eq!((raw.synced, raw.kind, raw.group), (synced, RecordKind::Entry, group));
         let body = Bytes::copy_from_slice(raw.body);
         proptest::prop_assert_eq!(record::entry(&body).unwrap(), entry);
-        let elsewhere = Place { segment, offset: offset ^ 1 };
+        let elsewhere = RecordPosition { segment, offset: offset ^ 1 };
         proptest::prop_assert!(record::parse(&buf, elsewhere).is_err(), "valid at one place only");
     });
 }
@@ -142,7 +162,7 @@ fn what_is_put_is_parsed() {
 #[test]
 fn any_bytes_decode_or_say_why() {
     bolero::check!().with_type::<(u32, Vec<u8>)>().for_each(|(offset, bytes)| {
-        let _ = record::parse(bytes, Place { segment: 1, offset: *offset });
+        let _ = record::parse(bytes, RecordPosition { segment: 1, offset: *offset });
         let _ = segment::read_header(bytes, 1);
         decode(bytes);
     });
@@ -151,24 +171,25 @@ fn any_bytes_decode_or_say_why() {
 /// Bodies behind a right checksum, so that the fuzzer gets past it.
 fn decode(bytes: &[u8]) {
     let _ = record::entry(&Bytes::copy_from_slice(bytes));
-    let body = || record::Body(bytes);
-    let _ = (body().vote(), body().log_id(), body().state(), body().index(), body().suspects());
+    let body = || record::BodyReader(bytes);
+    let _ =
+        (body().vote(), body().log_id(), body().group_header(), body().index(), body().suspects());
 }
 
 /// Any records in any order recover to something or an error, never a panic.
 #[test]
 fn any_records_recover_or_say_why() {
     let kinds = [
-        Kind::Entry,
-        Kind::Moved,
-        Kind::Vote,
-        Kind::Committed,
-        Kind::TruncateAfter,
-        Kind::Purge,
-        Kind::State,
-        Kind::Destroy,
-        Kind::Mark,
-        Kind::Suspects,
+        RecordKind::Entry,
+        RecordKind::Relocated,
+        RecordKind::Vote,
+        RecordKind::Committed,
+        RecordKind::TruncateAfter,
+        RecordKind::Purge,
+        RecordKind::GroupHeader,
+        RecordKind::Destroy,
+        RecordKind::Mark,
+        RecordKind::Suspects,
     ];
     let dir = tempfile::tempdir().unwrap();
     bolero::check!().with_iterations(2000).with_type::<Vec<(u8, u8, u8, Vec<u8>)>>().for_each(
@@ -176,26 +197,27 @@ fn any_records_recover_or_say_why() {
             let mut file = segment::header(1, 0).to_vec();
             for (kind, term, index, rest) in records {
                 let kind = kinds[*kind as usize % kinds.len()];
-                let place = Place { segment: 1, offset: file.len() as u32 };
+                let position = RecordPosition { segment: 1, offset: file.len() as u32 };
                 let id = log_id(u64::from(term % 3), u64::from(index % 8));
-                record::put(&mut file, place, 0, kind, u64::from(*term % 2), |b| match kind {
+                record::put(&mut file, position, 0, kind, u64::from(*term % 2), |b| match kind {
                     _ if rest.len() > 3 => b.extend_from_slice(rest),
-                    Kind::Entry | Kind::Moved => {
+                    RecordKind::Entry | RecordKind::Relocated => {
                         record::put_entry(b, &Entry { log_id: id, payload: EntryPayload::Blank })
                     }
-                    Kind::Vote => record::put_vote(b, &vote(id.index)),
-                    Kind::Committed => record::put_optional(b, Some(&id), record::put_log_id),
-                    Kind::TruncateAfter => {
+                    RecordKind::Vote => record::put_vote(b, &vote(id.index)),
+                    RecordKind::Committed => record::put_optional(b, Some(&id), record::put_log_id),
+                    RecordKind::TruncateAfter => {
                         record::put_optional(b, Some(&id.index), record::put_index)
                     }
-                    Kind::Purge => record::put_log_id(b, &id),
-                    Kind::State => {
-                        record::put_state(b, &State { first: Some(id.index), ..State::default() })
-                    }
-                    Kind::Suspects => {
+                    RecordKind::Purge => record::put_log_id(b, &id),
+                    RecordKind::GroupHeader => record::put_group_header(
+                        b,
+                        &GroupHeader { first: Some(id.index), ..GroupHeader::default() },
+                    ),
+                    RecordKind::Suspects => {
                         record::put_suspects(b, &Suspects::These([u64::from(*index)].into()))
                     }
-                    Kind::Destroy | Kind::Mark => {}
+                    RecordKind::Destroy | RecordKind::Mark => {}
                 });
             }
             let path = dir.path().join(segment::file_name(1));

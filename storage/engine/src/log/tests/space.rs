@@ -33,7 +33,7 @@ async fn endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entr
             }
         }
         eventually("the segments go", || segments(dir.path()).len() <= 8).await;
-        assert!(log.stats().moved() >= 10);
+        assert!(log.stats().relocated() >= 10);
         let expected = (image(&log, 1).await, image(&log, 2).await);
         assert_eq!(expected.0.entries.len(), 10);
         log.flush().await.unwrap();
