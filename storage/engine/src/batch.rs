@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_follows_its_predecessor_only() {
+    fn a_batch_follows_only_the_one_it_depends_on() {
         let at = |chain, position| BatchDependency { term: 1, chain, position };
         assert!(at(1, 0).follows(None) && at(1, 0).follows(Some(at(0, 5))));
         assert!(at(1, 2).follows(Some(at(1, 1))));
@@ -520,7 +520,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read(records in proptest::collection::vec((0u8..3, 1u8..3, "[a-z]{1,300}", any::<Vec<u8>>()), 0..20)) {
+        fn written_records_are_read_back(records in proptest::collection::vec((0u8..3, 1u8..3, "[a-z]{1,300}", any::<Vec<u8>>()), 0..20)) {
             let mut writer = BatchWriter::new();
             for (kind, family, key, value) in &records {
                 let family = Family::from_byte(*family).unwrap();

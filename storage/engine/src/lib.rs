@@ -25,7 +25,7 @@
 //! - What is on disk is the state after some whole entry (`tests/store.rs`,
 //!   `a_crash_loses_whole_entries_only`).
 //! - The log is never purged beyond what was flushed (`tests/machine.rs`,
-//!   `what_is_purged_was_flushed`).
+//!   `only_flushed_entries_are_purged`).
 //! - Whoever is confirmed as the leader sees all that was acknowledged, whatever restarts
 //!   or is cut off (`tests/raft_leases.rs`).
 //! - A state that was received is whole, or it is not installed (`tests/raft_states.rs`).

@@ -31,23 +31,23 @@
 //!
 //! # Invariants
 //! - A callback says `Ok` only after what it stands for is written, and with
-//!   `Durability::Always` synced (`what_was_acknowledged_survives`).
+//!   `Durability::Always` synced (`acknowledged_writes_survive_crashes`).
 //! - A segment with a successor is complete and on the disk.
 //! - A segment is removed only after all that makes it unneeded is on the disk
-//!   (`endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entries`).
+//!   (`log_stays_bounded_while_an_idle_group_needs_old_entries`).
 //! - Damage is never skipped
-//!   (`every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch`).
+//!   (`every_flipped_byte_is_an_error_or_cuts_the_last_batch`).
 //! - Whoever may have lost what it acknowledged is suspected until it is cleared, by
-//!   later processes too (`who_may_have_lost_something_is_suspected_until_cleared`).
+//!   later processes too (`groups_that_may_lack_entries_stay_suspects_until_cleared`).
 //! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned
 //!   (Linux drops the dirty pages, a second try would lie;
 //!   `after_a_failed_fsync_nothing_is_acknowledged`,
-//!   `a_failed_fsync_fails_everybody_who_syncs_after_it`).
+//!   `a_failed_fsync_fails_every_later_sync`).
 //! - What a start finds beyond the last known sync is written again before it is
 //!   believed: it may stand in the page cache alone
-//!   (`what_a_failed_fsync_left_is_written_again_at_the_next_start`).
+//!   (`bytes_of_a_failed_fsync_are_rewritten_at_the_next_start`).
 //! - What waits for the disk is bounded
-//!   (`a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed`).
+//!   (`slow_disk_refuses_before_anything_is_proposed`).
 //!
 //! # Not here
 //! The lock that keeps a second process out: it covers the whole node's directory and is

@@ -159,7 +159,7 @@ fn cells_of_generations_that_are_not_given_yet_are_kept() {
 }
 
 #[test]
-fn readers_see_whole_rows_while_rows_are_replaced_and_swept() {
+fn readers_see_whole_rows_while_compaction_drops_old_ones() {
     let mut fixture = Fixture::new();
     fixture.create(b'a', 200);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));

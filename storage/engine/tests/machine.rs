@@ -100,7 +100,7 @@ fn tree_bytes(path: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_the_loss_of_the_memtables() {
+async fn acknowledged_writes_survive_the_loss_of_memtables() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
     for key in 0..300 {
@@ -128,7 +128,7 @@ async fn what_was_acknowledged_survives_the_loss_of_the_memtables() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_purged_was_flushed() {
+async fn only_flushed_entries_are_purged() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
     let policy = LogPolicy {
@@ -177,7 +177,7 @@ async fn what_is_purged_was_flushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_flush_does_not_bring_about_the_next() {
+async fn a_flush_does_not_cause_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
     let policy = LogPolicy { bytes_max: 4 << 20, entries_max: u64::MAX, ..LogPolicy::default() };

@@ -87,7 +87,7 @@ fn a_damaged_entry_changes_nothing() {
 }
 
 #[test]
-fn what_is_flushed_is_told_from_what_is_applied() {
+fn flushed_and_applied_indexes_differ_until_a_flush() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&shared(), directory.path()).unwrap();
     assert_eq!(store.applied().unwrap(), None);
@@ -106,7 +106,7 @@ fn what_is_flushed_is_told_from_what_is_applied() {
 }
 
 #[test]
-fn what_rocksdb_flushes_by_itself_is_known() {
+fn flushes_that_rocksdb_starts_are_known() {
     let directory = tempfile::tempdir().unwrap();
     let small =
         SharedResources::new(StoreSettings { memtable_bytes: 1 << 20, ..StoreSettings::default() })
@@ -211,7 +211,7 @@ fn a_closed_store_reopens_where_it_was() {
 }
 
 #[test]
-fn a_state_is_installed_under_its_readers() {
+fn a_checkpoint_is_installed_while_readers_read() {
     let directory = tempfile::tempdir().unwrap();
     let shared = shared();
     let source = Store::open(&shared, directory.path().join("source")).unwrap();
@@ -322,7 +322,7 @@ fn drained(shared: &SharedResources) {
 }
 
 #[test]
-fn what_is_applied_gets_to_the_memtables_by_itself() {
+fn applied_entries_reach_the_memtables_automatically() {
     let directory = tempfile::tempdir().unwrap();
     let shared = shared();
     let stores: Vec<Store> = (0..3)
@@ -347,7 +347,7 @@ fn what_is_applied_gets_to_the_memtables_by_itself() {
 }
 
 #[test]
-fn a_store_that_is_let_go_can_be_opened_at_once() {
+fn a_dropped_store_can_be_opened_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let shared = shared();
     for index in 1..=40 {
@@ -405,7 +405,7 @@ fn many_stores_with_little_in_each_are_not_flushed_for_it() {
 }
 
 #[test]
-fn a_store_that_rests_is_flushed() {
+fn an_idle_store_is_flushed() {
     let directory = tempfile::tempdir().unwrap();
     let shared = shared();
     let store = Store::open(&shared, directory.path()).unwrap();
@@ -428,7 +428,7 @@ fn a_store_that_rests_is_flushed() {
 /// Of a million new keys tens of thousands of looks find a filter wrong; the blocks that
 /// they read would fill the cache.
 #[test]
-fn looks_before_new_records_keep_no_blocks_and_deleted_files_none() {
+fn reads_before_inserts_do_not_fill_the_block_cache() {
     const RECORDS: u32 = 20_000;
     let directory = tempfile::tempdir().unwrap();
     let shared = shared();

@@ -7,9 +7,9 @@
 //!
 //! # Invariants
 //! - A sync that hangs is seen while it hangs, not when it ends
-//!   (`a_sync_that_hangs_is_an_ailment_while_it_hangs`).
+//!   (`a_hanging_sync_is_a_disk_problem_while_it_hangs`).
 //! - Who was ailing says so for a minute after it is well
-//!   (`who_was_ailing_says_so_for_a_minute`).
+//!   (`a_disk_problem_is_recent_for_a_minute`).
 
 use std::fmt;
 use std::fs::File;
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sync_that_hangs_is_an_ailment_while_it_hangs() {
+    fn a_hanging_sync_is_a_disk_problem_while_it_hangs() {
         let (watch, start) = (DiskMonitor::new(), Instant::now());
         let began = watch.begin(start);
         assert_eq!(watch.disk_problem(start + SLOW_FSYNC_MIN, None), None);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_ailing_says_so_for_a_minute() {
+    fn a_disk_problem_is_recent_for_a_minute() {
         let (watch, start) = (DiskMonitor::new(), Instant::now());
         let late = start + SLOW_FSYNC_MIN * 2;
         watch.end(watch.begin(start), late);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_is_nearly_full_is_ailing() {
+    fn a_nearly_full_disk_is_a_disk_problem() {
         #[derive(Debug)]
         struct Filling(AtomicU64);
         impl Disk for Filling {

@@ -10,7 +10,7 @@
 //! - Entries are contiguous: indexes `first..next`, no holes.
 //! - An entry that `DurableLog` does not hold is in the cache; so the cache, which is the tail
 //!   of the log, never lets go of an entry at or beyond `written`. Held by
-//!   `what_was_acknowledged_survives`, whose caches are tiny.
+//!   `acknowledged_writes_survive_crashes`, whose caches are tiny.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
@@ -391,10 +391,10 @@ impl GroupViews {
 
     /// The entries of `from..to` that are there, from the front, as many as `bytes_max`
     /// allows and at least one.
-    pub(crate) fn reading(&self, from: u64, to: u64, bytes_max: u64) -> ReadPlan {
+    pub(crate) fn plan_read(&self, from: u64, to: u64, bytes_max: u64) -> ReadPlan {
         let visible = &self.visible;
         let (from, to) = (from.max(visible.first), to.min(visible.next));
-        let mut reading = ReadPlan::default();
+        let mut plan = ReadPlan::default();
         let cache_first = visible.next - visible.cache.len() as u64;
         let mut bytes = 0;
         for index in from..to {
@@ -406,17 +406,17 @@ impl GroupViews {
                 if before > 0 && bytes > bytes_max {
                     break;
                 }
-                reading.cold.push((index, location.clone()));
+                plan.cold.push((index, location.clone()));
             } else {
                 let entry = &visible.cache[(index - cache_first) as usize];
                 bytes += cache_cost(entry);
                 if before > 0 && bytes > bytes_max {
                     break;
                 }
-                reading.hot.push(entry.clone());
+                plan.hot.push(entry.clone());
             }
         }
-        reading
+        plan
     }
 }
 
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_lacks_what_is_committed_is_told_by_its_ids() {
+    fn a_leader_without_committed_entries_is_detected_by_log_ids() {
         // Entries up to 3 are gone, 4 to 6 are of term 2, 7 to 9 of term 5; up to 8 all
         // is committed.
         let leaders = VecDeque::from([(4, id(2, 4).leader_id), (7, id(5, 7).leader_id)]);

@@ -25,10 +25,10 @@
 //! # Invariants
 //! - What is left to a thread is written before it sleeps, by it or by the log's own
 //!   thread (`log/tests/threads.rs`,
-//!   `appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other`).
+//!   `appends_are_deferred_only_to_a_thread_about_to_park`).
 //! - Whoever writes takes the whole queue while holding the writer: a group's records are
 //!   in the order of its ops
-//!   (`groups_that_are_written_before_sleep_do_not_disturb_each_other`).
+//!   (`groups_written_on_park_do_not_disturb_each_other`).
 //! - A disk that stalls holds up one thread, once, and the runtime for less than a
 //!   heartbeat (`a_disk_that_stalls_holds_up_one_thread_once`).
 

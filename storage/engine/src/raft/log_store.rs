@@ -250,7 +250,7 @@ impl GroupLog {
     }
 
     async fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
-        let ReadPlan { cold, hot } = self.group.views.lock().reading(from, to, bytes_max);
+        let ReadPlan { cold, hot } = self.group.views.lock().plan_read(from, to, bytes_max);
         if cold.is_empty() {
             return Ok(hot);
         }

@@ -17,7 +17,7 @@
 //! announced.
 //!
 //! # Invariants
-//! - The log is never purged beyond the flushed entry (`what_is_purged_was_flushed`).
+//! - The log is never purged beyond the flushed entry (`only_flushed_entries_are_purged`).
 //! - openraft hears of no state on disk that is newer than what it has handed over
 //!   (`an_installed_state_is_named_as_it_was_announced`).
 //! - A full disk stops nobody: an entry waits until it can be written

@@ -12,13 +12,13 @@
 //! have to lead, and others may be behind.
 //!
 //! # Invariants
-//! - What is purged was flushed (`tests/machine.rs`, `what_is_purged_was_flushed`).
+//! - What is purged was flushed (`tests/machine.rs`, `only_flushed_entries_are_purged`).
 //! - All groups of a process together keep no more than they may
 //!   (`many_groups_share_what_may_be_kept`).
 //! - What a follower lacks that was heard of lately is kept (`tests/raft_states.rs`,
 //!   `the_log_is_kept_for_the_slowest_that_is_there`).
 //! - A flush is asked for when the policy says so, and never because of another flush
-//!   (`one_flush_does_not_bring_about_the_next`, there).
+//!   (`a_flush_does_not_cause_the_next`, there).
 
 use std::collections::VecDeque;
 use std::sync::Arc;

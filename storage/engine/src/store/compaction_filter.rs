@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_past_is_kept_until_the_stamp_is_on_disk_and_the_oldest_reader_has_it() {
+    fn expired_data_stays_until_disk_and_oldest_reader_are_past_it() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open_with_filter(
             &SharedResources::new(StoreSettings::default()).unwrap(),

@@ -104,7 +104,7 @@ pub(super) fn is_no_space(text: &str) -> bool {
         "File too large",
     ]
     .iter()
-    .any(|points| text.contains(points))
+    .any(|phrase| text.contains(phrase))
 }
 
 /// A file that the manifest names and the directory has not.
@@ -115,8 +115,8 @@ fn missing_part(text: &str) -> bool {
 /// The file that RocksDB's message names: its first word that looks like one of a store's
 /// files.
 pub(super) fn named_file(text: &str) -> Option<String> {
-    let looks_like_one = |point: &&str| {
-        let name = point.rsplit('/').next().unwrap_or(point);
+    let looks_like_one = |word: &&str| {
+        let name = word.rsplit('/').next().unwrap_or(word);
         name.ends_with(".sst")
             || name.starts_with("MANIFEST-")
             || name == "CURRENT"
@@ -125,7 +125,7 @@ pub(super) fn named_file(text: &str) -> Option<String> {
             || name.starts_with("OPTIONS-")
     };
     text.split_whitespace()
-        .map(|point| point.trim_matches(|c: char| ",;:()'\"".contains(c)))
+        .map(|word| word.trim_matches(|c: char| ",;:()'\"".contains(c)))
         .find(looks_like_one)
         .map(str::to_owned)
 }

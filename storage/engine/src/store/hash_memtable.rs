@@ -6,8 +6,8 @@
 //!
 //! # Invariants
 //! - The last word on a key is the one that is found, by key and in order
-//!   (`a_piece_is_a_map`).
-//! - What is overwritten takes no more room (`what_is_overwritten_takes_no_more_room`),
+//!   (`a_hash_memtable_is_a_map`).
+//! - What is overwritten takes no more room (`overwriting_takes_no_more_room`),
 //!   and all room is counted (`bytes_are_what_is_held`).
 //!
 //! # Layout
@@ -129,7 +129,7 @@ impl HashMemtable {
         let begin = if from.is_empty() { 0 } else { upto(from) };
         let end = if to.is_empty() { sorted.len() } else { upto(to) };
         MemtableRange {
-            piece: self,
+            memtable: self,
             addresses: sorted.get(begin..end).unwrap_or_default(),
             reverse,
         }
@@ -239,7 +239,7 @@ fn spread(hash: u32) -> u64 {
 
 /// A part of a piece, in order.
 pub(super) struct MemtableRange<'a> {
-    piece: &'a HashMemtable,
+    memtable: &'a HashMemtable,
     addresses: &'a [(u64, RecordAddress)],
     reverse: bool,
 }
@@ -253,7 +253,7 @@ impl<'a> Iterator for MemtableRange<'a> {
         } else {
             self.addresses.split_off_first()
         }?;
-        Some((self.piece.key(*address), self.piece.point(*address)))
+        Some((self.memtable.key(*address), self.memtable.point(*address)))
     }
 }
 
@@ -277,54 +277,54 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         #[test]
-        fn a_piece_is_a_map(
+        fn a_hash_memtable_is_a_map(
             points in prop::collection::vec((prop::sample::select(&Family::ALL[..]), "[a-d]{0,9}", point()), 0..300),
             from in "[a-d]{0,2}", to in "[a-d]{0,2}",
         ) {
-            let (mut piece, mut map) = (HashMemtable::default(), BTreeMap::new());
+            let (mut memtable, mut map) = (HashMemtable::default(), BTreeMap::new());
             for (family, key, point) in &points {
-                piece.put(*family, key.as_bytes(), point.as_deref());
+                memtable.put(*family, key.as_bytes(), point.as_deref());
                 map.insert((*family, key.as_bytes()), point.as_deref());
-                prop_assert_eq!(piece.get(*family, key.as_bytes()), Some(point.as_deref()));
+                prop_assert_eq!(memtable.get(*family, key.as_bytes()), Some(point.as_deref()));
             }
             for ((family, key), point) in &map {
-                prop_assert_eq!(piece.get(*family, key), Some(*point));
+                prop_assert_eq!(memtable.get(*family, key), Some(*point));
             }
             for family in Family::ALL {
                 let within = |key: &[u8]| key >= from.as_bytes() && (to.is_empty() || key < to.as_bytes());
                 let expected: Vec<_> = map.iter().filter(|((of, key), _)| *of == family && within(key)).map(|((_, key), point)| (*key, *point)).collect();
-                let found: Vec<_> = piece.range(family, from.as_bytes(), to.as_bytes(), false).collect();
+                let found: Vec<_> = memtable.range(family, from.as_bytes(), to.as_bytes(), false).collect();
                 prop_assert_eq!(&found, &expected);
-                let mut back: Vec<_> = piece.range(family, from.as_bytes(), to.as_bytes(), true).collect();
+                let mut back: Vec<_> = memtable.range(family, from.as_bytes(), to.as_bytes(), true).collect();
                 back.reverse();
                 prop_assert_eq!(&back, &expected);
-                prop_assert_eq!(piece.get(family, b"z"), None);
+                prop_assert_eq!(memtable.get(family, b"z"), None);
             }
         }
     }
 
     #[test]
-    fn what_is_overwritten_takes_no_more_room() {
-        let mut piece = HashMemtable::default();
-        piece.put(Family::Head, b"counter", Some(b"1"));
-        let bytes = piece.bytes();
+    fn overwriting_takes_no_more_room() {
+        let mut memtable = HashMemtable::default();
+        memtable.put(Family::Head, b"counter", Some(b"1"));
+        let bytes = memtable.bytes();
         for value in 0..1_000_000u32 {
-            piece.put(Family::Head, b"counter", Some(value.to_string().as_bytes()));
+            memtable.put(Family::Head, b"counter", Some(value.to_string().as_bytes()));
         }
-        piece.put(Family::Head, b"counter", None);
-        assert_eq!((piece.bytes(), piece.get(Family::Head, b"counter")), (bytes, Some(None)));
+        memtable.put(Family::Head, b"counter", None);
+        assert_eq!((memtable.bytes(), memtable.get(Family::Head, b"counter")), (bytes, Some(None)));
     }
 
     #[test]
     fn bytes_are_what_is_held() {
-        let mut piece = HashMemtable::default();
-        assert_eq!(piece.bytes(), 0);
+        let mut memtable = HashMemtable::default();
+        assert_eq!(memtable.bytes(), 0);
         for key in 0..10_000u32 {
-            piece.put(Family::Cell, &key.to_be_bytes(), Some(&[0; 64]));
+            memtable.put(Family::Cell, &key.to_be_bytes(), Some(&[0; 64]));
         }
         let held = 10_000 * (HEADER_BYTES + 4 + 64);
-        assert!((held..held * 2).contains(&piece.bytes()), "{} of {held}", piece.bytes());
-        piece.put(Family::Cell, b"large", Some(&vec![0; 1 << 20]));
-        assert!(piece.bytes() > held + (1 << 20));
+        assert!((held..held * 2).contains(&memtable.bytes()), "{} of {held}", memtable.bytes());
+        memtable.put(Family::Cell, b"large", Some(&vec![0; 1 << 20]));
+        assert!(memtable.bytes() > held + (1 << 20));
     }
 }

@@ -6,11 +6,11 @@
 //! then, and nothing has to be replayed.
 //!
 //! # Invariants
-//! - What waits has a bound, over all stores together (`what_waits_has_a_bound`).
+//! - What waits has a bound, over all stores together (`the_write_buffer_is_bounded`).
 //! - A store with words in front of its memtables is due (`tests/store.rs`,
-//!   `what_is_applied_gets_to_the_memtables_by_itself`).
+//!   `applied_entries_reach_the_memtables_automatically`).
 //! - Once a store is retired nobody here holds its database: it can be opened again at
-//!   once (`a_store_that_is_let_go_can_be_opened_at_once`, there).
+//!   once (`a_dropped_store_can_be_opened_at_once`, there).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -248,7 +248,7 @@ mod tests {
     use crate::store::{EntryWrite, OnStall, SharedResources, Store, StoreSettings};
 
     #[test]
-    fn memtables_and_what_precedes_them_share_what_there_is() {
+    fn memtables_and_write_buffer_share_the_budget() {
         for all in [1 << 20, 8 << 20, 40 << 20, 107 << 20, 512 << 20, 1 << 30] {
             let state =
                 WriterState { budget: all - write_buffer_part(all), ..WriterState::default() };
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_has_a_bound() {
+    fn the_write_buffer_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let shared = SharedResources::new(StoreSettings::default()).unwrap();
         let store = Store::open(&shared, directory.path()).unwrap();

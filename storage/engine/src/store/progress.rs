@@ -7,7 +7,7 @@
 //! # Invariants
 //! - What is said to be on disk is on disk: it is what RocksDB reads with its memtables
 //!   left out, at some moment before (`tests/store.rs`,
-//!   `what_rocksdb_flushes_by_itself_is_known`).
+//!   `flushes_that_rocksdb_starts_are_known`).
 
 use std::ffi::{CStr, c_char};
 

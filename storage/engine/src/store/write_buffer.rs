@@ -13,7 +13,7 @@
 //!
 //! # Invariants
 //! - A piece leaves only when RocksDB has its words: every state is found in the pieces
-//!   and RocksDB together, at any moment (`reads_are_as_without_pieces`).
+//!   and RocksDB together, at any moment (`reads_are_as_without_a_write_buffer`).
 //! - A piece holds whole entries, and pieces are drained from the oldest on, all their
 //!   families at once: RocksDB holds the state after some whole entry (`tests/store.rs`,
 //!   `a_crash_loses_whole_entries_only`).
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_as_without_pieces() {
+    fn reads_are_as_without_a_write_buffer() {
         let directory = tempfile::tempdir().unwrap();
         let store =
             Store::open(&SharedResources::new(StoreSettings::default()).unwrap(), directory.path())

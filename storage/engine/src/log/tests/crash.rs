@@ -134,7 +134,7 @@ fn mangle(dice: &mut Dice, dir: &Path, synced: u32, end: u32) {
 
 /// Invariant: a callback says `Ok` only after what it stands for is durable.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives() {
+async fn acknowledged_writes_survive_crashes() {
     for seed in seeds(60) {
         println!("seed {seed}; replay with BRIDLE_TEST_SEED={seed}");
         let dice = &mut Dice::new(seed);
@@ -263,7 +263,7 @@ async fn a_hole_is_refused() {
 }
 
 #[tokio::test]
-async fn what_was_cut_off_does_not_come_back_behind_a_new_entry_of_the_same_size() {
+async fn cut_records_stay_gone_behind_a_new_entry_of_their_size() {
     let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let log = Log::open(options(live.path(), Durability::Os, 64 << 10)).unwrap();
     append(
@@ -293,7 +293,7 @@ async fn what_was_cut_off_does_not_come_back_behind_a_new_entry_of_the_same_size
 /// A process that acknowledges before it syncs suspects all after it if it does not close
 /// its log, and who was not cleared remains a suspect.
 #[tokio::test]
-async fn who_may_have_lost_something_is_suspected_until_cleared() {
+async fn groups_that_may_lack_entries_stay_suspects_until_cleared() {
     let dir = tempfile::tempdir().unwrap();
     let (mut number, mut at) = (0, dir.path().join("0"));
     // Opens what was left, does something, and ends by closing or by a crash: with what

@@ -10,8 +10,8 @@ fn read(dir: &Path) -> Result<std::collections::BTreeMap<u64, Image>, LogError> 
     let mut images = std::collections::BTreeMap::new();
     for (id, group) in &recovered.groups {
         let views = group.views.lock();
-        let reading = views.reading(0, u64::MAX, u64::MAX);
-        let entries = reading
+        let plan_read = views.plan_read(0, u64::MAX, u64::MAX);
+        let entries = plan_read
             .cold
             .iter()
             .map(|(index, location)| location.read(*id, *index))
@@ -47,7 +47,7 @@ async fn small_log(log: &Arc<Log>) -> u32 {
 }
 
 #[tokio::test]
-async fn every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch() {
+async fn every_flipped_byte_is_an_error_or_cuts_the_last_batch() {
     let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let log = Log::open(options(live.path(), Durability::Always, 4096)).unwrap();
     let last_batch = small_log(&log).await as usize;
@@ -137,7 +137,7 @@ fn newer(position: RecordPosition, synced: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_a_newer_version_wrote_is_an_error_and_never_cut_off() {
+async fn records_of_a_newer_version_are_an_error_and_never_cut() {
     let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let log = Log::open(options(live.path(), Durability::Always, 4096)).unwrap();
     small_log(&log).await;
@@ -162,7 +162,7 @@ async fn what_a_newer_version_wrote_is_an_error_and_never_cut_off() {
 }
 
 #[tokio::test]
-async fn a_tail_that_claims_to_be_full_of_large_records_is_read_in_a_moment() {
+async fn tail_that_claims_many_large_records_is_read_quickly() {
     let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let size = 16 << 20;
     let log = Log::open(options(live.path(), Durability::Always, size)).unwrap();
@@ -198,7 +198,7 @@ async fn a_missing_segment_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_record_that_a_client_stored_as_a_value_is_not_taken_for_one() {
+async fn a_record_stored_as_a_value_is_not_taken_for_one() {
     let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let log = Log::open(options(live.path(), Durability::Always, 64 << 10)).unwrap();
     let mut group = log.group_log(1);
@@ -216,7 +216,7 @@ async fn a_record_that_a_client_stored_as_a_value_is_not_taken_for_one() {
 }
 
 #[tokio::test]
-async fn an_entry_that_went_bad_while_running_is_an_error_that_names_file_and_offset() {
+async fn damage_while_running_is_an_error_with_file_and_offset() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::open(LogOptions {
         tail_bytes_max: 0,

@@ -59,7 +59,7 @@ fn on(disk: &Arc<Sick>, dir: &Path) -> LogOptions {
 }
 
 #[test]
-fn a_failed_fsync_fails_everybody_who_syncs_after_it() {
+fn a_failed_fsync_fails_every_later_sync() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(segment::file_name(1));
     let file = std::fs::File::create_new(&path).unwrap();
@@ -79,7 +79,7 @@ fn a_failed_fsync_fails_everybody_who_syncs_after_it() {
 }
 
 #[tokio::test]
-async fn what_a_failed_fsync_left_is_written_again_at_the_next_start() {
+async fn bytes_of_a_failed_fsync_are_rewritten_at_the_next_start() {
     let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(Sick::default()));
     let log = Log::open(on(&disk, dir.path())).unwrap();
     let mut group = log.group_log(1);
@@ -106,7 +106,7 @@ async fn what_a_failed_fsync_left_is_written_again_at_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed() {
+async fn slow_disk_refuses_before_anything_is_proposed() {
     let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(Sick::default()));
     let log = Log::open(LogOptions {
         unwritten_bytes_max: 20_000,
@@ -190,7 +190,7 @@ fn a_disk_that_stalls_holds_up_one_thread_once() {
 }
 
 #[tokio::test]
-async fn a_log_that_rests_says_that_all_of_it_is_on_the_disk() {
+async fn an_idle_log_is_marked_as_synced() {
     let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let log = Log::open(options(live.path(), Durability::Always, 64 << 10)).unwrap();
     append(&mut log.group_log(1), vec![entry(1, 1, "the last batch")]).await;

@@ -142,7 +142,7 @@ async fn segments_are_frozen() {
 
 /// Any record is read back as it was written.
 #[test]
-fn what_is_put_is_parsed() {
+fn records_that_are_put_are_parsed() {
     proptest::proptest!(|(offset in 28u32.., segment: u64, synced in 0u32..28, group: u64, payload: Vec<u8>, term: u64, index: u64)| {
         let entry = entry(term, index, payload);
         let mut buf = Vec::new();

@@ -15,7 +15,7 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entries() {
+async fn log_stays_bounded_while_an_idle_group_needs_old_entries() {
     for durability in
         [Durability::Always, Durability::Os, Durability::Interval(Duration::from_millis(5))]
     {
@@ -86,7 +86,7 @@ async fn a_segment_that_nobody_needs_becomes_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_told_before_proposing_and_what_was_accepted_waits_for_space() {
+async fn full_disk_refuses_proposals_and_accepted_writes_wait() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::open(LogOptions {
         tail_bytes_max: 0,

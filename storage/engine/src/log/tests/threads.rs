@@ -60,7 +60,7 @@ fn runtime(threads: usize, write_on_park: &WriteOnPark) -> tokio::runtime::Runti
 }
 
 #[test]
-fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
+fn groups_written_on_park_do_not_disturb_each_other() {
     for threads in [1, 4] {
         let dir = tempfile::tempdir().unwrap();
         let write_on_park = WriteOnPark::default();
@@ -93,7 +93,7 @@ fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
 
 /// This thread takes the part of one that sleeps now and then.
 #[tokio::test]
-async fn appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other() {
+async fn appends_are_deferred_only_to_a_thread_about_to_park() {
     let dir = tempfile::tempdir().unwrap();
     let write_on_park = WriteOnPark::default();
     let options = LogOptions {
