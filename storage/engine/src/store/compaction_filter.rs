@@ -279,7 +279,7 @@ impl CellFilter {
             return false;
         }
         let stamp_ms = context.stamp_ms;
-        let buried = |owner| match owner {
+        let buried = |cells| match cells {
             Owner::Generation(alive, until_ms) => {
                 alive != generation || until_ms.is_some_and(|until_ms| until_ms <= stamp_ms)
             }
@@ -288,10 +288,10 @@ impl CellFilter {
         };
         // Cells come in key order, so a row's verdict is asked once.
         if self.last.as_ref().is_none_or(|(head, ..)| *head != self.head) {
-            let owner = context.parse_owner(liveness, &self.head);
-            let (mut head, ..) = self.last.take().unwrap_or((Vec::new(), owner, None));
+            let cells = context.parse_owner(liveness, &self.head);
+            let (mut head, ..) = self.last.take().unwrap_or((Vec::new(), cells, None));
             head.clone_from(&self.head);
-            self.last = Some((head, owner, None));
+            self.last = Some((head, cells, None));
         }
         let Some((head, seen, on_disk)) = &mut self.last else { return false };
         if !buried(*seen) {
