@@ -8,17 +8,17 @@ DATA ?= ./data
 # Further flags of `bridle standalone` (or, for a cluster, `bridle node`), for example: make run ARGS="--durability interval"
 ARGS ?=
 
-# A cluster's second and third node have the ports behind this one, and behind those above.
+# The second and third node of a cluster use the next ports after this one and those above.
 CLUSTER_PORT ?= 7201
 CLUSTER = PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) CLUSTER_PORT=$(CLUSTER_PORT) DATA="$(DATA)/cluster" ARGS="$(ARGS)" deploy/cluster.sh
 BRIDLE = $(or $(CARGO_TARGET_DIR),target)/release/bridle
 
-# Seconds that `make soak` takes, more or less.
+# Approximate duration of `make soak`, seconds.
 SOAK ?= 3600
 
 CARGO ?= cargo
 
-# The documentation is for those who work on Bridle: private items are in it, and may be linked to.
+# The documentation is for developers of Bridle: it includes private items and links to them.
 DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
 
 .PHONY: help run cluster cluster-status cluster-stop build test soak mutants check fix bench bench-cluster pages setup setup-test setup-bench
@@ -27,16 +27,16 @@ help:
 	@echo "make run [PORT=6379] [HTTP_PORT=9121] [DATA=./data] [ARGS=...]"
 	@echo "                                                build what is needed and start a server; a second one needs all three"
 	@echo "make cluster [PORT=6379] [ARGS=...]             the same with a cluster of three nodes, on three ports"
-	@echo "make cluster-status                             how it is: nodes, tables"
+	@echo "make cluster-status                             show its nodes and tables"
 	@echo "make cluster-stop                               stop it; the data stays"
 	@echo "make build                                      build the binary only (release)"
 	@echo "make test                                       run every test, real clients included"
-	@echo "make soak [SOAK=3600]                           test for so many seconds that a cluster under faults stays whole"
-	@echo "make mutants                                    break one safety rule at a time, and see that the tests notice"
+	@echo "make soak [SOAK=3600]                           test a cluster under faults for this many seconds"
+	@echo "make mutants                                    break one safety rule at a time, and check that the tests notice"
 	@echo "make check                                      formatting, lints, documentation; writes nothing in the tree"
 	@echo "make fix                                        format, and apply the lints' suggestions"
-	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
-	@echo "make bench-cluster                              measure a cluster beside etcd and a Redis with replicas"
+	@echo "make bench                                      compare Bridle with redis-server at equal durability"
+	@echo "make bench-cluster                              compare a cluster with etcd and a Redis with replicas"
 	@echo "make pages                                      write the generated tables: proxy/COMMANDS.md, deploy/METRICS.md"
 
 run: setup
@@ -54,11 +54,13 @@ cluster-status:
 cluster-stop:
 	@$(CLUSTER) stop $(BRIDLE)
 
-# Before the first test runs, all is built, the binary included: the tests of `integration` start the one that lies beside them.
+# Everything is built before the first test runs, including the binary that the tests of `integration`
+# start.
 test: setup-test
 	$(CARGO) test --release --workspace
 
-# A second binary, which can break safety rules. The usual one is built first and last, so that nobody finds the other in its place for long.
+# A second binary, which can break safety rules. The usual one is built first and last, so that the
+# other one is in its place only briefly.
 mutants: setup-test
 	$(CARGO) build --release --workspace
 	$(CARGO) build --release --workspace --features bridle/mutants
@@ -66,8 +68,9 @@ mutants: setup-test
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release -p integration --features mutants --test mutants -- --nocapture --test-threads 1
 
-# Three fifths of the time go to three runs with clients that are judged (processes killed, network broken, clocks moved), most of the rest to kills
-# after which everything is read again, two or three seconds each. Fifty failovers take three minutes, however long the rest.
+# Three fifths of the time are for three runs with linearizability checks (processes killed, network
+# faults, clock jumps), most of the rest for kills with a full read, two or three seconds each. Fifty
+# failovers take three more minutes.
 soak: setup-test
 	$(CARGO) build --release --workspace
 	BRIDLE_LIN_SECONDS=$$(($(SOAK) / 5)) $(CARGO) test --release -p integration --test linearizable -- --nocapture --test-threads 1

@@ -90,18 +90,18 @@ pub(crate) struct Components {
 
 impl Components {
     /// Transfers the process's leaderships to others, before clients are disconnected.
-    pub(crate) async fn hand_over(&self, patience: Duration) {
-        if self.membership.is_none() || patience.is_zero() {
+    pub(crate) async fn transfer_leaderships(&self, timeout: Duration) {
+        if self.membership.is_none() || timeout.is_zero() {
             return;
         }
         let partitions = async {
             if let Some(node) = &self.node {
-                node.hand_over(patience).await;
+                node.hand_over(timeout).await;
             }
         };
         let meta = async {
             if let Some(meta) = &self.meta {
-                crate::member::transfer_meta_leadership(meta, patience).await;
+                crate::member::transfer_meta_leadership(meta, timeout).await;
             }
         };
         tokio::join!(partitions, meta);

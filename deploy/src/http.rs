@@ -435,7 +435,7 @@ mod tests {
             !is_cross_site(&headers(&[("host", "evil.example")]), false, &names),
             "a password guards it"
         );
-        assert!(!is_cross_site(&headers(&[]), true, &names), "browsers say what they ask for");
+        assert!(!is_cross_site(&headers(&[]), true, &names), "browsers send Sec-Fetch-Site");
         for (site, is_other) in [("cross-site", true), ("same-origin", false), ("none", false)] {
             assert_eq!(
                 is_cross_site(

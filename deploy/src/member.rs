@@ -406,7 +406,7 @@ fn server(
 }
 
 /// Transfers the meta group's leadership to another meta, if this one leads.
-pub(crate) async fn transfer_meta_leadership(meta: &Meta, patience: Duration) {
+pub(crate) async fn transfer_meta_leadership(meta: &Meta, timeout: Duration) {
     let status = meta.group().status();
     if !status.stats.is_leader {
         return;
@@ -416,7 +416,7 @@ pub(crate) async fn transfer_meta_leadership(meta: &Meta, patience: Duration) {
     let Some(next) = near.max_by_key(|follower| follower.matched) else { return };
     // Meta's leases end with the decision that they were acquired for.
     match tokio::time::timeout(
-        patience,
+        timeout,
         meta.group().transfer_leader_with(next.raft_id, TransferReason::Stopping, Box::new(|| ())),
     )
     .await

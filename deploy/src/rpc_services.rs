@@ -31,7 +31,7 @@ pub(crate) struct RpcServices {
     has_history: OnceLock<bool>,
     node: OnceLock<Arc<Node>>,
     replicas: OnceLock<Arc<dyn Replicas<Request, Response>>>,
-    nobody: Arc<dyn Replicas<Request, Response>>,
+    no_replicas: Arc<dyn Replicas<Request, Response>>,
     process: OnceLock<Arc<ProcessInfo>>,
 }
 
@@ -42,7 +42,7 @@ impl RpcServices {
             has_history: OnceLock::new(),
             node: OnceLock::new(),
             replicas: OnceLock::new(),
-            nobody: Arc::new(NoReplicas(server)),
+            no_replicas: Arc::new(NoReplicas(server)),
             process: OnceLock::new(),
         })
     }
@@ -126,7 +126,7 @@ impl Services for RpcServices {
     fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer {
         match service {
             Service::Rows => {
-                serve_rows(self.replicas.get().unwrap_or(&self.nobody), is_read, &body)
+                serve_rows(self.replicas.get().unwrap_or(&self.no_replicas), is_read, &body)
             }
             Service::Raft | Service::RaftBulk => self.message(from, body),
             Service::Sync => self.sync(&body),

@@ -269,7 +269,7 @@ impl RunningProcess<'_> {
         }
         process.serving.store(false, Ordering::Release);
         let stopping = async {
-            components.hand_over(config.cluster.leader_transfer_timeout.0).await;
+            components.transfer_leaderships(config.cluster.leader_transfer_timeout.0).await;
             shutdown.cancel();
             if tokio::time::timeout(DRAIN_TIMEOUT, serving).await.is_err() {
                 tracing::warn!("connections did not finish in time; closing them");

@@ -21,7 +21,7 @@ impl Stores {
     /// Opens the log; reads what a crash left of it.
     ///
     /// # Errors
-    /// The log is damaged, or gone while there are stores that were written through it.
+    /// The log is damaged, or missing while stores that were written with it exist.
     pub(crate) async fn open(
         config: &Config,
         data_dir: &DataDir,
@@ -41,7 +41,7 @@ impl Stores {
         Ok(Stores { log, shared })
     }
 
-    /// Closes the log, when everybody else is closed.
+    /// Closes the log, after all of its users.
     pub(crate) async fn close(&self) -> anyhow::Result<()> {
         let log = self.log.clone();
         tokio::task::spawn_blocking(move || log.close()).await?.context("close the Raft log")

@@ -228,7 +228,7 @@ fn a_taken_port_is_named() {
 }
 
 #[test]
-fn admin_says_when_nobody_answers() {
+fn admin_reports_a_server_that_does_not_answer() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = refused(&["admin", "--url", &format!("http://{free}"), "status"]);
     assert!(

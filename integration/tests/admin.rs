@@ -224,14 +224,14 @@ fn a_password_guards_every_subcommand() {
 #[test]
 fn a_wrong_address_is_named() {
     let server = small().start();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+    let free_port = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a free port")
         .port();
-    let output = bridle(&["admin", "--url", &format!("http://127.0.0.1:{nobody}"), "status"]);
+    let output = bridle(&["admin", "--url", &format!("http://127.0.0.1:{free_port}"), "status"]);
     assert!(
         !output.success
-            && output.error.contains(&nobody.to_string())
+            && output.error.contains(&free_port.to_string())
             && output.error.contains("--url"),
         "{output:?}"
     );

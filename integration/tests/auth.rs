@@ -114,7 +114,7 @@ fn no_secret_is_logged_shown_or_kept() {
     client.run("ECHO the-end");
     let mut seen = String::new();
     while !seen.contains("the-end") {
-        seen += &monitor.reply().expect("a monitor is told what happens").text();
+        seen += &monitor.reply().expect("a monitor sees the command").text();
     }
     let agent: ureq::Agent =
         ureq::Agent::config_builder().http_status_as_error(false).build().into();

@@ -174,7 +174,7 @@ fn tables_are_managed_through_any_node() {
             .collect();
         assert_eq!(names.len(), 8, "the replicas of db0, and no others: {names:?}");
     }
-    within(5, "its client is told", || client.run("SET dune frank").is_error());
+    within(5, "its client gets an error", || client.run("SET dune frank").is_error());
 }
 
 /// A client's view of a new key of a new table, by several commands, and after DEL.
@@ -205,7 +205,7 @@ fn a_table_that_was_just_made_is_there_for_every_proxy() {
                 assert_eq!(
                     client.run("GET k"),
                     Value::Nil,
-                    "round {round}, db{db}: nobody has made it"
+                    "round {round}, db{db}: it was created by no command"
                 );
             }
             let (look, seen, gone) = looks.next().expect("they go round");
@@ -354,7 +354,7 @@ fn roles_live_apart() {
     let all_refused = |lines: &[&str]| {
         let refused = |line: &str| {
             let mut in_nine = Client::reach(proxy, Duration::from_secs(6)).expect("it serves");
-            assert_eq!(in_nine.run("SELECT 9"), Value::ok(), "a number needs nobody's word");
+            assert_eq!(in_nine.run("SELECT 9"), Value::ok(), "a number needs no meta");
             let began = Instant::now();
             let output = in_nine.run(line);
             assert!(
@@ -420,12 +420,16 @@ fn processes_without_the_secret_are_rejected() {
         &[&flags[..], &[&http, "--secret-file", &secret.display().to_string()]].concat(),
     );
     let none = Process::start(dir.path(), "none", &[&flags[..], &["0"]].concat());
-    within(10, "it is told why", || wrong.output().contains("does not know the cluster's secret"));
-    within(10, "it is told why", || none.output().contains("asks for the cluster's secret"));
+    within(10, "the log has the reason", || {
+        wrong.output().contains("does not know the cluster's secret")
+    });
+    within(10, "the log has the reason", || {
+        none.output().contains("asks for the cluster's secret")
+    });
     std::thread::sleep(Duration::from_secs(1));
     assert!(
         !wrong.output().contains("Redis clients") && !none.output().contains("Redis clients"),
-        "it serves nobody"
+        "it serves no clients"
     );
     let output = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "nodes"]);
     assert!(
@@ -447,7 +451,7 @@ fn processes_without_the_secret_are_rejected() {
     assert_eq!(
         cluster.admin(0, &["nodes"]).as_array().expect("a list").len(),
         3,
-        "nobody has joined"
+        "no process has joined"
     );
 }
 
@@ -495,8 +499,8 @@ fn processes_trust_each_other_by_certificate() {
     let plain = start("plain", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], None);
     let strange =
         start("other", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&strange));
-    within(10, "it is told that it can't", || plain.output().contains("a meta can't be reached"));
-    within(10, "it is told why", || {
+    within(10, "the log has the reason", || plain.output().contains("a meta can't be reached"));
+    within(10, "the log has the reason", || {
         strange.output().contains("UnknownIssuer") || strange.output().contains("certificate")
     });
     let output = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "drop", "db0"]);
@@ -580,7 +584,7 @@ fn a_directory_of_another_cluster_is_refused() {
         "other",
         &[&flags[..], &["--secret-file", &secret.display().to_string()]].concat(),
     );
-    within(10, "it is told why", || stranger.output().contains("belongs to cluster"));
+    within(10, "the log has the reason", || stranger.output().contains("belongs to cluster"));
     assert_eq!(one.admin(0, &["nodes"]).as_array().expect("a list").len(), 1);
     assert_eq!(
         std::fs::read_to_string(other.join("IDENTITY")).expect("it is there"),

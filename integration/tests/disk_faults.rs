@@ -229,7 +229,7 @@ fn a_damaged_replica_is_rebuilt_without_client_errors() {
     for n in 0..2000 {
         assert_eq!(client.run(&format!("SET key:{n} {n}-{}", "x".repeat(100))), Value::ok());
     }
-    let bad = cluster.leaders("db0").expect("the admin API answers")[0].expect("somebody leads");
+    let bad = cluster.leaders("db0").expect("the admin API answers")[0].expect("there is a leader");
     cluster.stop(bad);
     damage_largest_table(&cluster.data(bad).join("tables"));
     cluster.launch(bad);

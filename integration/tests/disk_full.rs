@@ -30,7 +30,7 @@ fn small_disk(test: &str) -> Option<PathBuf> {
         namespace(flags).arg("true").output().is_ok_and(|output| output.status.success())
     });
     let Some(flags) = flags else {
-        eprintln!("not run: this system lets nobody make a mount namespace");
+        eprintln!("SKIPPED: this system permits no mount namespace");
         return None;
     };
     let script =

@@ -58,7 +58,7 @@ fn a_proxy_reports_durability_and_waitaof_syncs_the_storage() {
     let before = [0, 1].map(|number| fsyncs(&cluster, number));
     assert_eq!(client.run("SET a 2"), Value::ok());
     assert_eq!(disks(&mut client, "WAITAOF 0 0 0"), (0, 0));
-    assert_eq!([0, 1].map(|number| fsyncs(&cluster, number)), before, "nobody was asked");
+    assert_eq!([0, 1].map(|number| fsyncs(&cluster, number)), before, "no fsync was requested");
     assert_eq!(disks(&mut client, "WAITAOF 1 0 0"), (1, 0));
     assert_eq!(client.run("SET a 3"), Value::ok());
     assert_eq!(disks(&mut client, "WAITAOF 1 2 10000"), (1, 2));

@@ -21,7 +21,7 @@ fn cluster() -> Cluster {
 /// The leader of the partition, once all processes agree on one.
 fn leader(cluster: &Cluster) -> usize {
     let mut found = None;
-    within(30, "somebody leads", || {
+    within(30, "there is a leader", || {
         found = cluster
             .leaders("db0")
             .ok()
@@ -63,7 +63,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 fn clients_write_within_three_seconds_of_a_leader_kill() {
     let mut rng = Rng::new(seed());
     let mut cluster = cluster();
-    let (mut waits, mut told) = (Vec::new(), 0);
+    let (mut waits, mut with_errors) = (Vec::new(), 0);
     for kill in 0..kills() {
         let victim = leader(&cluster);
         let through = (victim + 1 + rng.below(2) as usize) % 3;
@@ -72,7 +72,7 @@ fn clients_write_within_three_seconds_of_a_leader_kill() {
         cluster.kill(victim);
         let (wait, errors) =
             write_until_acknowledged(&cluster, through, "failover", &kill.to_string());
-        told += usize::from(!errors.is_empty());
+        with_errors += usize::from(!errors.is_empty());
         waits.push(wait);
         // The cluster must be complete before the next kill.
         cluster.launch(victim);
@@ -96,7 +96,7 @@ fn clients_write_within_three_seconds_of_a_leader_kill() {
          {p90:.2?}, p99 {p99:.2?}, max {most:.2?}",
         waits.len()
     );
-    println!("all: {waits:.2?}; {told} of them saw an error");
+    println!("all: {waits:.2?}; {with_errors} of them saw an error");
     assert!(p99 < Duration::from_secs(3), "p99 is {p99:?}");
 }
 
@@ -108,7 +108,7 @@ fn a_quiescent_group_fails_over_within_three_seconds() {
     assert!(write_until_acknowledged(&cluster, victim, "rest", "before").1.is_empty());
     // After five seconds without a request the group is quiescent.
     std::thread::sleep(Duration::from_secs(7));
-    assert_eq!(leader(&cluster), victim, "nobody had a reason to lead in its stead");
+    assert_eq!(leader(&cluster), victim, "no other node had a reason to campaign");
     cluster.kill(victim);
     let (wait, _) = write_until_acknowledged(&cluster, (victim + 1) % 3, "rest", "after");
     println!("a group at rest is written to {wait:.2?} after its leader was killed");
@@ -218,7 +218,7 @@ fn a_frozen_leader_answers_no_stale_read_after_resuming() {
         });
         std::thread::sleep(Duration::from_millis(rng.below(500)));
         cluster.thaw(frozen);
-        let mut told = 0;
+        let mut answered_reads = 0;
         for reader in &mut readers {
             match reader.reply() {
                 Ok(Value::Bulk(bytes)) => {
@@ -227,14 +227,15 @@ fn a_frozen_leader_answers_no_stale_read_after_resuming() {
                         format!("{round}:new"),
                         "a stale read"
                     );
-                    told += 1;
+                    answered_reads += 1;
                 }
                 Ok(Value::Error(_)) | Err(_) => {}
                 other => panic!("{other:?}"),
             }
         }
         println!(
-            "round {round}: others wrote after {wait:.2?}; {told} of 20 reads answered, none stale"
+            "round {round}: others wrote after {wait:.2?}; {answered_reads} of 20 reads \
+             answered, none stale"
         );
         within(20, "the frozen one serves again", || {
             cluster

@@ -17,7 +17,7 @@ struct History(Vec<Call<RowOp>>);
 
 impl History {
     /// An answered command.
-    fn told(mut self, from: u64, to: u64, command: Command, reply: Value) -> History {
+    fn returned(mut self, from: u64, to: u64, command: Command, reply: Value) -> History {
         self.0.push(Call {
             client: self.0.len(),
             op: RowOp::one(command, Some(reply)),
@@ -56,11 +56,11 @@ impl History {
         check::<Row>(&self.0, &Limits::default())
     }
 
-    fn fine(&self) {
+    fn accepted(&self) {
         assert_eq!(self.verdict(), Verdict::Linearizable);
     }
 
-    fn wrong(&self) {
+    fn rejected(&self) {
         assert!(matches!(self.verdict(), Verdict::Violation(_)), "{:?}", self.verdict());
     }
 }
@@ -79,289 +79,304 @@ fn set(value: &str) -> Command {
 
 #[test]
 fn sequential_calls_take_effect_in_that_order() {
-    let written = new().told(0, 1, Get, Value::Nil).told(2, 3, set("a"), Value::ok()).told(
-        4,
-        5,
-        set("b"),
-        Value::ok(),
-    );
-    written.clone().told(6, 7, Get, text("b")).fine();
-    written.clone().told(6, 7, Get, text("a")).wrong();
-    written.clone().told(6, 7, Get, Value::Nil).wrong();
-    written.told(6, 7, Get, text("never written")).wrong();
+    let written = new()
+        .returned(0, 1, Get, Value::Nil)
+        .returned(2, 3, set("a"), Value::ok())
+        .returned(4, 5, set("b"), Value::ok());
+    written.clone().returned(6, 7, Get, text("b")).accepted();
+    written.clone().returned(6, 7, Get, text("a")).rejected();
+    written.clone().returned(6, 7, Get, Value::Nil).rejected();
+    written.returned(6, 7, Get, text("never written")).rejected();
 }
 
 #[test]
 fn concurrent_calls_take_effect_in_one_order_for_all() {
-    let two = new().told(0, 10, set("a"), Value::ok()).told(0, 10, set("b"), Value::ok());
-    two.clone().told(2, 3, Get, text("a")).told(4, 5, Get, text("b")).fine();
-    two.clone().told(2, 3, Get, text("b")).told(4, 5, Get, text("a")).fine();
+    let two = new().returned(0, 10, set("a"), Value::ok()).returned(0, 10, set("b"), Value::ok());
+    two.clone().returned(2, 3, Get, text("a")).returned(4, 5, Get, text("b")).accepted();
+    two.clone().returned(2, 3, Get, text("b")).returned(4, 5, Get, text("a")).accepted();
     two.clone()
-        .told(2, 3, Get, text("a"))
-        .told(4, 5, Get, text("b"))
-        .told(6, 7, Get, text("a"))
-        .wrong();
+        .returned(2, 3, Get, text("a"))
+        .returned(4, 5, Get, text("b"))
+        .returned(6, 7, Get, text("a"))
+        .rejected();
     // Sequentially consistent but not linearizable: two later readers disagree.
-    two.clone().told(12, 13, Get, text("a")).told(14, 15, Get, text("b")).wrong();
+    two.clone().returned(12, 13, Get, text("a")).returned(14, 15, Get, text("b")).rejected();
     // A value that was seen does not disappear while one write is in flight.
     new()
-        .told(0, 10, set("a"), Value::ok())
-        .told(1, 2, Get, text("a"))
-        .told(3, 4, Get, Value::Nil)
-        .wrong();
+        .returned(0, 10, set("a"), Value::ok())
+        .returned(1, 2, Get, text("a"))
+        .returned(3, 4, Get, Value::Nil)
+        .rejected();
 }
 
 #[test]
 fn concurrent_writes_may_take_effect_in_reverse_order() {
-    let three = new().told(0, 20, set("1"), Value::ok()).told(1, 20, set("2"), Value::ok()).told(
-        2,
-        20,
-        set("3"),
-        Value::ok(),
-    );
+    let three = new()
+        .returned(0, 20, set("1"), Value::ok())
+        .returned(1, 20, set("2"), Value::ok())
+        .returned(2, 20, set("3"), Value::ok());
     three
         .clone()
-        .told(4, 5, Get, text("3"))
-        .told(6, 7, Get, text("2"))
-        .told(8, 9, Get, text("1"))
-        .fine();
+        .returned(4, 5, Get, text("3"))
+        .returned(6, 7, Get, text("2"))
+        .returned(8, 9, Get, text("1"))
+        .accepted();
     three
-        .told(4, 5, Get, text("3"))
-        .told(6, 7, Get, text("2"))
-        .told(8, 9, Get, text("1"))
-        .told(10, 11, Get, text("3"))
-        .wrong();
+        .returned(4, 5, Get, text("3"))
+        .returned(6, 7, Get, text("2"))
+        .returned(8, 9, Get, text("1"))
+        .returned(10, 11, Get, text("3"))
+        .rejected();
 }
 
 #[test]
 fn a_stale_read_is_found() {
-    let overwritten = new().told(0, 1, set("old"), Value::ok()).told(2, 5, set("new"), Value::ok());
+    let overwritten =
+        new().returned(0, 1, set("old"), Value::ok()).returned(2, 5, set("new"), Value::ok());
     // While the write is in flight both values are right, after its return only the new
     // one.
-    overwritten.clone().told(3, 4, Get, text("old")).fine();
-    overwritten.clone().told(3, 9, Get, text("old")).fine();
-    overwritten.told(6, 9, Get, text("old")).wrong();
+    overwritten.clone().returned(3, 4, Get, text("old")).accepted();
+    overwritten.clone().returned(3, 9, Get, text("old")).accepted();
+    overwritten.returned(6, 9, Get, text("old")).rejected();
 }
 
 #[test]
 fn a_lost_update_is_found() {
     new()
-        .told(0, 9, Incr, Value::Int(1))
-        .told(0, 9, Incr, Value::Int(2))
-        .told(10, 11, Get, text("2"))
-        .fine();
-    new().told(0, 9, Incr, Value::Int(1)).told(0, 9, Incr, Value::Int(1)).wrong();
+        .returned(0, 9, Incr, Value::Int(1))
+        .returned(0, 9, Incr, Value::Int(2))
+        .returned(10, 11, Get, text("2"))
+        .accepted();
+    new().returned(0, 9, Incr, Value::Int(1)).returned(0, 9, Incr, Value::Int(1)).rejected();
     new()
-        .told(0, 1, Incr, Value::Int(1))
-        .told(2, 3, Incr, Value::Int(2))
-        .told(4, 5, Get, text("1"))
-        .wrong();
-    let appended = new().told(0, 1, Append("<a>".into()), Value::Int(3)).told(
+        .returned(0, 1, Incr, Value::Int(1))
+        .returned(2, 3, Incr, Value::Int(2))
+        .returned(4, 5, Get, text("1"))
+        .rejected();
+    let appended = new().returned(0, 1, Append("<a>".into()), Value::Int(3)).returned(
         2,
         3,
         Append("<b>".into()),
         Value::Int(6),
     );
-    appended.clone().told(4, 5, Get, text("<a><b>")).fine();
-    appended.told(4, 5, Get, text("<a>")).wrong();
+    appended.clone().returned(4, 5, Get, text("<a><b>")).accepted();
+    appended.returned(4, 5, Get, text("<a>")).rejected();
 }
 
 #[test]
 fn a_write_applied_twice_is_found() {
-    new().told(0, 1, Incr, Value::Int(1)).told(2, 3, Get, text("2")).wrong();
-    new().told(0, 1, Append("<a>".into()), Value::Int(3)).told(2, 3, Get, text("<a><a>")).wrong();
+    new().returned(0, 1, Incr, Value::Int(1)).returned(2, 3, Get, text("2")).rejected();
+    new()
+        .returned(0, 1, Append("<a>".into()), Value::Int(3))
+        .returned(2, 3, Get, text("<a><a>"))
+        .rejected();
     // Unknown: once or never, not twice.
-    new().lost(0, Incr).told(2, 3, Get, text("1")).fine();
-    new().lost(0, Incr).told(2, 3, Get, text("2")).wrong();
-    new().lost(0, Append("<a>".into())).told(2, 3, Get, text("<a><a>")).wrong();
+    new().lost(0, Incr).returned(2, 3, Get, text("1")).accepted();
+    new().lost(0, Incr).returned(2, 3, Get, text("2")).rejected();
+    new().lost(0, Append("<a>".into())).returned(2, 3, Get, text("<a><a>")).rejected();
     new()
         .lost(0, Append("<a>".into()))
-        .told(2, 3, Get, text("<a>"))
-        .told(4, 5, Append("<b>".into()), Value::Int(9))
-        .wrong();
+        .returned(2, 3, Get, text("<a>"))
+        .returned(4, 5, Append("<b>".into()), Value::Int(9))
+        .rejected();
 }
 
 #[test]
 fn unknown_calls_take_effect_late_or_never() {
-    let lost = new().told(0, 1, set("a"), Value::ok()).lost(2, set("b"));
-    lost.clone().told(4, 5, Get, text("a")).fine();
-    lost.clone().told(4, 5, Get, text("b")).fine();
-    lost.clone().told(4, 5, Get, text("a")).told(600, 700, Get, text("b")).fine();
+    let lost = new().returned(0, 1, set("a"), Value::ok()).lost(2, set("b"));
+    lost.clone().returned(4, 5, Get, text("a")).accepted();
+    lost.clone().returned(4, 5, Get, text("b")).accepted();
+    lost.clone().returned(4, 5, Get, text("a")).returned(600, 700, Get, text("b")).accepted();
     // Not before its call, not gone once it was seen, and not back once it was
     // overwritten.
-    new().told(0, 1, Get, text("b")).lost(2, set("b")).wrong();
-    lost.clone().told(4, 5, Get, text("b")).told(6, 7, Get, text("a")).wrong();
-    lost.told(4, 5, Get, text("b"))
-        .told(6, 7, set("c"), Value::ok())
-        .told(8, 9, Get, text("c"))
-        .told(10, 11, Get, text("b"))
-        .wrong();
+    new().returned(0, 1, Get, text("b")).lost(2, set("b")).rejected();
+    lost.clone().returned(4, 5, Get, text("b")).returned(6, 7, Get, text("a")).rejected();
+    lost.returned(4, 5, Get, text("b"))
+        .returned(6, 7, set("c"), Value::ok())
+        .returned(8, 9, Get, text("c"))
+        .returned(10, 11, Get, text("b"))
+        .rejected();
 }
 
 #[test]
 fn values_that_were_never_written_are_rejected() {
     // A refused write is not in the history.
-    new().told(0, 1, set("a"), Value::ok()).told(2, 3, Get, text("refused")).wrong();
+    new().returned(0, 1, set("a"), Value::ok()).returned(2, 3, Get, text("refused")).rejected();
 }
 
 #[test]
 fn replies_of_writes_are_judged_too() {
     new()
-        .told(0, 1, SetNx("a".into()), Value::Int(1))
-        .told(2, 3, SetNx("b".into()), Value::Int(0))
-        .told(4, 5, Get, text("a"))
-        .fine();
+        .returned(0, 1, SetNx("a".into()), Value::Int(1))
+        .returned(2, 3, SetNx("b".into()), Value::Int(0))
+        .returned(4, 5, Get, text("a"))
+        .accepted();
     new()
-        .told(0, 1, SetNx("a".into()), Value::Int(1))
-        .told(2, 3, SetNx("b".into()), Value::Int(1))
-        .wrong();
-    new().told(0, 1, Del, Value::Int(1)).wrong();
+        .returned(0, 1, SetNx("a".into()), Value::Int(1))
+        .returned(2, 3, SetNx("b".into()), Value::Int(1))
+        .rejected();
+    new().returned(0, 1, Del, Value::Int(1)).rejected();
     new()
-        .told(0, 9, set("a"), Value::ok())
-        .told(0, 9, Del, Value::Int(1))
-        .told(10, 11, Get, Value::Nil)
-        .fine();
+        .returned(0, 9, set("a"), Value::ok())
+        .returned(0, 9, Del, Value::Int(1))
+        .returned(10, 11, Get, Value::Nil)
+        .accepted();
     new()
-        .told(0, 9, set("a"), Value::ok())
-        .told(0, 9, Del, Value::Int(0))
-        .told(10, 11, Get, Value::Nil)
-        .wrong();
+        .returned(0, 9, set("a"), Value::ok())
+        .returned(0, 9, Del, Value::Int(0))
+        .returned(10, 11, Get, Value::Nil)
+        .rejected();
 }
 
 #[test]
 fn hashes_are_judged() {
-    let one = new().told(0, 1, HSet("f".into(), "v".into()), Value::Int(1));
+    let one = new().returned(0, 1, HSet("f".into(), "v".into()), Value::Int(1));
     one.clone()
-        .told(2, 3, HSet("f".into(), "w".into()), Value::Int(0))
-        .told(4, 5, HGet("f".into()), text("w"))
-        .fine();
-    one.clone().told(2, 3, HSet("f".into(), "w".into()), Value::Int(1)).wrong();
+        .returned(2, 3, HSet("f".into(), "w".into()), Value::Int(0))
+        .returned(4, 5, HGet("f".into()), text("w"))
+        .accepted();
+    one.clone().returned(2, 3, HSet("f".into(), "w".into()), Value::Int(1)).rejected();
     one.clone()
-        .told(2, 3, HLen, Value::Int(1))
-        .told(4, 5, HDel("f".into()), Value::Int(1))
-        .told(6, 7, HLen, Value::Int(0))
-        .fine();
-    one.clone().told(2, 3, HLen, Value::Int(2)).wrong();
+        .returned(2, 3, HLen, Value::Int(1))
+        .returned(4, 5, HDel("f".into()), Value::Int(1))
+        .returned(6, 7, HLen, Value::Int(0))
+        .accepted();
+    one.clone().returned(2, 3, HLen, Value::Int(2)).rejected();
     one.clone()
         .lost(2, HSet("g".into(), "x".into()))
-        .told(4, 5, HLen, Value::Int(2))
-        .told(6, 7, HLen, Value::Int(1))
-        .wrong();
+        .returned(4, 5, HLen, Value::Int(2))
+        .returned(6, 7, HLen, Value::Int(1))
+        .rejected();
     one.clone()
-        .told(2, 3, HIncrBy("n".into(), 2), Value::Int(2))
-        .told(4, 5, HIncrBy("n".into(), 2), Value::Int(2))
-        .wrong();
+        .returned(2, 3, HIncrBy("n".into(), 2), Value::Int(2))
+        .returned(4, 5, HIncrBy("n".into(), 2), Value::Int(2))
+        .rejected();
     let all = Value::Array(vec![text("f"), text("v"), text("n"), text("2")]);
     let all = HGetAll.normal(all);
-    one.clone().told(2, 3, HIncrBy("n".into(), 2), Value::Int(2)).told(4, 5, HGetAll, all).fine();
-    one.clone().told(2, 3, Get, Value::Error("WRONGTYPE".into())).fine();
+    one.clone()
+        .returned(2, 3, HIncrBy("n".into(), 2), Value::Int(2))
+        .returned(4, 5, HGetAll, all)
+        .accepted();
+    one.clone().returned(2, 3, Get, Value::Error("WRONGTYPE".into())).accepted();
     let swap = |from: &str, to: &str| HCheckSet("f".into(), from.into(), to.into());
     one.clone()
-        .told(2, 9, swap("v", "w"), Value::Int(1))
-        .told(2, 9, swap("v", "x"), Value::Int(0))
-        .told(10, 11, HGet("f".into()), text("w"))
-        .fine();
+        .returned(2, 9, swap("v", "w"), Value::Int(1))
+        .returned(2, 9, swap("v", "x"), Value::Int(0))
+        .returned(10, 11, HGet("f".into()), text("w"))
+        .accepted();
     one.clone()
-        .told(2, 9, swap("v", "w"), Value::Int(1))
-        .told(2, 9, swap("v", "x"), Value::Int(1))
-        .wrong();
+        .returned(2, 9, swap("v", "w"), Value::Int(1))
+        .returned(2, 9, swap("v", "x"), Value::Int(1))
+        .rejected();
     // The check failed, so another write came first: the unknown one, whose value was
     // never read.
     one.clone()
         .lost(2, HSet("f".into(), "unseen".into()))
-        .told(3, 4, swap("v", "x"), Value::Int(0))
-        .fine();
-    one.told(3, 4, swap("v", "x"), Value::Int(0)).wrong();
+        .returned(3, 4, swap("v", "x"), Value::Int(0))
+        .accepted();
+    one.returned(3, 4, swap("v", "x"), Value::Int(0)).rejected();
 }
 
 #[test]
 fn transactions_under_watch_are_judged() {
-    let start = new().told(0, 1, set("a"), Value::ok());
+    let start = new().returned(0, 1, set("a"), Value::ok());
     let swap = |to: &str| vec![(set(to), Value::ok()), (Get, text(to))];
     let a = || Row::Text("a".into());
-    start.clone().exec(2, Some(3), a(), swap("b")).told(4, 5, Get, text("b")).fine();
+    start.clone().exec(2, Some(3), a(), swap("b")).returned(4, 5, Get, text("b")).accepted();
     // Both read "a" and both succeed: one update is lost.
-    start.clone().exec(2, Some(9), a(), swap("b")).exec(2, Some(9), a(), swap("c")).wrong();
+    start.clone().exec(2, Some(9), a(), swap("b")).exec(2, Some(9), a(), swap("c")).rejected();
     // Torn: a write of another client between its commands.
     start
         .clone()
         .exec(2, Some(9), a(), vec![(set("b"), Value::ok()), (Get, text("x"))])
-        .told(2, 9, set("x"), Value::ok())
-        .wrong();
+        .returned(2, 9, set("x"), Value::ok())
+        .rejected();
     start
         .clone()
         .exec(2, None, a(), swap("b"))
-        .told(4, 5, set("c"), Value::ok())
-        .told(6, 7, Get, text("b"))
-        .wrong();
+        .returned(4, 5, set("c"), Value::ok())
+        .returned(6, 7, Get, text("b"))
+        .rejected();
     start
         .exec(2, None, a(), swap("b"))
-        .told(4, 5, Get, text("a"))
-        .told(6, 7, Get, text("b"))
-        .fine();
+        .returned(4, 5, Get, text("a"))
+        .returned(6, 7, Get, text("b"))
+        .accepted();
 }
 
 #[test]
 fn transactions_that_change_nothing_are_judged() {
-    let start = new().told(0, 1, set("a"), Value::ok());
+    let start = new().returned(0, 1, set("a"), Value::ok());
     let a = || Row::Text("a".into());
     let reads = |value: &str| vec![(Get, text(value)), (SetNx("b".into()), Value::Int(0))];
-    start.clone().exec(2, Some(3), a(), reads("a")).fine();
+    start.clone().exec(2, Some(3), a(), reads("a")).accepted();
     // It succeeds although another client has written since.
-    let written = start.told(2, 3, set("z"), Value::ok());
-    written.clone().exec(4, Some(5), a(), reads("z")).wrong();
-    written.clone().exec(4, Some(5), a(), reads("a")).wrong();
-    written.exec(4, Some(5), Row::Text("z".into()), reads("z")).fine();
+    let written = start.returned(2, 3, set("z"), Value::ok());
+    written.clone().exec(4, Some(5), a(), reads("z")).rejected();
+    written.clone().exec(4, Some(5), a(), reads("a")).rejected();
+    written.exec(4, Some(5), Row::Text("z".into()), reads("z")).accepted();
 }
 
 #[test]
 fn keys_that_expire_are_judged() {
     let soon = Expiry::Soon(7);
-    let start = new().told(0, 1, SetFor("a".into(), soon), Value::ok());
+    let start = new().returned(0, 1, SetFor("a".into(), soon), Value::ok());
     // At any time from then on, once, and permanently.
     start
         .clone()
-        .told(2, 3, Get, text("a"))
-        .told(4, 5, Get, Value::Nil)
-        .told(6, 7, Expire(Expiry::Late), Value::Int(0))
-        .fine();
-    start.clone().told(2, 3, Get, Value::Nil).told(4, 5, Get, text("a")).wrong();
-    start.clone().told(2, 3, Pttl, Value::Int(1)).told(4, 5, Pttl, Value::Int(-2)).fine();
-    start.clone().told(2, 3, Pttl, Value::Int(-1)).wrong();
-    new().told(0, 1, set("a"), Value::ok()).told(2, 3, Get, Value::Nil).wrong();
+        .returned(2, 3, Get, text("a"))
+        .returned(4, 5, Get, Value::Nil)
+        .returned(6, 7, Expire(Expiry::Late), Value::Int(0))
+        .accepted();
+    start.clone().returned(2, 3, Get, Value::Nil).returned(4, 5, Get, text("a")).rejected();
+    start
+        .clone()
+        .returned(2, 3, Pttl, Value::Int(1))
+        .returned(4, 5, Pttl, Value::Int(-2))
+        .accepted();
+    start.clone().returned(2, 3, Pttl, Value::Int(-1)).rejected();
+    new().returned(0, 1, set("a"), Value::ok()).returned(2, 3, Get, Value::Nil).rejected();
     // Extended, and gone anyway.
     for (more, reply) in [
         (Expire(Expiry::Late), Value::Int(1)),
         (GetEx(Expiry::Never), text("a")),
         (Persist, Value::Int(1)),
     ] {
-        let given = start.clone().told(2, 9, more.clone(), reply);
-        given.clone().told(10, 11, Get, text("a")).fine();
-        given.clone().told(10, 11, Get, Value::Nil).wrong();
+        let given = start.clone().returned(2, 9, more.clone(), reply);
+        given.clone().returned(10, 11, Get, text("a")).accepted();
+        given.clone().returned(10, 11, Get, Value::Nil).rejected();
         // There is no time at which even an earlier reader could find it gone.
-        given.clone().told(3, 8, Get, Value::Nil).wrong();
-        start.clone().lost(2, more).told(3, 4, Get, Value::Nil).told(5, 6, Get, Value::Nil).fine();
+        given.clone().returned(3, 8, Get, Value::Nil).rejected();
+        start
+            .clone()
+            .lost(2, more)
+            .returned(3, 4, Get, Value::Nil)
+            .returned(5, 6, Get, Value::Nil)
+            .accepted();
     }
     // No key, by the reply, although there is one.
-    let written = new().told(0, 1, set("a"), Value::ok());
-    written.clone().told(2, 3, Expire(Expiry::Late), Value::Int(0)).wrong();
-    written.clone().told(2, 3, GetEx(Expiry::Late), Value::Nil).wrong();
-    written.clone().told(2, 3, Persist, Value::Int(0)).fine();
+    let written = new().returned(0, 1, set("a"), Value::ok());
+    written.clone().returned(2, 3, Expire(Expiry::Late), Value::Int(0)).rejected();
+    written.clone().returned(2, 3, GetEx(Expiry::Late), Value::Nil).rejected();
+    written.clone().returned(2, 3, Persist, Value::Int(0)).accepted();
     written
         .clone()
-        .told(2, 3, Expire(Expiry::Late), Value::Int(1))
-        .told(4, 5, Persist, Value::Int(0))
-        .wrong();
+        .returned(2, 3, Expire(Expiry::Late), Value::Int(1))
+        .returned(4, 5, Persist, Value::Int(0))
+        .rejected();
     // A write without an expiry removes the old one; a write that was not seen may have
     // come too late.
-    start.clone().told(2, 3, set("b"), Value::ok()).told(4, 5, Get, Value::Nil).wrong();
+    start.clone().returned(2, 3, set("b"), Value::ok()).returned(4, 5, Get, Value::Nil).rejected();
     start
         .clone()
         .lost(2, SetFor("b".into(), Expiry::Soon(8)))
-        .told(4, 5, Get, text("b"))
-        .told(6, 7, Get, Value::Nil)
-        .fine();
-    start.told(2, 3, Append("b".into()), Value::Int(2)).told(4, 5, Get, Value::Nil).fine();
+        .returned(4, 5, Get, text("b"))
+        .returned(6, 7, Get, Value::Nil)
+        .accepted();
+    start
+        .returned(2, 3, Append("b".into()), Value::Int(2))
+        .returned(4, 5, Get, Value::Nil)
+        .accepted();
 }
 
 #[test]
@@ -375,18 +390,22 @@ fn hundreds_of_unknown_calls_are_judged_in_no_time() {
             .lost(at, Append(format!("<v{round}>")))
             .lost(at, Del);
         list = if round % 3 == 0 { format!("<u{round}>") } else { format!("{list}<v{round}>") };
-        history =
-            history.told(at + 1, at + 2, Get, text(&list)).told(at + 1, at + 3, Get, text(&list));
+        history = history.returned(at + 1, at + 2, Get, text(&list)).returned(
+            at + 1,
+            at + 3,
+            Get,
+            text(&list),
+        );
         at += 10;
     }
     let began = std::time::Instant::now();
-    history.fine();
-    history.clone().told(at, at + 1, Get, text(&list[..list.len() - 1])).wrong();
+    history.accepted();
+    history.clone().returned(at, at + 1, Get, text(&list[..list.len() - 1])).rejected();
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 
     let mut counted = new();
     for round in 0..1_000 {
-        counted = counted.lost(round * 10, Incr).told(
+        counted = counted.lost(round * 10, Incr).returned(
             round * 10,
             round * 10 + 25,
             Incr,
@@ -401,9 +420,9 @@ fn a_reached_limit_is_neither_yes_nor_no() {
     // Concurrent writes in any order: more possibilities than the limit allows.
     let mut history = new();
     for at in 0..18_u64 {
-        history = history.told(0, 100 + at, set(&format!("<{at}>")), Value::ok());
+        history = history.returned(0, 100 + at, set(&format!("<{at}>")), Value::ok());
     }
-    history = history.told(0, 99, Get, text("impossible"));
+    history = history.returned(0, 99, Get, text("impossible"));
     let few = Limits { points: 100, ..Limits::default() };
     assert!(matches!(check::<Row>(&history.0, &few), Verdict::Undecided(_)));
     let short = Limits { time: Duration::ZERO, ..Limits::default() };
@@ -495,7 +514,7 @@ fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
     for (nth, at) in order.iter().enumerate() {
         let call = &planned[*at];
         let mut after = row.clone();
-        let mut told: Vec<Value> =
+        let mut returned: Vec<Value> =
             call.commands.iter().map(|command| command.run(&mut after)).collect();
         let due = nth as u64 >= sinner && !sinned && sin != Sin::None;
         match sin {
@@ -507,7 +526,7 @@ fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
             }
             Sin::Stale if due && call.commands == [Get] => {
                 let old = &rows[rows.len().saturating_sub(25)];
-                told = vec![Get.run(&mut old.clone())];
+                returned = vec![Get.run(&mut old.clone())];
                 sinned = true;
             }
             Sin::RolledBack if due => {
@@ -521,7 +540,7 @@ fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
                 .iter()
                 .for_each(|command| _ = command.run(&mut after));
         }
-        replies[*at] = Some(told);
+        replies[*at] = Some(returned);
         row = after;
         rows.push(row.clone());
     }
@@ -538,8 +557,8 @@ fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
     }
     let quiet = 1_000_000;
     match &row.row {
-        Row::Hash(_) => history.told(quiet, quiet + 1, HGetAll, HGetAll.run(&mut row)),
-        _ => history.told(quiet, quiet + 1, Get, Get.run(&mut row)),
+        Row::Hash(_) => history.returned(quiet, quiet + 1, HGetAll, HGetAll.run(&mut row)),
+        _ => history.returned(quiet, quiet + 1, Get, Get.run(&mut row)),
     }
 }
 
@@ -594,7 +613,7 @@ fn long_histories_are_judged_in_seconds() {
         let planned = plan(&mut rng, kind, 10, calls, 1);
         let history = simulate(&mut rng, &planned, Sin::None);
         let began = std::time::Instant::now();
-        history.fine();
+        history.accepted();
         println!("kind {kind}: {calls} calls judged in {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(60));
     };

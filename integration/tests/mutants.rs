@@ -266,7 +266,7 @@ impl History {
 /// The leader of the partition.
 fn leader_of(cluster: &Cluster) -> usize {
     let mut leader = None;
-    within(30, "somebody leads", || {
+    within(30, "there is a leader", || {
         leader = cluster.leaders("db0").ok().and_then(|leaders| leaders[0]);
         leader.is_some()
     });
@@ -297,10 +297,12 @@ fn leader_comes_back(cluster: &Cluster) -> Option<String> {
     say(&["MULTI"]);
     say(&["GET", "watched"]);
     let answered = say(&["EXEC"]);
-    eprintln!("EXEC says {told:?}");
-    assert!(!answered.is_error(), "{told:?}");
+    eprintln!("EXEC replied {answered:?}");
+    assert!(!answered.is_error(), "{answered:?}");
     (answered != Value::Nil).then(|| {
-        format!("EXEC answers {told:?} although what it watched was written under another leader")
+        format!(
+            "EXEC replied {answered:?} although its watched row was written under another leader"
+        )
     })
 }
 
@@ -330,7 +332,7 @@ fn voter_forgets(cluster: &mut Cluster, network: &Network) -> Option<String> {
     cluster.wait_until_serving();
     let answered: Vec<String> =
         (0..3).map(|number| history.call(cluster, number, &Command::Get).text()).collect();
-    eprintln!("in the end {told:?}");
+    eprintln!("at the end {answered:?}");
     match check::<Row>(&history.calls, &Limits::default()) {
         Verdict::Violation(why) => Some(why),
         Verdict::Linearizable | Verdict::Undecided(_) => None,

@@ -165,7 +165,7 @@ fn cluster() -> Option<(Arc<Network>, Cluster, usize)> {
     let network = Arc::new(network(3)?);
     let cluster = Cluster::builder().partitions(1).network(&network).start();
     let leader = cluster.leaders("db0").expect("the admin API answers")[0]
-        .expect("it serves, so somebody leads");
+        .expect("it serves, so it has a leader");
     Some((network, cluster, leader))
 }
 

@@ -184,7 +184,7 @@ fn the_dashboard_asks_only_for_metrics_that_there_are() {
             .unwrap_or(word);
         assert!(
             described.contains_key(word) || described.contains_key(whole),
-            "a dashboard asks for {word}, which nobody exports"
+            "a dashboard asks for {word}, which is not exported"
         );
     }
 }

@@ -210,7 +210,7 @@ fn an_idle_client_is_closed_and_a_busy_one_is_not() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            assert!(idle.reply().is_err(), "nobody asked anything");
+            assert!(idle.reply().is_err(), "the idle connection is closed");
             over.store(true, Ordering::Relaxed);
         });
         within(20, "the idle client is closed", || {

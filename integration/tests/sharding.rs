@@ -340,7 +340,7 @@ fn a_cursor_works_on_any_proxy_and_after_a_failover() {
     // killed, leads some of the remaining partitions.
     let last = usize::from(PARTITIONS) - 1;
     let victim = cluster.leaders("db0").expect("the admin API answers")[last]
-        .expect("it serves, so somebody leads");
+        .expect("it serves, so it has a leader");
     let stay_up: Vec<usize> = (0..cluster.len()).filter(|number| *number != victim).collect();
     let mut through: Vec<Client> =
         stay_up.iter().map(|number| cluster.client(*number).expect("it serves")).collect();
@@ -355,7 +355,7 @@ fn a_cursor_works_on_any_proxy_and_after_a_failover() {
             come_and_go(client, page);
         }
         let mut reply = Value::Nil;
-        within(20, "a page is told", || {
+        within(20, "a page is returned", || {
             reply = client.run(line);
             errors += usize::from(reply.is_error());
             !reply.is_error()
@@ -524,7 +524,7 @@ fn watch_aborts_on_a_write_in_any_partition() {
             client.run("EXEC")
         };
         let done = Value::Array(vec![Value::ok(), Value::bulk("1+")]);
-        assert_eq!(attempt(&mut client, &mut || ()), done, "nobody touched {key}");
+        assert_eq!(attempt(&mut client, &mut || ()), done, "no write touched {key}");
         assert_eq!(
             attempt(&mut client, &mut || drop(call(&mut other, &["SET", key, "2"]))),
             Value::Nil

@@ -137,7 +137,7 @@ fn a_lagging_node_catches_up_by_snapshot_despite_kills() {
     cluster.kill(second);
     std::thread::sleep(Duration::from_millis(500));
     cluster.launch(second);
-    within(60, "nobody lacks anything", || {
+    within(60, "no replica lags", || {
         ["heavy", "db0"].into_iter().all(|table| is_current(&cluster, table))
     });
     stop.store(true, Ordering::Relaxed);

@@ -231,7 +231,7 @@ pub(super) fn partitions(list: &[PartitionStatus]) -> String {
         vec![
             partition.index.to_string(),
             format!("{}-{}", partition.slots[0], partition.slots[1]),
-            leads.map_or_else(|| "nobody".to_owned(), |member| member.address.clone()),
+            leads.map_or_else(|| "none".to_owned(), |member| member.address.clone()),
             partition.term.to_string(),
             leads.map_or(0, |member| member.rows).to_string(),
             bytes(leads.map_or(0, |member| member.disk_bytes)),

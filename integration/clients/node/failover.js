@@ -1,7 +1,7 @@
 // ioredis with its default settings, at a proxy of a cluster whose leaders are killed. Started by integration/tests/failover_clients.rs.
 //
-// Works for BRIDLE_SECONDS, checks every answer, and prints what it saw as one line of JSON. Reads may not fail at all, and writes only
-// with an unknown outcome: their keys are left alone, and read at the end.
+// Runs for BRIDLE_SECONDS, checks every reply, and prints its results as one line of JSON. No read may fail, and writes only
+// with an unknown outcome: their keys are not used again, and are read at the end.
 const assert = require('assert');
 const Redis = require('ioredis');
 const { version } = require('ioredis/package.json');
@@ -9,9 +9,9 @@ const { version } = require('ioredis/package.json');
 const redis = new Redis(Number(process.env.BRIDLE_PORT), '127.0.0.1');
 const end = Date.now() + Number(process.env.BRIDLE_SECONDS) * 1000;
 const seen = { client: `ioredis ${version}`, calls: 0, unknown: 0, wrong: [], longest_ms: 0 };
-// Rows whose last write is of unknown outcome, and how often they had been counted up before.
+// Rows whose last write is of unknown outcome, and their count before it.
 const left = [];
-// A lost connection comes back by itself; what was lost with it is said by the calls.
+// ioredis reconnects automatically; the calls report what was lost.
 redis.on('error', (error) => wrong(`connection: ${error.message}`));
 
 function finish() {
@@ -26,7 +26,7 @@ function wrong(what) {
 
 class Unknown extends Error {}
 
-// The answer. Anything but the documented errors is noted; a write of unknown outcome is an exception.
+// The reply. Anything but the documented errors is recorded; a write of unknown outcome is an exception.
 async function call(what, promise, writes) {
   const began = Date.now();
   seen.calls += 1;

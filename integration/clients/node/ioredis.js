@@ -5,7 +5,7 @@ const { host, port, tlsPort, ca, password, run } = require('./kit.js');
 
 const connect = (options = {}) => new Redis({ host, port, password, maxRetriesPerRequest: 1, ...options });
 
-// A test with a connection of its own, from empty tables.
+// A test with its own connection, on empty tables.
 const using = (test, options) => async () => {
   const redis = connect(options);
   try {

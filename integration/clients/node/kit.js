@@ -1,4 +1,4 @@
-// Where the server is (integration/tests/clients.rs says it in the environment), and a test runner without dependencies.
+// The address of the server (from the environment, set by integration/tests/clients.rs), and a test runner without dependencies.
 const host = '127.0.0.1';
 const port = Number(process.env.BRIDLE_PORT);
 const tlsPort = Number(process.env.BRIDLE_TLS_PORT);

@@ -5,7 +5,7 @@ const { host, port, tlsPort, ca, password, run } = require('./kit.js');
 
 const client = (RESP, socket = { host, port }, options = {}) => createClient({ socket, password, RESP, ...options });
 
-// A test with a connection of its own, from empty tables.
+// A test with its own connection, on empty tables.
 const using = (test, ...options) => async () => {
   const redis = await client(...options).on('error', (error) => console.log(`connection: ${error}`)).connect();
   try {

@@ -1,4 +1,4 @@
-"""redis-py against Bridle. Started by integration/tests/clients.rs, which says in the environment where the server is."""
+"""redis-py against Bridle. Started by integration/tests/clients.rs; the environment has the address of the server."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ PORT = int(os.environ["BRIDLE_PORT"])
 TLS_PORT = int(os.environ["BRIDLE_TLS_PORT"])
 CA = os.environ["BRIDLE_CA"]
 PASSWORD = os.environ["BRIDLE_PASSWORD"]
-# For connections that are to be refused: once is enough.
+# For connections that must be refused: no retries.
 ONCE = Retry(NoBackoff(), 0)
 
 
@@ -136,7 +136,7 @@ class Both:
                 with self.connect() as mine:
                     for _ in range(times):
                         mine.transaction(step, "sum")
-            except Exception as error:  # a thread's failure is to fail the test
+            except Exception as error:  # a thread's failure fails the test
                 failed.append(error)
 
         def step(pipe):

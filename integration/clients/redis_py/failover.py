@@ -15,7 +15,7 @@ SECONDS = float(os.environ["BRIDLE_SECONDS"])
 
 r = redis.Redis(host="127.0.0.1", port=int(os.environ["BRIDLE_PORT"]), decode_responses=True)
 seen = {"client": "redis-py " + redis.__version__, "calls": 0, "unknown": 0, "wrong": [], "longest_ms": 0}
-# Rows whose last write is of unknown outcome, and how often they had been counted up before.
+# Rows whose last write is of unknown outcome, and their count before it.
 left = []
 
 
@@ -35,7 +35,7 @@ class Unknown(Exception):
 
 
 def call(what, function, writes=True):
-    """The answer. Anything but the documented errors is noted; a write of unknown outcome is an exception."""
+    """The reply. Anything but the documented errors is recorded; a write of unknown outcome is an exception."""
     began = time.monotonic()
     seen["calls"] += 1
     try:

@@ -140,7 +140,7 @@ impl Command {
             }
             Command::Persist => vec!["PERSIST", key],
             Command::Pttl => vec!["PTTL", key],
-            Command::Vanish(_) => unreachable!("nobody sends it"),
+            Command::Vanish(_) => unreachable!("no client sends it"),
             Command::SetNx(value) => vec!["SETNX", key, value],
             Command::Append(value) => vec!["APPEND", key, value],
             Command::Incr => vec!["INCR", key],
