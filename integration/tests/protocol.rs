@@ -180,7 +180,7 @@ fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
 }
 
 #[test]
-fn one_client_too_many_is_told_so() {
+fn client_over_maxclients_gets_an_error() {
     let server = Server::builder().flag("set", "proxy.maxclients=5").start();
     // The kit's client, which waited for the start, must be disconnected.
     let mut first = server.client();

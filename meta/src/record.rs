@@ -310,7 +310,7 @@ mod tests {
 
     /// Frozen: add lines for new versions and kinds, never edit these.
     #[test]
-    fn what_is_written_is_frozen() {
+    fn written_payloads_are_frozen() {
         let mut expected = lines_of("stamp", &[], 0x0102);
         for change in examples() {
             let lines = lines_of(&label(&change), &[change], 0x0102);

@@ -6,11 +6,11 @@ use bytes::BytesMut;
 /// What one read takes when the client sends a lot.
 pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
 /// Buffers that have grown beyond this are given back when they are empty.
-pub(crate) const KEPT_BYTES: usize = 64 * 1024;
+pub(crate) const IDLE_CAPACITY_MAX: usize = 64 * 1024;
 
 /// Gives a buffer back that is mostly empty, though its allocation, of `room` bytes, is
 /// large: what is in it is copied.
-pub(crate) fn tidy(buffer: &mut BytesMut, room: &mut usize) {
+pub(crate) fn release_excess(buffer: &mut BytesMut, room: &mut usize) {
     if *room > 2 * READ_BYTES_MAX && buffer.len() < *room / 4 {
         *buffer = BytesMut::from(&buffer[..]);
         *room = buffer.capacity();
@@ -38,7 +38,7 @@ mod tests {
         buffer.extend_from_slice(&[1; 1 << 20]);
         let mut room = buffer.capacity();
         let most = buffer.split_to(900_000);
-        tidy(&mut buffer, &mut room);
+        release_excess(&mut buffer, &mut room);
         assert!(buffer.len() == (1 << 20) - 900_000 && room < 1 << 18);
         assert!(most.freeze().try_into_mut().is_ok(), "what is left has no part of it");
     }

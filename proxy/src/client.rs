@@ -58,7 +58,7 @@ pub struct Client {
     /// When it connected.
     pub connected: Instant,
     /// What its connection tells about itself.
-    pub(crate) shown: Mutex<ClientInfo>,
+    pub(crate) info: Mutex<ClientInfo>,
     /// When it last sent or read something, ms since it connected; [`BUSY`] while its
     /// commands are carried out.
     last_active_ms: AtomicU64,
@@ -66,7 +66,7 @@ pub struct Client {
     pub(crate) waker: AtomicWaker,
     killed: AtomicBool,
     /// What is kept for it.
-    pub(crate) held: SharedUsage,
+    pub(crate) usage: SharedUsage,
     /// CLIENT NO-EVICT.
     pub(crate) no_evict: AtomicBool,
     /// Out-of-band output: MONITOR.
@@ -138,11 +138,11 @@ impl Client {
             id,
             endpoint,
             connected: Instant::now(),
-            shown: Mutex::new(ClientInfo { table, protocol: 2, ..ClientInfo::default() }),
+            info: Mutex::new(ClientInfo { table, protocol: 2, ..ClientInfo::default() }),
             last_active_ms: AtomicU64::new(0),
             waker: AtomicWaker::new(),
             killed: AtomicBool::new(false),
-            held: SharedUsage::new(ledger),
+            usage: SharedUsage::new(ledger),
             no_evict: AtomicBool::new(false),
             pushed: Mutex::default(),
             has_pushed: AtomicBool::new(false),
@@ -154,22 +154,22 @@ impl Client {
 
     /// The selected table's name: `db0` or any other.
     pub fn table(&self) -> Arc<str> {
-        self.shown.lock().table.clone()
+        self.info.lock().table.clone()
     }
 
     /// The selected table's number.
     pub(crate) fn database(&self) -> u32 {
-        self.shown.lock().database
+        self.info.lock().database
     }
 
     /// The connection's name (CLIENT SETNAME); empty = none.
     pub fn name(&self) -> Bytes {
-        self.shown.lock().name.clone()
+        self.info.lock().name.clone()
     }
 
     /// Bytes that wait for the client to read them, and bytes that it has sent ahead.
     pub fn buffered_bytes(&self) -> (usize, usize) {
-        let shown = self.shown.lock();
+        let shown = self.info.lock();
         (shown.output_bytes + self.pushed.lock().len(), shown.query_bytes + shown.query_room)
     }
 
@@ -181,7 +181,7 @@ impl Client {
             let fits = pushed.len() + bytes.len() <= bytes_max;
             if fits {
                 pushed.extend_from_slice(bytes);
-                self.held.push(pushed.len());
+                self.usage.push(pushed.len());
             }
             fits
         };
@@ -202,7 +202,7 @@ impl Client {
             self.has_pushed.store(false, Ordering::Release);
             let pushed = {
                 let mut pushed = self.pushed.lock();
-                self.held.push(0);
+                self.usage.push(0);
                 std::mem::take(&mut *pushed)
             };
             out.unsplit(pushed);

@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_of_clients_that_do_not_exist_are_kept_and_change_nothing() {
+    fn output_limits_of_absent_client_classes_are_stored_only() {
         let all = "normal 0 0 0 Slave 256mb 64mb 60 pubsub 32mb 8mb 60";
         assert_eq!(set(&[("client-output-buffer-limit", all)]).unwrap(), Settings::default());
         let settings =
@@ -665,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn what_all_clients_may_hold_is_a_size_or_a_percentage() {
+    fn maxmemory_clients_is_a_size_or_a_percentage() {
         let limit =
             |value| set(&[("maxmemory-clients", value)]).map(|settings| settings.clients_memory);
         assert_eq!(limit("64mb"), Ok(ClientsMemory::Bytes(64 << 20)));

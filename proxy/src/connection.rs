@@ -19,10 +19,10 @@
 //!
 //! # Invariants
 //! - A client that reads its replies is never closed for their size alone; one that does
-//!   not is held at the bounds (test `who_reads_nothing_for_long_is_cut`;
-//!   `tests/clients.rs`, `who_reads_gets_a_reply_of_any_size`).
+//!   not is held at the bounds (test `client_that_never_reads_is_disconnected`;
+//!   `tests/clients.rs`, `reading_client_gets_a_reply_of_any_size`).
 //! - Client and server never wait for each other without an end (`tests/memory.rs`,
-//!   `a_pipeline_is_sent_whole_before_it_is_read`).
+//!   `pipeline_may_be_sent_whole_before_replies_are_read`).
 //! - A buffer that is mostly empty is given back: what is left of it is copied
 //!   ([`crate::buffers`]), never kept as a slice of it.
 //! - When the server stops, commands that have arrived whole are answered first.
@@ -39,7 +39,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
-use crate::buffers::{KEPT_BYTES, READ_BYTES_MAX, grow, tidy};
+use crate::buffers::{IDLE_CAPACITY_MAX, READ_BYTES_MAX, grow, release_excess};
 use crate::client::Client;
 use crate::client::memory_usage::MemoryUse;
 use crate::listener::ConnectionPermit;
@@ -86,7 +86,7 @@ pub(crate) struct Connection<S> {
     /// `None`: it was closed while commands were under way.
     stream: Option<S>,
     /// Its place under `maxclients`, if it needs one.
-    place: Option<ConnectionPermit>,
+    permit: Option<ConnectionPermit>,
     client: Arc<Client>,
     session: Session,
     framer: Framer,
@@ -133,10 +133,10 @@ async fn completed_immediately(work: impl Future<Output = ()>) -> bool {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    pub(crate) fn new(stream: S, place: Option<ConnectionPermit>, session: Session) -> Self {
+    pub(crate) fn new(stream: S, permit: Option<ConnectionPermit>, session: Session) -> Self {
         Connection {
             stream: Some(stream),
-            place,
+            permit,
             client: session.client.clone(),
             session,
             framer: Framer::default(),
@@ -186,7 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn into_stream(self) -> (Option<S>, Option<ConnectionPermit>) {
-        (self.stream, self.place)
+        (self.stream, self.permit)
     }
 
     /// Carries out what is complete, a chunk at a time, as long as the replies find room.
@@ -260,7 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let input_max = self.input_max();
         let Connection {
             stream,
-            place,
+            permit,
             client,
             session,
             input,
@@ -283,10 +283,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 client.waker.register(context.waker());
                 if !*ended {
                     match poll_peer(socket, input, input_max, context) {
-                        PeerState::Here => {}
+                        PeerState::Open => {}
                         // It may read on.
-                        PeerState::Silent => *ended = true,
-                        PeerState::Gone => client.kill(),
+                        PeerState::HalfClosed => *ended = true,
+                        PeerState::Closed => client.kill(),
                     }
                 }
                 if *ended {
@@ -297,7 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     }
                 }
                 if client.is_killed() {
-                    (*stream, *place) = (None, None);
+                    (*stream, *permit) = (None, None);
                     proxy.clients.leave(client.id);
                     // DEBUG SLEEP ends by it.
                     context.waker().wake_by_ref();
@@ -418,7 +418,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         // What is pushed grows without the client's doing, so it is not waited for.
         if is_pushed && self.output.len() > self.output_max() {
-            self.cut_for_output("more was pushed than client-output-buffer-limit");
+            self.disconnect_slow_reader("more was pushed than client-output-buffer-limit");
             return Poll::Ready(Wakeup::Close);
         }
         if self.discarding.is_some() {
@@ -442,15 +442,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let event = self.read(context);
         if event.is_pending() {
-            self.rest();
+            self.go_idle();
         }
         event
     }
 
     /// Nothing is to be done for the client for now: buffers that are not needed are
     /// given back, and others told how it stands.
-    fn rest(&mut self) {
-        if self.input.is_empty() && self.input_room > KEPT_BYTES && self.framer.wanted() == 0 {
+    fn go_idle(&mut self) {
+        if self.input.is_empty() && self.input_room > IDLE_CAPACITY_MAX && self.framer.wanted() == 0
+        {
             (self.input, self.input_room) = (BytesMut::new(), 0);
             self.read_bytes = READ_BYTES_MIN;
         }
@@ -492,11 +493,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.session.proxy.stats.writes.add(1);
                     self.session.proxy.stats.bytes_out.add(written as u64);
                     self.output.advance(written);
-                    tidy(&mut self.output, &mut self.output_room);
+                    release_excess(&mut self.output, &mut self.output_room);
                 }
             }
         }
-        if self.output_room > KEPT_BYTES {
+        if self.output_room > IDLE_CAPACITY_MAX {
             (self.output, self.output_room) = (BytesMut::new(), 0);
         } else {
             self.output.clear();
@@ -520,14 +521,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let unread_timer =
             self.unread_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREAD_TIMEOUT)));
         if unread_timer.as_mut().poll(context).is_ready() {
-            self.cut_for_output("it has read nothing for a minute");
+            self.disconnect_slow_reader("it has read nothing for a minute");
             return Err(());
         }
         Ok(())
     }
 
     /// The client is disconnected for what it does not read.
-    fn cut_for_output(&self, why: &str) {
+    fn disconnect_slow_reader(&self, why: &str) {
         self.session.proxy.stats.output_limit_disconnections.add(1);
         let (address, name) = (&self.client.endpoint.address, self.client.name());
         let name = String::from_utf8_lossy(&name);
@@ -621,20 +622,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Accounts for what is kept in the buffers, and gives back what is mostly empty.
     fn count_held(&mut self) {
         if self.chunk.is_empty() {
-            tidy(&mut self.input, &mut self.input_room);
+            release_excess(&mut self.input, &mut self.input_room);
         }
         self.input_room = self.input_room.max(self.input.capacity() + self.chunk.len());
         self.output_room = self.output_room.max(self.output.capacity());
         let (query, output) = (self.input_room, self.output_room);
-        self.session.hold(MemoryUse::Query, query);
-        self.session.hold(MemoryUse::Output, output);
+        self.session.track_memory(MemoryUse::Query, query);
+        self.session.track_memory(MemoryUse::Output, output);
     }
 
     /// Room for the next read. Long arguments get theirs in steps that double, so that an
     /// announced length alone costs nothing.
     fn make_room(&mut self) {
         let missing = self.framer.wanted().saturating_sub(self.input.len());
-        if self.input.is_empty() && self.input.capacity() > KEPT_BYTES && missing == 0 {
+        if self.input.is_empty() && self.input.capacity() > IDLE_CAPACITY_MAX && missing == 0 {
             (self.input, self.input_room) = (BytesMut::new(), 0);
             self.read_bytes = READ_BYTES_MIN;
         }
@@ -656,7 +657,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let (queued, queued_bytes, watched) = self.session.transaction.figures();
         let last = self.session.last_command();
-        let mut shown = self.client.shown.lock();
+        let mut shown = self.client.info.lock();
         shown.last_command = last;
         shown.query_bytes = self.input.len() + self.chunk.len();
         shown.query_room = self.input_room - shown.query_bytes.min(self.input_room);
@@ -667,10 +668,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
 /// Whether a client whose command waits is still there.
 enum PeerState {
-    Here,
+    Open,
     /// It has closed its side of the connection, at least.
-    Silent,
-    Gone,
+    HalfClosed,
+    Closed,
 }
 
 /// Looks whether a client that waits is still there. What it sends meanwhile is taken in,
@@ -686,13 +687,13 @@ fn poll_peer<S: AsyncRead + Unpin>(
             input.reserve(READ_BYTES_MIN.max(input.len()).min(READ_BYTES_MAX));
         }
         match poll_read_buf(Pin::new(&mut *stream), context, input) {
-            Poll::Pending => return PeerState::Here,
-            Poll::Ready(Ok(0)) => return PeerState::Silent,
-            Poll::Ready(Err(_)) => return PeerState::Gone,
+            Poll::Pending => return PeerState::Open,
+            Poll::Ready(Ok(0)) => return PeerState::HalfClosed,
+            Poll::Ready(Err(_)) => return PeerState::Closed,
             Poll::Ready(Ok(_)) => {}
         }
     }
-    PeerState::Here
+    PeerState::Open
 }
 
 #[cfg(test)]
@@ -701,7 +702,7 @@ mod tests {
     use crate::{Settings, fakes};
 
     #[tokio::test]
-    async fn who_reads_nothing_for_long_is_cut() {
+    async fn client_that_never_reads_is_disconnected() {
         let proxy = fakes::proxy(&Default::default());
         proxy.settings.store(Arc::new(Settings { output_bytes_max: 1000, ..Settings::default() }));
         let (_theirs, ours) = tokio::io::duplex(16);
@@ -723,7 +724,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_words_of_a_chunk_are_bounded() {
+    async fn arguments_of_a_chunk_are_bounded() {
         let proxy = fakes::proxy(&Default::default());
         let args_max = 1000;
         let query_bytes_max = args_max * crate::resp::ARG_OVERHEAD_BYTES;

@@ -198,7 +198,7 @@ impl Session {
         if self.owes_replies() {
             self.flush(bytes, out).await;
             if let Some((next, span)) = self.chunk.stalled.take_if(|_| !self.chunk.is_owed) {
-                self.finish(next, span, bytes, out).await;
+                self.complete(next, span, bytes, out).await;
             }
         }
         let mut taken = 0;
@@ -225,14 +225,14 @@ impl Session {
             match self.begin(argv, span) {
                 NextStep::Done => {}
                 NextStep::Pause => break,
-                next => self.finish(next, span, bytes, out).await,
+                next => self.complete(next, span, bytes, out).await,
             }
             taken += 1;
         }
         if !self.owes_replies() {
             self.flush(bytes, out).await;
         }
-        self.hold(MemoryUse::Transaction, self.transaction.bytes());
+        self.track_memory(MemoryUse::Transaction, self.transaction.bytes());
         // When the last of its commands was done.
         self.client.touch(self.chunk.started);
         taken
@@ -282,7 +282,7 @@ impl Session {
 
     /// From words to ops in the batches, a reply, or what is left to do.
     fn plan(&mut self, argv: Argv, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
-        let shown = (self.proxy.monitors.any() && crate::monitor::shows(resolved.command))
+        let shown = (self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command))
             .then(|| argv.clone());
         let is_queued = self.transaction.is_open()
             && !matches!(
@@ -292,19 +292,19 @@ impl Session {
         if is_queued {
             let bytes_max = self.proxy.settings.load().query_max();
             let reply = self.transaction.queue(resolved, &argv, bytes_max);
-            self.hold(MemoryUse::Transaction, self.transaction.bytes());
+            self.track_memory(MemoryUse::Transaction, self.transaction.bytes());
             return self.ready(resolved, span, reply);
         }
         let seed = self.next_seed();
-        let plan_command = plan_command(resolved.command, argv, span.end - span.start, seed);
-        let next = match plan_command {
+        let plan = plan_command(resolved.command, argv, span.end - span.start, seed);
+        let next = match plan {
             Err(reply) => self.reject(Some(resolved), span, reply),
             Ok(Plan::Reply(reply)) => {
                 // It may be documentation of all commands.
                 self.chunk.slice_commands += SLICE_COMMANDS;
                 self.ready(resolved, span, reply)
             }
-            Ok(Plan::Rows(rows)) => self.place(rows, resolved, span),
+            Ok(Plan::Rows(rows)) => self.route(rows, resolved, span),
             Ok(Plan::Local(call)) => self.answer_at_once(call, resolved, span),
         };
         // What is left to do is shown when it has been done; SELECT with the table that
@@ -322,7 +322,7 @@ impl Session {
     }
 
     /// Puts ops into the batches.
-    fn place(&mut self, rows: RowPlan, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
+    fn route(&mut self, rows: RowPlan, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
         self.table();
         self.route_on_table(rows, resolved, span)
     }
@@ -344,16 +344,16 @@ impl Session {
         let Some(table) = self.table.as_deref() else { return NextStep::NoTable(rows, resolved) };
         rows.ops.iter().for_each(|op| self.chunk.note(op));
         let is_lookup = rows.ops.first().is_some_and(lookups::is_lookup);
-        let mut lines = SmallVec::new();
+        let mut indexes = SmallVec::new();
         if rows.all_partitions {
             for partition in router::partitions(table) {
-                lines.extend(
+                indexes.extend(
                     rows.ops.iter().map(|op| self.chunk.batches.add(partition, op.clone(), false)),
                 );
             }
         } else if table.partitions <= 1 {
             for (at, op) in rows.ops.into_iter().enumerate() {
-                lines.push(self.chunk.batches.add(router::partition_of(table, b""), op, at > 0));
+                indexes.push(self.chunk.batches.add(router::partition_of(table, b""), op, at > 0));
             }
         } else {
             let Some(places) = router::places(table, &rows) else {
@@ -361,7 +361,7 @@ impl Session {
             };
             for (at, (op, place)) in rows.ops.into_iter().zip(&places).enumerate() {
                 let joins = places[..at].contains(place);
-                lines.push(self.chunk.batches.add(*place, op, joins));
+                indexes.push(self.chunk.batches.add(*place, op, joins));
             }
         }
         let silent = self.is_silent();
@@ -369,7 +369,7 @@ impl Session {
             resolved: Some(resolved),
             span,
             silent,
-            state: ReplyState::Waiting(rows.builder, lines, is_lookup),
+            state: ReplyState::Waiting(rows.builder, indexes, is_lookup),
         });
         NextStep::Done
     }
@@ -406,7 +406,7 @@ impl Session {
     }
 
     /// The rest of a command, after everything that came before it.
-    async fn finish(
+    async fn complete(
         &mut self,
         next: NextStep,
         span: CommandSpan,
@@ -428,7 +428,7 @@ impl Session {
                 }
             }
             NextStep::Local(call, resolved) => {
-                self.client.shown.lock().last_command = Some(resolved.command.name);
+                self.client.info.lock().last_command = Some(resolved.command.name);
                 let is_reply_mode = matches!(call, LocalCommand::Client(ClientCommand::Reply(_)));
                 // What operators ask for may be long lists, and so may what they ask
                 // with.
@@ -437,7 +437,7 @@ impl Session {
                     true => blocking::polled_in_place(self.call(call)).await,
                     false => self.call(call).await,
                 };
-                if self.proxy.monitors.any() && crate::monitor::shows(resolved.command) {
+                if self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command) {
                     self.show(&resp::argv(bytes, span));
                 }
                 self.yield_if_due().await;
@@ -590,7 +590,7 @@ impl Session {
         self.chunk.is_owed = false;
         while !self.chunk.entries.is_empty() {
             if !self.chunk.batches.is_done() {
-                self.hold(MemoryUse::Answers, self.chunk.made_bytes());
+                self.track_memory(MemoryUse::Answers, self.chunk.made_bytes());
                 let deadline = self.chunk.started
                     + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
                 self.chunk.batches.written().for_each(|partition| self.written.note(partition));
@@ -598,7 +598,7 @@ impl Session {
                 self.chunk.absent = None;
             }
             self.answer(bytes, out).await;
-            self.hold(MemoryUse::Answers, self.chunk.made_bytes());
+            self.track_memory(MemoryUse::Answers, self.chunk.made_bytes());
             if !self.chunk.entries.is_empty()
                 && (out.len() >= self.replies_max || self.client.is_killed())
             {
@@ -609,7 +609,7 @@ impl Session {
         self.chunk.batches.clear();
         (self.chunk.large_ops, self.chunk.writes) = (0, false);
         (self.chunk.reply_bytes, self.chunk.planned_bytes) = (0, 0);
-        self.hold(MemoryUse::Answers, 0);
+        self.track_memory(MemoryUse::Answers, 0);
     }
 
     /// Appends the replies whose answers are there, in order, up to one that is not; and
@@ -625,19 +625,19 @@ impl Session {
         let (mut commands, mut noted, mut worked_ns) = (0, Vec::new(), 0);
         while let Some(entry) = self.chunk.entries.front_mut() {
             let batches = &mut self.chunk.batches;
-            if let ReplyState::Waiting(_, lines, _) = &entry.state
-                && !batches.has(lines)
+            if let ReplyState::Waiting(_, indexes, _) = &entry.state
+                && !batches.has(indexes)
                 && batches.held_bytes() > bytes_max.bytes
             {
                 entry.state =
-                    ReplyState::Refused(errors::answer_too_large(bytes_max), lines.clone());
+                    ReplyState::Refused(errors::answer_too_large(bytes_max), indexes.clone());
             }
             let is_there = match &mut entry.state {
                 ReplyState::Ready(_) => true,
-                ReplyState::Waiting(_, lines, _) => batches.has(lines),
-                ReplyState::Refused(_, lines) => {
-                    *lines = batches.forget(lines);
-                    lines.is_empty()
+                ReplyState::Waiting(_, indexes, _) => batches.has(indexes),
+                ReplyState::Refused(_, indexes) => {
+                    *indexes = batches.forget(indexes);
+                    indexes.is_empty()
                 }
             };
             if !is_there || (commands > 0 && out.len() >= self.replies_max) {
@@ -650,10 +650,10 @@ impl Session {
             };
             let mut reply = match state {
                 ReplyState::Ready(reply) | ReplyState::Refused(reply, _) => reply,
-                ReplyState::Waiting(builder, lines, is_lookup) => {
+                ReplyState::Waiting(builder, indexes, is_lookup) => {
                     let writes = resolved.is_some_and(|resolved| resolved.command.is(flags::WRITE));
                     let counted = is_lookup.then_some(&self.proxy.stats);
-                    build_reply(&mut self.chunk.batches, builder, &lines, writes, counted).await
+                    build_reply(&mut self.chunk.batches, builder, &indexes, writes, counted).await
                 }
             };
             if reply.bytes() > bytes_max.bytes {
@@ -835,15 +835,15 @@ pub(crate) async fn reply_to(builder: ReplyBuilder, outcomes: Vec<Outcome>) -> R
 async fn build_reply(
     batches: &mut Batches,
     builder: ReplyBuilder,
-    lines: &[u16],
+    indexes: &[u16],
     writes: bool,
     counted: Option<&Stats>,
 ) -> Reply {
     let count = |outcomes: &[Outcome]| {
         counted.into_iter().for_each(|stats| lookups::count(stats, outcomes))
     };
-    if let [line] = lines {
-        let outcome = match batches.take(*line) {
+    if let [index] = indexes {
+        let outcome = match batches.take(*index) {
             Ok(outcome) => outcome,
             Err(error) => return errors::call_error(&error),
         };
@@ -853,10 +853,10 @@ async fn build_reply(
         }
         return blocking::in_turn(|| builder.build([outcome])).await;
     }
-    let mut outcomes = Vec::with_capacity(lines.len());
+    let mut outcomes = Vec::with_capacity(indexes.len());
     let mut failed = None;
-    for &line in lines {
-        match batches.take(line) {
+    for &index in indexes {
+        match batches.take(index) {
             Ok(outcome) => outcomes.push(outcome),
             // An unknown outcome is the one to be told: the others say that nothing was
             // done.

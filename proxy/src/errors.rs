@@ -86,7 +86,7 @@ pub(crate) fn partly_done(error: &CallError) -> Reply {
 
 /// The reply when MOVE has copied a key, and the source has it as well.
 pub(crate) fn in_both(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_in_part(
+    moved_partly(
         format_args!("The key was copied to '{to}' and not deleted from '{from}', it is in both"),
         why,
     )
@@ -94,7 +94,7 @@ pub(crate) fn in_both(to: &str, from: &str, why: &Reply) -> Reply {
 
 /// The same when nobody knows whether the source has it.
 pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_in_part(
+    moved_partly(
         format_args!(
             "The key was copied to '{to}', and whether it was deleted from '{from}' is not known"
         ),
@@ -103,8 +103,8 @@ pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
 }
 
 /// The same when somebody else has deleted it from the source.
-pub(crate) fn only_there(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_in_part(
+pub(crate) fn only_in_target(to: &str, from: &str, why: &Reply) -> Reply {
+    moved_partly(
         format_args!(
             "The key was copied to '{to}', others have then deleted it from '{from}', and the \
              copy may still be there"
@@ -113,7 +113,7 @@ pub(crate) fn only_there(to: &str, from: &str, why: &Reply) -> Reply {
     )
 }
 
-fn moved_in_part(what: std::fmt::Arguments<'_>, why: &Reply) -> Reply {
+fn moved_partly(what: std::fmt::Arguments<'_>, why: &Reply) -> Reply {
     let why = if let Reply::Error(line) = why { line } else { "" };
     Reply::error(format!("UNKNOWNOUTCOME {what}: {why}"))
 }

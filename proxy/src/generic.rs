@@ -149,7 +149,7 @@ impl Session {
                         "ERR the keys are more than {bytes_max}: use SCAN"
                     ));
                 }
-                self.hold(MemoryUse::Answers, bytes);
+                self.track_memory(MemoryUse::Answers, bytes);
                 all.extend(keys.into_iter().map(Reply::Bulk));
                 self.yield_if_due().await;
                 if next == 0 || self.client.is_killed() {
@@ -387,7 +387,7 @@ impl Session {
                 if let Some(copy) = copy {
                     self.take_back(copy, &key)
                         .await
-                        .map_err(|why| errors::only_there(name, &source.name, &why))?;
+                        .map_err(|why| errors::only_in_target(name, &source.name, &why))?;
                 }
                 return Ok(false);
             }

@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_overrides_and_adds() {
+    fn host_overrides_and_adds_fields() {
         let mut shown = InfoFields::default();
         shown.put("aof_last_write_status", "ok");
         let fields = vec![
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn what_monitoring_agents_read_is_there() {
+    fn info_has_the_fields_that_monitoring_agents_read() {
         let text = shown(&[]);
         let has = |line: &str| text.contains(&format!("\r\n{line}\r\n"));
         for line in [

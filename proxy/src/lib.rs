@@ -18,11 +18,11 @@
 //!   `many_partitions_answer_in_the_order_of_the_commands`; `tests/fuzz.rs`,
 //!   `whole_connections_answer_the_same_in_any_pieces`).
 //! - A write is sent on at most once, unless it is known not to have been proposed
-//!   (`tests/pipeline.rs`, `what_failed_is_never_tried_again_and_says_what_is_known`).
+//!   (`tests/pipeline.rs`, `failed_write_is_never_retried_and_reports_its_outcome`).
 //! - A client's memory is bounded, whatever it sends and however little it reads
 //!   (`tests/memory.rs`; `resp/framer.rs`,
-//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`,
-//!   `words_count_for_more_than_their_bytes`); and so is that of all.
+//!   `command_over_the_query_buffer_is_refused_before_it_arrives`,
+//!   `arguments_count_for_more_than_their_bytes`); and so is that of all.
 //! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
 //!
 //! # Not here

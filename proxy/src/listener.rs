@@ -4,7 +4,7 @@
 //! # Invariants
 //! - No more sockets are open than `maxclients`, those in a TLS handshake included:
 //!   descriptors are kept for the data (`tests/tls.rs`,
-//!   `who_is_still_shaking_hands_counts_as_a_client`).
+//!   `tls_handshake_counts_as_a_client`).
 
 use std::future::poll_fn;
 use std::io;
@@ -64,9 +64,9 @@ impl Acceptor for UnixListener {
 /// cancelled and all connections have finished what was in flight.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls>>) {
     let (speaks_tls, host) = (tls.is_some(), proxy.clone());
-    let serve_stream = move |place, stream| -> Boxed<'static, ()> {
+    let serve_stream = move |permit, stream| -> Boxed<'static, ()> {
         let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.config()));
-        Box::pin(serve_stream(place, host.clone(), stream, acceptor))
+        Box::pin(serve_stream(permit, host.clone(), stream, acceptor))
     };
     accept_all(proxy, listener, serve_stream, speaks_tls).await;
 }
@@ -75,13 +75,13 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls
 /// they are.
 pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String) {
     let host = proxy.clone();
-    let serve_stream = move |place: ConnectionPermit, stream: UnixStream| -> Boxed<'static, ()> {
+    let serve_stream = move |permit: ConnectionPermit, stream: UnixStream| -> Boxed<'static, ()> {
         let (host, address) = (host.clone(), format!("{path}:0"));
         Box::pin(async move {
             let (local_address, fd) = (address.clone(), stream.as_raw_fd());
             let endpoint =
                 Endpoint { address, local_address, fd, is_loopback: true, is_unix: true };
-            handshake_within(Some(place), host, stream, endpoint).await;
+            handshake_within(Some(permit), host, stream, endpoint).await;
         })
     };
     accept_all(proxy, listener, serve_stream, false).await;
@@ -90,21 +90,21 @@ pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String)
 /// Accepts until the server stops, and then waits for the connections to end.
 async fn accept_all<D: Acceptor>(
     proxy: Arc<Proxy>,
-    door: D,
+    acceptor: D,
     serve_stream: impl Fn(ConnectionPermit, D::Stream) -> Boxed<'static, ()>,
     speaks_tls: bool,
 ) {
     let connections = TaskTracker::new();
     let sweeper = connections.spawn(sweep(proxy.clone()));
-    connections.spawn(crate::server::clock(proxy.clone()));
+    connections.spawn(crate::server::run_periodic(proxy.clone()));
     while let Some(accepted) =
-        proxy.shutdown.run_until_cancelled(poll_fn(|context| door.poll_accept(context))).await
+        proxy.shutdown.run_until_cancelled(poll_fn(|context| acceptor.poll_accept(context))).await
     {
         match accepted {
             Ok(stream) => {
                 proxy.stats.connections_received.add(1);
                 match ConnectionPermit::take(&proxy) {
-                    Some(place) => drop(connections.spawn(serve_stream(place, stream))),
+                    Some(permit) => drop(connections.spawn(serve_stream(permit, stream))),
                     None => reject_immediately(&proxy, &stream, speaks_tls),
                 }
             }
@@ -114,7 +114,7 @@ async fn accept_all<D: Acceptor>(
             }
         }
     }
-    drop(door);
+    drop(acceptor);
     sweeper.abort();
     proxy.clients.wake_all();
     connections.close();
@@ -143,8 +143,8 @@ impl ConnectionPermit {
     /// `None`: there are `maxclients`.
     fn take(proxy: &Arc<Proxy>) -> Option<ConnectionPermit> {
         let before = proxy.clients.sockets.fetch_add(1, Ordering::Relaxed);
-        let place = ConnectionPermit(proxy.clone());
-        (before < proxy.settings.load().clients_max).then_some(place)
+        let permit = ConnectionPermit(proxy.clone());
+        (before < proxy.settings.load().clients_max).then_some(permit)
     }
 }
 
@@ -155,17 +155,17 @@ impl Drop for ConnectionPermit {
 }
 
 async fn serve_stream(
-    place: ConnectionPermit,
+    permit: ConnectionPermit,
     proxy: Arc<Proxy>,
     stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
 ) {
     let Ok(endpoint) = prepare(&proxy, &stream) else { return };
     let Some(acceptor) = acceptor else {
-        return handshake_within(Some(place), proxy, stream, endpoint).await;
+        return handshake_within(Some(permit), proxy, stream, endpoint).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => handshake_within(Some(place), proxy, stream, endpoint).await,
+        Ok(Ok(stream)) => handshake_within(Some(permit), proxy, stream, endpoint).await,
         Ok(Err(error)) => tracing::debug!(client = %endpoint.address, %error, "TLS handshake"),
         Err(_) => tracing::debug!(client = %endpoint.address, "TLS handshake takes too long"),
     }
@@ -207,7 +207,7 @@ pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// The place is let go of last, when the socket is closed.
 async fn handshake_within<S: AsyncRead + AsyncWrite + Unpin>(
-    place: Option<ConnectionPermit>,
+    permit: Option<ConnectionPermit>,
     proxy: Arc<Proxy>,
     stream: S,
     endpoint: Endpoint,
@@ -218,7 +218,7 @@ async fn handshake_within<S: AsyncRead + AsyncWrite + Unpin>(
     }
     let client = proxy.clients.enter(endpoint, FIRST_TABLE.into());
     proxy.stats.connections.up();
-    Connection::new(stream, place, Session::new(proxy, client)).run().await;
+    Connection::new(stream, permit, Session::new(proxy, client)).run().await;
 }
 
 async fn reject<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'static str) {

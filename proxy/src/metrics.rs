@@ -9,7 +9,7 @@
 //!
 //! # Invariants
 //! - What is exported stands in [`descriptors`], and the other way round (test
-//!   `what_is_exported_is_documented`).
+//!   `exported_metrics_are_documented`).
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_is_documented_with_its_labels() {
+    fn counted_metrics_are_documented_with_their_labels() {
         for sample in counted(&used()) {
             let metric = DESCRIPTORS
                 .iter()
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_exported_is_documented() {
+    fn exported_metrics_are_documented() {
         let proxy = crate::fakes::proxy(&Default::default());
         let get = CommandIndex::of(commands::find(b"get", None).expect("GET is in the table"))
             .expect("GET is in the table");

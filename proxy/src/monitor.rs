@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! - What waits for one monitor is at most its limit of bytes (test
-//!   `a_slow_monitor_is_cut`).
+//!   `slow_monitor_is_disconnected`).
 //! - Passwords and administrative commands are not shown (Redis leaves the latter out as
 //!   well).
 
@@ -31,23 +31,23 @@ pub struct Monitors {
 }
 
 /// Whether MONITOR shows a command: not what operators do, as in Redis.
-pub fn shows(command: &Command) -> bool {
+pub fn is_shown(command: &Command) -> bool {
     command.flags & (flags::ADMIN | flags::SKIP_MONITOR) == 0
 }
 
 impl Monitors {
     /// Whether anybody watches.
-    pub fn any(&self) -> bool {
+    pub fn is_active(&self) -> bool {
         self.count.load(Relaxed) > 0
     }
 
-    /// `client` watches from now on, until it disconnects or [`Monitors::unwatch`].
-    pub fn watch(&self, client: &Arc<Client>) {
+    /// `client` watches from now on, until it disconnects or [`Monitors::remove`].
+    pub fn add(&self, client: &Arc<Client>) {
         self.keep(|other| other.id != client.id, Some(client));
     }
 
     /// `client` watches no more (RESET).
-    pub fn unwatch(&self, client: &Client) {
+    pub fn remove(&self, client: &Client) {
         self.keep(|other| other.id != client.id, None);
     }
 
@@ -122,12 +122,12 @@ mod tests {
     }
 
     #[test]
-    fn everybody_sees_everything_but_passwords() {
+    fn monitors_see_everything_but_passwords() {
         let (monitors, one, two, other) = (Monitors::default(), client(1), client(2), client(3));
-        assert!(!monitors.any());
-        monitors.watch(&one);
-        monitors.watch(&one);
-        monitors.watch(&two);
+        assert!(!monitors.is_active());
+        monitors.add(&one);
+        monitors.add(&one);
+        monitors.add(&two);
         monitors.feed(&other, 17, &argv(&[b"AUTH", b"hunter2"]), 1000);
         for client in [&one, &two] {
             let line = pushed(client);
@@ -137,24 +137,24 @@ mod tests {
                 "{line:?}"
             );
         }
-        monitors.unwatch(&one);
+        monitors.remove(&one);
         monitors.feed(&other, 17, &argv(&[b"PING"]), 1000);
         assert_eq!((pushed(&one).lines().count(), pushed(&two).lines().count()), (0, 1));
         monitors.feed(&two, 17, &argv(&[b"PING"]), 1000);
         assert_eq!(pushed(&two), "", "its own commands are not shown");
         drop(two);
         monitors.feed(&other, 17, &argv(&[b"PING"]), 1000);
-        assert!(!monitors.any());
+        assert!(!monitors.is_active());
     }
 
     #[test]
-    fn a_slow_monitor_is_cut() {
+    fn slow_monitor_is_disconnected() {
         let (monitors, slow, other) = (Monitors::default(), client(1), client(3));
-        monitors.watch(&slow);
+        monitors.add(&slow);
         for _ in 0..10 {
             monitors.feed(&other, 0, &argv(&[b"PING"]), 100);
         }
-        assert!(!monitors.any());
+        assert!(!monitors.is_active());
         assert!(slow.is_killed());
         assert!(pushed(&slow).len() <= 100);
     }

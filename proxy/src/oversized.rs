@@ -20,13 +20,13 @@ use crate::resp::{DiscardProgress, OversizedRest, ProtocolError};
 
 /// So much is read and thrown away at most, with so long between two reads.
 const BYTES_MAX: u64 = 1 << 30;
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of who has not authenticated: so much, and for so long in all.
-const STRANGER_BYTES_MAX: u64 = 1 << 20;
-const STRANGER_TIME_MAX: Duration = Duration::from_secs(10);
+const UNAUTHENTICATED_BYTES_MAX: u64 = 1 << 20;
+const UNAUTHENTICATED_TIME_MAX: Duration = Duration::from_secs(10);
 /// What a client may send behind that, without a pause of so long: it comes to read the
 /// error only then.
-const LINGER_PAUSE_MAX: Duration = Duration::from_secs(1);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is read and thrown away.
 pub(crate) struct Discarding {
@@ -50,9 +50,9 @@ impl Discarding {
         input: &mut BytesMut,
     ) -> Discarding {
         let (bytes_max, time) = if is_unauthenticated {
-            (STRANGER_BYTES_MAX, STRANGER_TIME_MAX)
+            (UNAUTHENTICATED_BYTES_MAX, UNAUTHENTICATED_TIME_MAX)
         } else {
-            (BYTES_MAX, PAUSE_MAX)
+            (BYTES_MAX, READ_TIMEOUT)
         };
         let deadline = Box::pin(tokio::time::sleep(time));
         Discarding {
@@ -75,14 +75,14 @@ impl Discarding {
     ) -> Poll<&'static str> {
         loop {
             self.bytes += self.room.len() as u64;
-            let thrown = self.rest.take(&self.room);
+            let progress = self.rest.take(&self.room);
             if self.room.capacity() > READ_BYTES_MAX {
                 self.room = BytesMut::new();
             }
             self.room.clear();
-            match thrown {
+            match progress {
                 DiscardProgress::All => return Poll::Ready("all of it was read"),
-                DiscardProgress::Lost => return Poll::Ready("it is no RESP further on"),
+                DiscardProgress::Desynchronized => return Poll::Ready("it is no RESP further on"),
                 DiscardProgress::More if self.bytes >= self.bytes_max => {
                     return Poll::Ready("no more of it is read");
                 }
@@ -91,7 +91,7 @@ impl Discarding {
             match poll_read_buf(Pin::new(&mut *stream), context, &mut self.room) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready("the client has left"),
                 Poll::Ready(Ok(_)) if self.is_unauthenticated => {}
-                Poll::Ready(Ok(_)) => self.deadline.as_mut().reset(Instant::now() + PAUSE_MAX),
+                Poll::Ready(Ok(_)) => self.deadline.as_mut().reset(Instant::now() + READ_TIMEOUT),
                 Poll::Pending => {
                     ready!(self.deadline.as_mut().poll(context));
                     return Poll::Ready("the rest did not come in time");
@@ -118,7 +118,7 @@ impl Discarding {
 /// at once would take it away.
 pub(crate) async fn linger<S: AsyncRead + Unpin>(mut stream: S, mut bytes_max: u64) {
     let mut room = vec![0; READ_BYTES_MAX / 16];
-    while let Ok(Ok(read)) = tokio::time::timeout(LINGER_PAUSE_MAX, stream.read(&mut room)).await {
+    while let Ok(Ok(read)) = tokio::time::timeout(LINGER_TIMEOUT, stream.read(&mut room)).await {
         bytes_max = bytes_max.saturating_sub(read as u64);
         if read == 0 || bytes_max == 0 {
             return;

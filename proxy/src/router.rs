@@ -12,7 +12,7 @@
 //!   is held for a client besides one command's answer (`tests/memory.rs`).
 //! - Of the answers of many partitions no more are kept than one command may have, and
 //!   one: what is read beyond that is left to be asked for again (`tests/memory.rs`,
-//!   `large_answers_of_many_partitions_are_not_gathered_to_be_refused`).
+//!   `large_answers_of_many_partitions_are_not_collected_in_vain`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -115,7 +115,7 @@ pub(crate) fn first_cursor(table: &Table, index: u32) -> u64 {
 /// The ops of some commands, by partition, and then what became of them.
 #[derive(Default)]
 pub(crate) struct Batches {
-    lines: SmallVec<[PartitionBatch; 1]>,
+    batches: SmallVec<[PartitionBatch; 1]>,
     /// Where the lines beyond the first few are.
     places: HashMap<PartitionId, u16>,
 }
@@ -148,33 +148,36 @@ impl Batches {
     /// Adds an op for a partition; the number is what [`Batches::take`] wants. `joins`:
     /// it must share its request with the op of the same command that was added before.
     pub(crate) fn add(&mut self, partition: PartitionId, op: Op, joins: bool) -> u16 {
-        let first =
-            self.lines.iter().take(LINEAR_SEARCH_MAX).position(|line| line.partition == partition);
+        let first = self
+            .batches
+            .iter()
+            .take(LINEAR_SEARCH_MAX)
+            .position(|batch| batch.partition == partition);
         let index =
             match first.or_else(|| self.places.get(&partition).map(|index| usize::from(*index))) {
                 Some(index) => index,
                 None => {
-                    let index = self.lines.len();
-                    self.lines.push(PartitionBatch {
+                    let index = self.batches.len();
+                    self.batches.push(PartitionBatch {
                         partition,
                         open: SmallVec::new(),
                         done: VecDeque::new(),
                         held_bytes: 0,
                     });
                     if index >= LINEAR_SEARCH_MAX {
-                        self.places.insert(partition, as_line(index));
+                        self.places.insert(partition, batch_index(index));
                     }
                     index
                 }
             };
-        let line = &mut self.lines[index];
+        let batch = &mut self.batches[index];
         let is_full = |open: &RequestBuilder| {
             open.request.ops.len() >= REQUEST_OPS_MAX || open.bytes >= REQUEST_BYTES_MAX
         };
-        if line.open.last().is_none_or(|open| !joins && is_full(open)) {
-            line.open.push(RequestBuilder::default());
+        if batch.open.last().is_none_or(|open| !joins && is_full(open)) {
+            batch.open.push(RequestBuilder::default());
         }
-        let open = line.open.last_mut().expect("one was just pushed if there was none");
+        let open = batch.open.last_mut().expect("one was just pushed if there was none");
         if op.is_write() {
             open.writes = true;
             open.bytes += op.bytes();
@@ -183,20 +186,20 @@ impl Batches {
             open.request.joined.push(open.request.ops.len() as u32);
         }
         open.request.ops.push(op);
-        as_line(index)
+        batch_index(index)
     }
 
     /// So many partitions are asked that they should be before more is added.
     pub(crate) fn is_full(&self) -> bool {
-        self.lines.len() >= PARTITIONS_MAX
+        self.batches.len() >= PARTITIONS_MAX
     }
 
     /// The partitions that are written to.
     pub(crate) fn written(&self) -> impl Iterator<Item = PartitionId> {
-        self.lines
+        self.batches
             .iter()
-            .filter(|line| line.open.iter().any(|open| open.writes))
-            .map(|line| line.partition)
+            .filter(|batch| batch.open.iter().any(|open| open.writes))
+            .map(|batch| batch.partition)
     }
 
     /// Carries out what is left; of answers that are large, a part only
@@ -216,13 +219,13 @@ impl Batches {
     }
 
     async fn execute_within(&mut self, proxy: &Proxy, deadline: Instant, room: AnswerBudget) {
-        match self.lines.as_mut_slice() {
+        match self.batches.as_mut_slice() {
             [] => {}
-            [line] => line.execute(proxy, deadline, &room).await,
-            lines => {
-                let each = lines
+            [batch] => batch.execute(proxy, deadline, &room).await,
+            batches => {
+                let each = batches
                     .iter_mut()
-                    .map(|line| Box::pin(line.execute(proxy, deadline, &room)) as Boxed<'_, ()>);
+                    .map(|batch| Box::pin(batch.execute(proxy, deadline, &room)) as Boxed<'_, ()>);
                 futures::future::join_all(each.collect::<Vec<_>>()).await;
             }
         }
@@ -230,57 +233,57 @@ impl Batches {
 
     /// Nothing is left to be carried out.
     pub(crate) fn is_done(&self) -> bool {
-        self.lines.iter().all(|line| line.open.is_empty())
+        self.batches.iter().all(|batch| batch.open.is_empty())
     }
 
     /// What the outcomes that wait to be taken take, bytes.
     pub(crate) fn held_bytes(&self) -> usize {
-        self.lines.iter().map(|line| line.held_bytes).sum()
+        self.batches.iter().map(|batch| batch.held_bytes).sum()
     }
 
     /// Whether the next outcomes of these lines, one for each time that a line is named,
     /// are there, or never will be.
-    pub(crate) fn has(&self, lines: &[u16]) -> bool {
-        let is_there = |line: u16, count: usize| match self.lines.get(usize::from(line)) {
-            Some(line) => line.open.is_empty() || line.outcomes() >= count,
+    pub(crate) fn has(&self, batches: &[u16]) -> bool {
+        let is_there = |batch: u16, count: usize| match self.batches.get(usize::from(batch)) {
+            Some(batch) => batch.open.is_empty() || batch.outcomes() >= count,
             None => true,
         };
-        if let [line] = lines {
-            return is_there(*line, 1);
+        if let [batch] = batches {
+            return is_there(*batch, 1);
         }
         let mut counts = HashMap::<u16, usize>::new();
-        lines.iter().for_each(|line| *counts.entry(*line).or_default() += 1);
-        counts.into_iter().all(|(line, count)| is_there(line, count))
+        batches.iter().for_each(|batch| *counts.entry(*batch).or_default() += 1);
+        counts.into_iter().all(|(batch, count)| is_there(batch, count))
     }
 
     /// Forgets the next outcomes of these lines, and has what would only be read not read
     /// at all; the lines whose outcomes are still to come.
-    pub(crate) fn forget(&mut self, lines: &[u16]) -> SmallVec<[u16; 4]> {
-        let is_to_come = |line: &u16| match self.lines.get_mut(usize::from(*line)) {
-            Some(line) if !line.open.is_empty() && line.outcomes() == 0 => !line.skip_read(),
+    pub(crate) fn forget(&mut self, batches: &[u16]) -> SmallVec<[u16; 4]> {
+        let is_to_come = |batch: &u16| match self.batches.get_mut(usize::from(*batch)) {
+            Some(batch) if !batch.open.is_empty() && batch.outcomes() == 0 => !batch.skip_read(),
             _ => {
-                let _forgotten = self.take(*line);
+                let _forgotten = self.take(*batch);
                 false
             }
         };
-        lines.iter().copied().filter(is_to_come).collect()
+        batches.iter().copied().filter(is_to_come).collect()
     }
 
     /// The outcome of the next op of a line; to be taken in the order in which they were
     /// added, once they are [there](Batches::has).
-    pub(crate) fn take(&mut self, line: u16) -> Result<Outcome, CallError> {
+    pub(crate) fn take(&mut self, batch: u16) -> Result<Outcome, CallError> {
         let lost = || CallError::Fault("a node answered fewer ops than it was asked".into());
-        let line = self.lines.get_mut(usize::from(line)).ok_or_else(lost)?;
+        let batch = self.batches.get_mut(usize::from(batch)).ok_or_else(lost)?;
         loop {
-            match line.done.front_mut().ok_or_else(lost)? {
+            match batch.done.front_mut().ok_or_else(lost)? {
                 Done::Outcomes(outcomes) => match outcomes.next() {
                     Some(outcome) => {
-                        line.held_bytes = line.held_bytes.saturating_sub(outcome_bytes(&outcome));
+                        batch.held_bytes = batch.held_bytes.saturating_sub(outcome_bytes(&outcome));
                         return Ok(outcome);
                     }
-                    None => drop(line.done.pop_front()),
+                    None => drop(batch.done.pop_front()),
                 },
-                Done::Failed(_, 0) => drop(line.done.pop_front()),
+                Done::Failed(_, 0) => drop(batch.done.pop_front()),
                 Done::Failed(error, left) => {
                     *left -= 1;
                     return Err(error.clone());
@@ -291,7 +294,7 @@ impl Batches {
 
     /// Forgets everything, keeps the memory.
     pub(crate) fn clear(&mut self) {
-        self.lines.clear();
+        self.batches.clear();
         self.places.clear();
     }
 }
@@ -302,7 +305,7 @@ fn outcome_bytes(outcome: &Outcome) -> usize {
 }
 
 /// A line's number.
-fn as_line(index: usize) -> u16 {
+fn batch_index(index: usize) -> u16 {
     u16::try_from(index).expect(
         "PARTITIONS_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds",
     )
@@ -524,16 +527,16 @@ pub(crate) async fn count(
     deadline: Instant,
 ) -> Result<Vec<u64>, Reply> {
     let mut batches = Batches::default();
-    let lines: Vec<u16> =
+    let indexes: Vec<u16> =
         partitions(table).map(|partition| batches.add(partition, op.clone(), false)).collect();
     batches.execute_small(proxy, deadline).await;
-    let count = |line| match batches.take(line) {
+    let count = |index| match batches.take(index) {
         Ok(Ok(Answer::Int(count))) => Ok(u64::try_from(count).unwrap_or(0)),
         Ok(Ok(_)) => Err(commands::errors::no_answer()),
         Ok(Err(refusal)) => Err(commands::errors::refusal(refusal)),
         Err(error) => Err(crate::errors::call_error(&error)),
     };
-    lines.into_iter().map(count).collect()
+    indexes.into_iter().map(count).collect()
 }
 
 /// Whether a table is one of those that come with their first write; others come only by

@@ -65,8 +65,8 @@ pub(crate) async fn call(
         LocalCommand::MemoryDoctor => memory::doctor(proxy),
         LocalCommand::MemoryStats => memory::stats(proxy),
         LocalCommand::Monitor => {
-            client.shown.lock().monitors = true;
-            proxy.monitors.watch(client);
+            client.info.lock().monitors = true;
+            proxy.monitors.add(client);
             Reply::OK
         }
         LocalCommand::Lolwut(_) => lolwut(proxy),
@@ -81,7 +81,7 @@ pub(crate) async fn call(
 
 /// Does what has to be done by the clock: rates, the memory peak. Ends with the server.
 /// One runs for a proxy, however many are started.
-pub(crate) async fn clock(proxy: Arc<Proxy>) {
+pub(crate) async fn run_periodic(proxy: Arc<Proxy>) {
     if proxy.stats.is_sampled.swap(true, Relaxed) {
         return;
     }

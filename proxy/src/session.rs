@@ -219,7 +219,7 @@ impl Session {
 
     /// A part of what is kept for the client takes so many bytes now; if all clients then
     /// hold too much, the one that holds most goes.
-    pub(crate) fn hold(&mut self, part: MemoryUse, bytes: usize) {
+    pub(crate) fn track_memory(&mut self, part: MemoryUse, bytes: usize) {
         if self.memory_usage.set(part, bytes) {
             self.proxy.make_room();
         }
@@ -291,7 +291,7 @@ impl Session {
     pub(crate) fn use_table(&mut self, name: Arc<str>) {
         if name != self.table_name {
             {
-                let mut shown = self.client.shown.lock();
+                let mut shown = self.client.info.lock();
                 shown.database = router::number_of(&self.proxy, &name).unwrap_or(shown.database);
                 shown.table = name.clone();
             }
@@ -352,7 +352,7 @@ impl Session {
         }
         let version = if self.protocol == Protocol::Resp3 { 3 } else { 2 };
         {
-            let mut shown = self.client.shown.lock();
+            let mut shown = self.client.info.lock();
             shown.protocol = version;
             if let Some(name) = hello.name {
                 shown.name = Bytes::copy_from_slice(&name);
@@ -373,12 +373,12 @@ impl Session {
     /// RESET: as if it had just connected.
     pub(crate) fn reset(&mut self) -> Reply {
         self.transaction = Transaction::default();
-        self.proxy.monitors.unwatch(&self.client);
+        self.proxy.monitors.remove(&self.client);
         self.use_table(FIRST_TABLE.into());
         self.protocol = Protocol::Resp2;
         self.silence = ReplySuppression::None;
         self.authenticated = self.proxy.settings.load().password.is_none();
-        let mut shown = self.client.shown.lock();
+        let mut shown = self.client.info.lock();
         shown.protocol = 2;
         shown.name = Bytes::new();
         shown.monitors = false;
@@ -404,7 +404,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.proxy.monitors.unwatch(&self.client);
+        self.proxy.monitors.remove(&self.client);
         self.proxy.clients.leave(self.client.id);
         self.proxy.stats.connections.down();
     }

@@ -4,7 +4,7 @@
 //! # Invariants
 //! - Certificate and key are read together and used together or not at all: files that do
 //!   not fit change nothing (`tests/tls.rs`,
-//!   `certificates_are_read_anew_together_or_not_at_all`).
+//!   `certificates_are_reloaded_together_or_not_at_all`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -154,14 +154,14 @@ impl Transaction {
         if self.is_dirty {
             return Reply::Status("QUEUED".into());
         }
-        let plan_command = self.planned_bytes
+        let planned_bytes = self.planned_bytes
             + argv.iter().map(|arg| arg.len() + resp::ARG_OVERHEAD_BYTES).sum::<usize>();
-        if plan_command > bytes_max.bytes {
+        if planned_bytes > bytes_max.bytes {
             self.mark_dirty();
             return Reply::error(format!("ERR transaction is larger than {bytes_max}"));
         }
         let queued = QueuedCommand::new(resolved, argv);
-        self.planned_bytes = plan_command;
+        self.planned_bytes = planned_bytes;
         self.queued_bytes += queued.bytes();
         queue.push(queued);
         Reply::Status("QUEUED".into())
@@ -268,29 +268,29 @@ impl Session {
         if transaction.is_dirty {
             return Reply::error(errors::EXECABORT);
         }
-        self.hold(
+        self.track_memory(
             MemoryUse::Transaction,
             transaction.queued_bytes + transaction.planned_bytes + transaction.watched_bytes,
         );
         let table_before = self.table_name.clone();
         // Monitors are shown them when they run.
         let is_shown = |queued: &QueuedCommand| {
-            crate::monitor::shows(queued.resolved.command).then(|| queued.argv())
+            crate::monitor::is_shown(queued.resolved.command).then(|| queued.argv())
         };
-        let shown = if self.proxy.monitors.any() {
+        let shown = if self.proxy.monitors.is_active() {
             queue.iter().map(is_shown).collect()
         } else {
             Vec::new()
         };
-        let gathered = self.build_request(queue, &transaction.watched).await;
+        let request = self.build_request(queue, &transaction.watched).await;
         // The commands are carried out from here on, SELECT included.
         self.use_table(table_before);
-        let (steps, gathered) = match gathered {
-            Ok(Some(gathered)) => gathered,
+        let (steps, request) = match request {
+            Ok(Some(request)) => request,
             Ok(None) => return Reply::NilArray,
             Err(reply) => return reply,
         };
-        match self.send(gathered, transaction.watched).await {
+        match self.send(request, transaction.watched).await {
             Ok(Some(outcomes)) => self.replies(steps, outcomes, shown).await,
             Ok(None) => Reply::NilArray,
             Err(reply) => reply,
@@ -304,47 +304,47 @@ impl Session {
         queue: Vec<QueuedCommand>,
         watched: &[Watch],
     ) -> Result<Option<(Vec<ExecStep>, TransactionRequest)>, Reply> {
-        let resolve_steps = self.resolve_steps(queue).await?;
+        let resolved_steps = self.resolve_steps(queue).await?;
         if self.is_made_since(watched).await? {
             return Ok(None);
         }
-        let mut gathered = TransactionRequest::default();
-        let missing = self.missing_of(tables_of(&resolve_steps)).await?;
-        let missing_for_writes = Self::missing_for_writes(&resolve_steps, &missing)?;
+        let mut request = TransactionRequest::default();
+        let missing = self.missing_of(tables_of(&resolved_steps)).await?;
+        let missing_written_table = Self::missing_written_table(&resolved_steps, &missing)?;
         let is_sent = |table: &Arc<str>| {
-            !missing.contains(table) || missing_for_writes.as_ref() == Some(table)
+            !missing.contains(table) || missing_written_table.as_ref() == Some(table)
         };
         let bytes_max = self.proxy.settings.load().write_max();
-        if written_bytes(&resolve_steps, is_sent) > bytes_max.bytes + 64 * 1024 {
+        if written_bytes(&resolved_steps, is_sent) > bytes_max.bytes + 64 * 1024 {
             return Err(Reply::error(format!("ERR transaction is larger than {bytes_max}")));
         }
-        if let Some(table) = missing_for_writes {
+        if let Some(table) = missing_written_table {
             if watched.iter().any(|watch| matches!(watch, Watch::Row(..))) {
                 // They are in another table than this one, which was not there.
                 return self.check_watched_elsewhere(watched).await.map(|()| None);
             }
             self.use_table(table.clone());
-            if !fits(&router::finest_table(), &table, &resolve_steps, watched)
+            if !fits(&router::finest_table(), &table, &resolved_steps, watched)
                 && let Some(to_be) = self.table_to_be().await?
-                && !fits(&to_be, &table, &resolve_steps, watched)
+                && !fits(&to_be, &table, &resolved_steps, watched)
             {
                 return Err(Reply::error(errors::CROSSSLOT));
             }
             self.ensure_table().await?;
-            gathered.made = Some(table);
+            request.made = Some(table);
         }
-        let mut steps = Vec::with_capacity(resolve_steps.len());
-        for command in resolve_steps {
+        let mut steps = Vec::with_capacity(resolved_steps.len());
+        for command in resolved_steps {
             self.yield_if_due().await;
             steps.push(match command {
                 ResolvedStep::Rows(table, rows) => {
                     self.use_table(table);
-                    self.add_rows(rows, &mut gathered).await?
+                    self.add_rows(rows, &mut request).await?
                 }
                 ResolvedStep::Other(step) => step,
             });
         }
-        Ok(Some((steps, gathered)))
+        Ok(Some((steps, request)))
     }
 
     /// Whether a table that was missing when it was watched has been made since. Whether
@@ -382,14 +382,14 @@ impl Session {
     ) -> Result<Vec<ResolvedStep>, Reply> {
         let bytes_max = self.proxy.settings.load().answer_max();
         let mut bytes = 0;
-        let mut resolve_steps = Vec::with_capacity(queue.len());
+        let mut resolved_steps = Vec::with_capacity(queue.len());
         for queued in queue {
             self.yield_if_due().await;
             let plan = match queued.plan(self.next_seed()) {
                 Plan::Local(call) => as_rows(call),
                 plan => plan,
             };
-            resolve_steps.push(match plan {
+            resolved_steps.push(match plan {
                 Plan::Rows(rows) => ResolvedStep::Rows(self.table_name.clone(), rows),
                 Plan::Reply(reply) => {
                     let size = reply.bytes();
@@ -418,7 +418,7 @@ impl Session {
                 Plan::Local(call) => ResolvedStep::Other(ExecStep::Local(call)),
             });
         }
-        Ok(resolve_steps)
+        Ok(resolved_steps)
     }
 
     /// The table that is missing and will be written to. It is made before anything else:
@@ -428,12 +428,12 @@ impl Session {
     /// # Errors
     /// CROSSSLOT when there are several, or rows of others: each has partitions of its
     /// own.
-    fn missing_for_writes(
-        resolve_steps: &[ResolvedStep],
+    fn missing_written_table(
+        resolved_steps: &[ResolvedStep],
         missing: &BTreeSet<Arc<str>>,
     ) -> Result<Option<Arc<str>>, Reply> {
         let (mut written, mut is_another_there) = (BTreeSet::new(), false);
-        for command in resolve_steps {
+        for command in resolved_steps {
             let ResolvedStep::Rows(table, rows) = command else { continue };
             if !missing.contains(table) {
                 is_another_there = true;
@@ -462,7 +462,7 @@ impl Session {
     async fn add_rows(
         &mut self,
         rows: RowPlan,
-        gathered: &mut TransactionRequest,
+        request: &mut TransactionRequest,
     ) -> Result<ExecStep, Reply> {
         let table = match self.find_table().await? {
             Some(table) => table,
@@ -480,29 +480,29 @@ impl Session {
         for op in &rows.ops {
             let partition =
                 only_partition(&table, &rows, op).ok_or(Reply::error(errors::CROSSSLOT))?;
-            if gathered.partition.is_some_and(|other| other != partition) {
+            if request.partition.is_some_and(|other| other != partition) {
                 return Err(Reply::error(errors::CROSSSLOT));
             }
-            gathered.partition = Some(partition);
+            request.partition = Some(partition);
         }
         let step = ExecStep::Rows(
             rows.builder,
             rows.ops.len(),
             rows.ops.first().is_some_and(lookups::is_lookup),
         );
-        gathered.ops.extend(rows.ops);
+        request.ops.extend(rows.ops);
         Ok(step)
     }
 
     /// Sends the request with what is watched; `None`: something watched was touched.
     async fn send(
         &mut self,
-        gathered: TransactionRequest,
+        request: TransactionRequest,
         watched: Vec<Watch>,
     ) -> Result<Option<Vec<Outcome>>, Reply> {
         let mut tokens = BTreeMap::<PartitionId, Vec<WatchToken>>::new();
         let mut made = None;
-        if let Some(name) = &gathered.made {
+        if let Some(name) = &request.made {
             made = self.find_named(name).await?;
         }
         for watch in &watched {
@@ -511,9 +511,7 @@ impl Session {
                     tokens.entry(*partition).or_default().push(watched.clone())
                 }
                 // Somebody else may have written to it since it was made.
-                (Watch::NoTable(name, key), Some(table))
-                    if gathered.made.as_ref() == Some(name) =>
-                {
+                (Watch::NoTable(name, key), Some(table)) if request.made.as_ref() == Some(name) => {
                     tokens
                         .entry(router::partition_of(table, key))
                         .or_default()
@@ -523,7 +521,7 @@ impl Session {
             }
         }
         let deadline = self.deadline();
-        let Some(partition) = gathered.partition else {
+        let Some(partition) = request.partition else {
             // Nothing to do with rows, but EXEC still tells whether they were touched.
             for (partition, watched) in tokens {
                 let request = Request { ops: Vec::new(), joined: Vec::new(), watched };
@@ -540,12 +538,12 @@ impl Session {
         if !tokens.is_empty() {
             return self.check_watched_elsewhere(&watched).await.map(|()| None);
         }
-        self.proxy.stats.batch(gathered.ops.len());
-        if gathered.ops.iter().any(Op::is_write) {
+        self.proxy.stats.batch(request.ops.len());
+        if request.ops.iter().any(Op::is_write) {
             self.written.note(partition);
         }
-        let joined = (1..gathered.ops.len() as u32).collect();
-        let request = Request { ops: gathered.ops, joined, watched: tokens_here };
+        let joined = (1..request.ops.len() as u32).collect();
+        let request = Request { ops: request.ops, joined, watched: tokens_here };
         match router::respond(&self.proxy, partition, &request, deadline).await {
             Ok(Response::Done(outcomes)) => Ok(Some(outcomes)),
             Ok(Response::Touched) => Ok(None),
@@ -603,7 +601,7 @@ impl Session {
             bytes += reply.bytes();
             if bytes <= bytes_max.bytes {
                 replies.push(reply);
-                self.hold(MemoryUse::Answers, bytes);
+                self.track_memory(MemoryUse::Answers, bytes);
             } else {
                 // The rest is carried out all the same, as is all of it that is rows.
                 replies = Vec::new();
@@ -626,8 +624,8 @@ fn only_partition(table: &Table, rows: &RowPlan, op: &Op) -> Option<PartitionId>
 
 /// Whether all that is done in the table of a name, and watched in it, would lie in one
 /// partition of a new one.
-fn fits(new: &Table, name: &Arc<str>, resolve_steps: &[ResolvedStep], watched: &[Watch]) -> bool {
-    let done = resolve_steps.iter().filter_map(|command| {
+fn fits(new: &Table, name: &Arc<str>, resolved_steps: &[ResolvedStep], watched: &[Watch]) -> bool {
+    let done = resolved_steps.iter().filter_map(|command| {
         if let ResolvedStep::Rows(table, rows) = command { Some((table, rows)) } else { None }
     });
     let done = done.filter(|(table, _)| *table == name);
@@ -644,22 +642,22 @@ fn fits(new: &Table, name: &Arc<str>, resolve_steps: &[ResolvedStep], watched: &
 }
 
 /// What commands write, bytes, of those on tables that count.
-fn written_bytes(resolve_steps: &[ResolvedStep], counts: impl Fn(&Arc<str>) -> bool) -> usize {
+fn written_bytes(resolved_steps: &[ResolvedStep], counts: impl Fn(&Arc<str>) -> bool) -> usize {
     let ops = |command: &ResolvedStep| match command {
         ResolvedStep::Rows(table, rows) if counts(table) => {
             rows.ops.iter().filter(|op| op.is_write()).map(Op::bytes).sum()
         }
         _ => 0,
     };
-    resolve_steps.iter().map(ops).sum()
+    resolved_steps.iter().map(ops).sum()
 }
 
 /// The tables whose rows commands are about.
-fn tables_of(resolve_steps: &[ResolvedStep]) -> BTreeSet<Arc<str>> {
+fn tables_of(resolved_steps: &[ResolvedStep]) -> BTreeSet<Arc<str>> {
     let table = |command: &ResolvedStep| {
         if let ResolvedStep::Rows(table, _) = command { Some(table.clone()) } else { None }
     };
-    resolve_steps.iter().filter_map(table).collect()
+    resolved_steps.iter().filter_map(table).collect()
 }
 
 fn fault(fault: Fault) -> Reply {
@@ -710,7 +708,7 @@ mod tests {
     use crate::stats::CommandIndex;
 
     #[test]
-    fn what_is_queued_does_not_keep_the_read_buffer() {
+    fn queued_commands_do_not_keep_the_read_buffer() {
         let chunk = Bytes::from(b"set k a value of some length".to_vec());
         let argv = Argv::from_vec(vec![chunk.slice(0..3), chunk.slice(4..5), chunk.slice(6..)]);
         let command = commands::find(b"set", None).expect("SET is in the table");
@@ -729,7 +727,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queued_command_takes_little_more_than_its_words() {
+    fn queued_command_takes_little_more_than_its_arguments() {
         let argv =
             Argv::from_vec(vec![Bytes::from_static(b"COMMAND"), Bytes::from_static(b"DOCS")]);
         let command =

@@ -106,7 +106,7 @@ impl Session {
         let always = proxy.host.durability() == Durability::Always;
         if local == 0 && replicas == 0 {
             // Nothing is asked of anybody, and nothing claimed that is not so anyway.
-            return told(always, if always { copies(&proxy, &partitions) } else { 0 });
+            return waitaof_reply(always, if always { copies(&proxy, &partitions) } else { 0 });
         }
         let client = self.client.clone();
         let waiting = client.wait();
@@ -125,14 +125,14 @@ impl Session {
                 if leaders && others >= wanted.replicas {
                     self.written.clear();
                 }
-                told(leaders, others)
+                waitaof_reply(leaders, others)
             }
             Err(error) => errors::call_error(&error),
         }
     }
 }
 
-fn told(local: bool, others: u32) -> Reply {
+fn waitaof_reply(local: bool, others: u32) -> Reply {
     Reply::Array(vec![Reply::Int(i64::from(local)), Reply::Int(i64::from(others))])
 }
 
@@ -241,10 +241,10 @@ mod tests {
     #[tokio::test]
     async fn waitaof_claims_only_what_is_on_disk() {
         let lazy = || FakeBackend { lazy: true, ..FakeBackend::default() };
-        assert_eq!(disks(FakeBackend::default(), 0, 0, 0).await, told(true, 1));
-        assert_eq!(disks(lazy(), 0, 0, 0).await, told(false, 0));
-        assert_eq!(disks(lazy(), 1, 0, 0).await, told(true, 0));
-        assert_eq!(disks(lazy(), 1, 1, 0).await, told(true, 1));
+        assert_eq!(disks(FakeBackend::default(), 0, 0, 0).await, waitaof_reply(true, 1));
+        assert_eq!(disks(lazy(), 0, 0, 0).await, waitaof_reply(false, 0));
+        assert_eq!(disks(lazy(), 1, 0, 0).await, waitaof_reply(true, 0));
+        assert_eq!(disks(lazy(), 1, 1, 0).await, waitaof_reply(true, 1));
         assert!(matches!(
             disks(FakeBackend { disk_fails: true, ..lazy() }, 1, 0, 0).await,
             Reply::Error(_)
@@ -253,9 +253,9 @@ mod tests {
         let before = Instant::now();
         assert_eq!(
             disks(FakeBackend { leaderless: true, ..lazy() }, 1, 0, 50).await,
-            told(false, 0)
+            waitaof_reply(false, 0)
         );
-        assert_eq!(disks(lazy(), 1, 7, 50).await, told(true, 1));
+        assert_eq!(disks(lazy(), 1, 7, 50).await, waitaof_reply(true, 1));
         assert!(before.elapsed() >= Duration::from_millis(100));
     }
 
@@ -265,7 +265,9 @@ mod tests {
         let client = session.client.clone();
         assert!(!client.unblock(false), "it does not wait");
         let error = Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK");
-        for (with_error, reply) in [(false, told(true, 1)), (true, error), (false, told(true, 1))] {
+        for (with_error, reply) in
+            [(false, waitaof_reply(true, 1)), (true, error), (false, waitaof_reply(true, 1))]
+        {
             let unblock = async {
                 while !client.is_blocked() {
                     tokio::task::yield_now().await;
@@ -291,7 +293,7 @@ mod tests {
         };
         assert_eq!(
             tokio::join!(session.wait_for_disks(1, 0, deadline(0)), unblock).0,
-            told(false, 0)
+            waitaof_reply(false, 0)
         );
     }
 
@@ -302,7 +304,7 @@ mod tests {
         for index in [0, 3, 0, 3, 3] {
             session.written.note(PartitionId { table, index });
         }
-        assert_eq!(session.wait_for_disks(1, 0, deadline(0)).await, told(true, 0));
+        assert_eq!(session.wait_for_disks(1, 0, deadline(0)).await, waitaof_reply(true, 0));
         assert_eq!(*doors.synced.lock(), [0, 3].map(|index| PartitionId { table, index }));
         // What it waited for need not be waited for again.
         doors.synced.lock().clear();

@@ -86,7 +86,7 @@ async fn client_pause_holds_back() {
 }
 
 #[tokio::test]
-async fn one_client_too_many_is_told_so() {
+async fn client_over_maxclients_gets_an_error() {
     let server = Server::with(1, |settings| settings.clients_max = 2).await;
     let (mut first, mut second) = (server.connect().await, server.connect().await);
     first.ask("PING", "+PONG\r\n").await;
@@ -113,7 +113,7 @@ async fn silent_clients_are_closed_after_the_timeout() {
 }
 
 #[tokio::test]
-async fn who_is_at_work_or_held_back_is_not_idle() {
+async fn busy_and_paused_clients_are_not_idle() {
     let server = Server::with(1, |settings| settings.idle_timeout_s = 1).await;
     let mut client = server.connect().await;
     let value = String::from_utf8(kit::value(1 << 20).to_vec()).unwrap();
@@ -182,7 +182,7 @@ async fn a_sleeping_client_is_woken_by_its_end() {
 }
 
 #[tokio::test]
-async fn who_has_not_authenticated_is_of_the_default_user() {
+async fn unauthenticated_clients_are_of_the_default_user() {
     let server = Server::with(1, |settings| settings.password = Some("secret".into())).await;
     let (mut stranger, mut client) = (server.connect().await, server.connect().await);
     stranger.ask("PING", "-NOAUTH Authentication required.\r\n").await;
@@ -194,7 +194,7 @@ async fn who_has_not_authenticated_is_of_the_default_user() {
 }
 
 #[tokio::test]
-async fn who_reads_gets_a_reply_of_any_size() {
+async fn reading_client_gets_a_reply_of_any_size() {
     let server = Server::with(1, |settings| settings.output_bytes_max = 1 << 20).await;
     let mut client = server.connect().await;
     let value = String::from_utf8(kit::value(16 << 20).to_vec()).unwrap();
@@ -218,7 +218,7 @@ async fn quit_answers_and_closes() {
 }
 
 #[tokio::test]
-async fn what_has_arrived_is_answered_before_the_server_stops() {
+async fn received_commands_are_answered_before_the_server_stops() {
     let mut server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("PING", "+PONG\r\n").await;
@@ -251,7 +251,7 @@ async fn monitors_see_the_commands_of_others() {
 }
 
 #[tokio::test]
-async fn a_monitor_that_does_not_read_is_cut() {
+async fn monitor_that_does_not_read_is_disconnected() {
     let server = Server::with(1, |settings| settings.output_bytes_max = 16 << 20).await;
     let (mut monitor, mut client) = (server.connect().await, server.connect().await);
     monitor.ask("MONITOR", "+OK\r\n").await;

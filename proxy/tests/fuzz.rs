@@ -124,7 +124,7 @@ fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String
 }
 
 #[test]
-fn the_gate_finds_the_same_commands_in_any_pieces() {
+fn framer_finds_the_same_commands_in_any_pieces() {
     check!().with_type::<(Vec<u8>, Vec<u8>)>().for_each(|(bytes, lengths)| {
         for input in [bytes.clone(), spell(bytes)] {
             let whole = gated(&input, &[]);

@@ -77,7 +77,7 @@ async fn unread_replies_of_every_kind_are_bounded() {
 }
 
 #[tokio::test]
-async fn what_was_not_read_is_answered_in_order_once_it_is() {
+async fn unread_replies_arrive_in_order_once_the_client_reads() {
     let server = Server::with(3, |_| {}).await;
     let mut client = server.connect().await;
     let value = "m".repeat(MIB);
@@ -104,7 +104,7 @@ async fn what_was_not_read_is_answered_in_order_once_it_is() {
 }
 
 #[tokio::test]
-async fn large_answers_of_many_partitions_are_not_gathered_to_be_refused() {
+async fn large_answers_of_many_partitions_are_not_collected_in_vain() {
     let server = Server::with(64, |settings| settings.answer_bytes_max = 4 * MIB).await;
     let mut client = server.connect().await;
     let keys: Vec<String> = (0..64).map(|number| format!("key:{number}")).collect();
@@ -142,7 +142,7 @@ async fn large_answers_of_many_partitions_are_not_gathered_to_be_refused() {
 }
 
 #[tokio::test]
-async fn queued_commands_take_what_their_words_take() {
+async fn queued_commands_count_the_size_of_their_arguments() {
     let server = Server::with(1, |settings| settings.answer_bytes_max = 16 * MIB).await;
     let mut client = server.connect().await;
     client.ask("MULTI", "+OK\r\n").await;
@@ -204,7 +204,7 @@ async fn answers_that_alone_are_too_large_name_the_limit() {
 }
 
 #[tokio::test]
-async fn the_client_that_holds_most_is_disconnected() {
+async fn largest_client_is_evicted() {
     let server =
         Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(8 << 20)).await;
     let (mut large, mut small, mut watcher) =
@@ -256,7 +256,7 @@ async fn write_first(client: &mut Client, sent: &str, wanted: usize) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pipeline_is_sent_whole_before_it_is_read() {
+async fn pipeline_may_be_sent_whole_before_replies_are_read() {
     let limits = |settings: &mut proxy::Settings| {
         (settings.query_bytes_max, settings.bulk_bytes_max, settings.write_bytes_max) =
             (4 * MIB, 4 * MIB, 4 * MIB);
@@ -321,7 +321,7 @@ async fn commands_that_are_too_large_are_read_and_refused() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_told_what_is_too_large_and_costs_little() {
+async fn unauthenticated_oversized_command_gets_an_error_cheaply() {
     let server = Server::with(1, |settings| settings.password = Some("secret".into())).await;
     let mut client = server.connect().await;
     client.send(command(&["SET", "v", &"x".repeat(500_000)])).await;
@@ -337,7 +337,7 @@ async fn a_stranger_is_told_what_is_too_large_and_costs_little() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_killed_or_leaves_is_noticed_while_a_command_waits() {
+async fn killed_or_gone_client_is_noticed_while_a_command_waits() {
     let server = Server::with(1, |settings| settings.clients_max = 3).await;
     let (mut killed, mut left, mut client) =
         (server.connect().await, server.connect().await, server.connect().await);

@@ -42,7 +42,7 @@ fn before_each_delete(
 /// While a client writes the row again and again, others have deleted the copy and made a
 /// row of their own.
 #[tokio::test]
-async fn what_others_write_to_the_target_is_neither_replaced_nor_deleted() {
+async fn move_never_replaces_or_deletes_writes_to_the_target() {
     for source_goes in [false, true] {
         let (server, source, target) = start().await;
         let mut client = server.connect().await;
@@ -63,7 +63,7 @@ async fn what_others_write_to_the_target_is_neither_replaced_nor_deleted() {
 /// The second time it looks, the copy is still its own; when it replaces it or takes it
 /// back, it is not.
 #[tokio::test]
-async fn a_copy_that_others_replace_is_theirs() {
+async fn copy_replaced_by_another_client_is_kept() {
     for source_goes in [false, true] {
         let (server, source, target) = start().await;
         let mut client = server.connect().await;
@@ -93,7 +93,7 @@ async fn a_copy_that_others_replace_is_theirs() {
 }
 
 #[tokio::test]
-async fn a_row_that_changes_meanwhile_is_moved_as_it_is_at_last() {
+async fn row_that_changes_during_move_moves_in_its_last_state() {
     let (server, source, _) = start().await;
     let mut client = server.connect().await;
     client.ask("SET k 1", "+OK\r\n").await;
@@ -121,7 +121,7 @@ async fn a_row_that_changes_meanwhile_is_moved_as_it_is_at_last() {
 }
 
 #[tokio::test]
-async fn a_move_that_cannot_finish_says_what_is_where() {
+async fn unfinished_move_reports_where_the_key_is() {
     let (server, source, _) = start().await;
     let mut client = server.connect().await;
     server.world.write(source, vec![set("k", "precious")]);

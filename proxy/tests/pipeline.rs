@@ -96,7 +96,7 @@ async fn scan_goes_through_all_partitions() {
 }
 
 #[tokio::test]
-async fn a_table_that_is_not_there_reads_as_empty_and_is_made_by_the_first_write() {
+async fn missing_table_reads_as_empty_and_is_created_by_a_write() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("SELECT 5", "+OK\r\n").await;
@@ -153,7 +153,7 @@ async fn rows_move_and_are_copied_between_tables() {
 }
 
 #[tokio::test]
-async fn a_partition_without_a_leader_is_tried_again_until_the_deadline() {
+async fn partition_without_leader_is_retried_until_the_deadline() {
     let server = Server::with(1, |settings| settings.call_deadline_ms = 300).await;
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
@@ -173,7 +173,7 @@ async fn a_partition_without_a_leader_is_tried_again_until_the_deadline() {
 }
 
 #[tokio::test]
-async fn what_failed_is_never_tried_again_and_says_what_is_known() {
+async fn failed_write_is_never_retried_and_reports_its_outcome() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
@@ -213,7 +213,7 @@ async fn what_failed_is_never_tried_again_and_says_what_is_known() {
 }
 
 #[tokio::test]
-async fn a_write_that_was_done_in_some_partitions_only_says_so() {
+async fn partly_done_write_reports_an_unknown_outcome() {
     let server = Server::with(8, |_| {}).await;
     let mut client = server.connect().await;
     client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
@@ -258,7 +258,7 @@ async fn a_pipeline_may_ask_more_partitions_than_one_round_holds() {
 }
 
 #[tokio::test]
-async fn a_node_may_answer_a_large_read_in_parts() {
+async fn node_may_answer_a_large_read_in_parts() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
@@ -271,7 +271,7 @@ async fn a_node_may_answer_a_large_read_in_parts() {
 }
 
 #[tokio::test]
-async fn a_client_may_send_its_whole_pipeline_before_it_reads() {
+async fn client_may_send_its_whole_pipeline_before_it_reads() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let value = String::from_utf8(kit::value(100_000).to_vec()).unwrap();
@@ -297,7 +297,7 @@ async fn a_client_may_send_its_whole_pipeline_before_it_reads() {
 }
 
 #[tokio::test]
-async fn a_table_that_was_made_through_another_proxy_is_found_by_every_command() {
+async fn every_command_finds_a_table_created_through_another_proxy() {
     let one = "$1\r\na\r\n";
     for (line, expected) in [
         ("GET a", "$1\r\n1\r\n"),
@@ -339,7 +339,7 @@ async fn a_table_that_was_made_through_another_proxy_is_found_by_every_command()
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_known_is_asked_for() {
+async fn unknown_table_name_is_looked_up_in_the_catalogue() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("SELECT users", "-ERR no such table 'users'\r\n").await;
@@ -362,7 +362,7 @@ async fn a_name_that_is_not_known_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_pipeline_asks_once_until_it_does_something() {
+async fn pipeline_asks_the_catalogue_once_per_missing_table() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send("SELECT 3\r\nSET x 1\r\nSELECT 4\r\n").await;
@@ -383,7 +383,7 @@ async fn a_pipeline_asks_once_until_it_does_something() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_known_is_refused_once_the_deadline_has_passed() {
+async fn unreachable_catalogue_is_an_error_after_the_deadline() {
     let server = Server::with(1, |settings| settings.call_deadline_ms = 120).await;
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
@@ -445,7 +445,7 @@ async fn what_cannot_be_known_is_refused_once_the_deadline_has_passed() {
 }
 
 #[tokio::test]
-async fn a_named_table_that_was_dropped_is_missing_to_reads_as_well() {
+async fn reads_of_a_dropped_named_table_fail() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     server.world.create("users");

@@ -23,7 +23,7 @@ async fn commands_may_arrive_in_any_pieces() {
 }
 
 #[tokio::test]
-async fn malformed_input_is_answered_in_redis_words_and_ends_the_connection() {
+async fn malformed_input_gets_redis_error_and_ends_the_connection() {
     let server = Server::start().await;
     for (bytes, error) in [
         ("*x\r\n", "invalid multibulk length"),
@@ -47,7 +47,7 @@ async fn malformed_input_is_answered_in_redis_words_and_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn who_sends_more_than_there_is_room_for_is_cut_and_counted() {
+async fn oversized_senders_are_disconnected_and_counted() {
     let server = Server::with(1, |settings| settings.query_bytes_max = 100_000).await;
     let mut client = server.connect().await;
     client.send(command(&["ECHO"; 2])).await;
@@ -105,7 +105,7 @@ async fn the_largest_value_fits_and_one_byte_more_does_not() {
 }
 
 #[tokio::test]
-async fn a_write_larger_than_max_write_size_is_refused_and_the_connection_goes_on() {
+async fn write_over_max_write_size_is_refused_and_connection_stays() {
     let server = Server::with(1, |settings| {
         settings.write_bytes_max = 100_000;
         settings.bulk_bytes_max = 100_000;
@@ -124,7 +124,7 @@ async fn a_write_larger_than_max_write_size_is_refused_and_the_connection_goes_o
 }
 
 #[tokio::test]
-async fn unknown_commands_and_wrong_numbers_have_redis_words() {
+async fn unknown_commands_and_wrong_arity_get_redis_errors() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client
@@ -151,7 +151,7 @@ async fn hello_switches_the_protocol_within_a_pipeline() {
 }
 
 #[tokio::test]
-async fn whoever_has_a_password_to_give_gives_it_first() {
+async fn a_client_authenticates_before_any_other_command() {
     let server = Server::with(1, |settings| settings.password = Some("secret".into())).await;
     let mut client = server.connect().await;
     client.ask("GET k", "-NOAUTH Authentication required.\r\n").await;
@@ -178,7 +178,7 @@ async fn whoever_has_a_password_to_give_gives_it_first() {
 }
 
 #[tokio::test]
-async fn strangers_may_send_little() {
+async fn unauthenticated_clients_may_send_little() {
     let server = Server::with(1, |settings| settings.password = Some("secret".into())).await;
     let mut client = server.connect().await;
     client.send("*11\r\n").await;
@@ -193,7 +193,7 @@ async fn strangers_may_send_little() {
 }
 
 #[tokio::test]
-async fn auth_without_a_password_is_told_so() {
+async fn auth_without_configured_password_is_an_error() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let line = "-ERR AUTH <password> called without any password configured for the default user. \
@@ -203,7 +203,7 @@ async fn auth_without_a_password_is_told_so() {
 }
 
 #[tokio::test]
-async fn http_is_not_spoken() {
+async fn http_requests_are_disconnected() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send("POST / HTTP/1.1\r\nHost: x\r\n\r\nSET k v\r\n").await;

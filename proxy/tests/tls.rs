@@ -97,7 +97,7 @@ async fn a_killed_client_that_does_not_read_is_let_go() {
 }
 
 #[tokio::test]
-async fn who_is_still_shaking_hands_counts_as_a_client() {
+async fn tls_handshake_counts_as_a_client() {
     let directory = tempfile::tempdir().unwrap();
     let (files, root) = files(directory.path());
     let proxy = kit::proxy(&kit::World::new(1), Settings { clients_max: 2, ..Settings::default() });
@@ -131,7 +131,7 @@ async fn who_is_still_shaking_hands_counts_as_a_client() {
 }
 
 #[tokio::test]
-async fn certificates_are_read_anew_together_or_not_at_all() {
+async fn certificates_are_reloaded_together_or_not_at_all() {
     let directory = tempfile::tempdir().unwrap();
     let (files, old) = files(directory.path());
     let proxy = kit::proxy(&kit::World::new(1), Settings::default());
@@ -168,7 +168,7 @@ async fn certificates_are_read_anew_together_or_not_at_all() {
 }
 
 #[test]
-fn files_that_are_no_certificates_are_named() {
+fn invalid_certificate_files_are_named_in_the_error() {
     let directory = tempfile::tempdir().unwrap();
     let (mut files, _) = files(directory.path());
     std::fs::write(&files.cert, "nothing").unwrap();

@@ -43,7 +43,7 @@ async fn errors_while_queueing_abort() {
 }
 
 #[tokio::test]
-async fn misplaced_commands_have_redis_words() {
+async fn misplaced_commands_get_redis_errors() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("EXEC", "-ERR EXEC without MULTI\r\n").await;
@@ -66,7 +66,7 @@ async fn misplaced_commands_have_redis_words() {
 }
 
 #[tokio::test]
-async fn a_watched_row_that_was_touched_fails_the_transaction() {
+async fn touched_watched_row_fails_the_transaction() {
     let server = Server::start().await;
     let (mut client, mut other) = (server.connect().await, server.connect().await);
     client.ask("SET a 1", "+OK\r\n").await;
@@ -94,7 +94,7 @@ async fn a_watched_row_that_was_touched_fails_the_transaction() {
 }
 
 #[tokio::test]
-async fn a_watched_row_of_a_table_that_was_made_since_counts_as_touched() {
+async fn watched_row_of_a_table_created_since_counts_as_touched() {
     let server = Server::start().await;
     let (mut client, mut other) = (server.connect().await, server.connect().await);
     client.send("SELECT 4\r\nWATCH a\r\n").await;
@@ -106,7 +106,7 @@ async fn a_watched_row_of_a_table_that_was_made_since_counts_as_touched() {
 }
 
 #[tokio::test]
-async fn a_row_watched_before_its_table_exists_is_untouched_until_written() {
+async fn watched_row_of_a_missing_table_is_untouched_until_written() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send("SELECT 9\r\nWATCH k\r\nMULTI\r\nSET k v\r\nEXEC\r\nGET k\r\n").await;
@@ -123,7 +123,7 @@ async fn a_row_watched_before_its_table_exists_is_untouched_until_written() {
 }
 
 #[tokio::test]
-async fn a_row_watched_in_a_table_that_was_dropped_was_touched() {
+async fn watched_row_of_a_dropped_table_counts_as_touched() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for made_anew in [false, true] {
@@ -144,7 +144,7 @@ async fn a_row_watched_in_a_table_that_was_dropped_was_touched() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_comes_to_nothing_makes_no_table() {
+async fn failed_transaction_creates_no_table() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let crossslot = format!("-{CROSSSLOT}\r\n");
@@ -171,7 +171,7 @@ async fn resp3_has_one_null() {
 }
 
 #[tokio::test]
-async fn what_lies_in_several_partitions_of_a_new_table_does_not_make_it() {
+async fn refused_cross_partition_exec_creates_no_table() {
     let server = Server::with(4, |_| {}).await;
     let mut client = server.connect().await;
     // `a` and `b` are in different quarters of the slots.
@@ -220,7 +220,7 @@ async fn rows_of_several_partitions_are_refused_as_a_whole() {
 }
 
 #[tokio::test]
-async fn commands_on_a_whole_table_are_part_of_it_when_it_has_one_partition() {
+async fn whole_table_commands_run_in_exec_with_one_partition() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client
@@ -261,7 +261,7 @@ async fn reset_leaves_the_transaction() {
 }
 
 #[tokio::test]
-async fn tables_that_were_made_through_another_proxy_are_found() {
+async fn exec_finds_tables_created_through_another_proxy() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("SELECT 3", "+OK\r\n").await;
@@ -272,7 +272,7 @@ async fn tables_that_were_made_through_another_proxy_are_found() {
     client.ask("SELECT 4", "+OK\r\n").await;
     client.send("MULTI\r\nGET a\r\nSET b 1\r\nGET b\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{}*3\r\n$-1\r\n+OK\r\n$1\r\n1\r\n", QUEUED.repeat(3))).await;
-    server.world.unhear("db4");
+    server.world.forget_table("db4");
     client.send("MULTI\r\nGET b\r\nSET b 2\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{}*2\r\n$1\r\n1\r\n+OK\r\n", QUEUED.repeat(2))).await;
     // A name that is not known yet holds for what follows it.
@@ -289,7 +289,7 @@ async fn tables_that_were_made_through_another_proxy_are_found() {
 }
 
 #[tokio::test]
-async fn a_watch_sees_tables_that_are_made_through_another_proxy() {
+async fn watch_sees_tables_created_through_another_proxy() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     // Missing when it was watched, made since.
@@ -335,7 +335,7 @@ async fn keys_come_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn what_is_queued_and_watched_has_a_bound() {
+async fn queued_commands_and_watched_keys_are_bounded() {
     let server = Server::with(1, |settings| settings.query_bytes_max = 100_000).await;
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
@@ -367,7 +367,7 @@ async fn what_is_queued_and_watched_has_a_bound() {
 /// What cannot be in a transaction is refused when it is queued, also when something else
 /// is wrong with it.
 #[tokio::test]
-async fn what_is_barred_is_refused_with_wrong_options_as_well() {
+async fn forbidden_commands_are_refused_even_with_wrong_options() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     for line in [

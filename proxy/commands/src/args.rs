@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_whole_words() {
+    fn floats_are_whole_arguments() {
         for (text, number) in [
             ("1", 1.0),
             ("-.5", -0.5),

@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_refused_in_redis_words() {
+    fn unknown_commands_get_redis_errors() {
         assert_eq!(refused("foo"), "ERR unknown command 'foo', with args beginning with: ");
         assert_eq!(
             refused("foo a\r\nb c"),

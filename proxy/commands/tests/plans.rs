@@ -151,7 +151,7 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
 }
 
 #[test]
-fn no_words_and_no_answers_panic() {
+fn plans_and_replies_never_panic() {
     let commands: Vec<&Command> = COMMANDS.iter().copied().flatten().collect();
     let answers = answers();
     bolero::check!().with_type::<(u8, u8, Vec<Word>)>().for_each(|(command, answer, tail)| {

@@ -32,11 +32,11 @@ impl Clients {
                 if name.is_empty() { Reply::Nil } else { Reply::Bulk(name) }
             }
             ClientCommand::SetName(name) => {
-                me.shown.lock().name = Bytes::copy_from_slice(&name);
+                me.info.lock().name = Bytes::copy_from_slice(&name);
                 Reply::OK
             }
             ClientCommand::SetInfo { library_name, library_version } => {
-                let mut shown = me.shown.lock();
+                let mut shown = me.info.lock();
                 if let Some(name) = library_name {
                     shown.library_name = Bytes::copy_from_slice(&name);
                 }
@@ -53,7 +53,7 @@ impl Clients {
                 Reply::OK
             }
             ClientCommand::NoTouch(on) => {
-                me.shown.lock().no_touch = on;
+                me.info.lock().no_touch = on;
                 Reply::OK
             }
             ClientCommand::Reply(mode) => return (Reply::OK, Effect::Mode(mode)),

@@ -9,7 +9,7 @@ use super::Client;
 impl Client {
     /// The line, without its end.
     pub(crate) fn line(&self) -> String {
-        let shown = self.shown.lock().clone();
+        let shown = self.info.lock().clone();
         let pushed = self.pushed.lock().len();
         let mut flags = String::new();
         let set = [
@@ -45,7 +45,7 @@ impl Client {
             shown.query_bytes,
             shown.query_room,
             shown.queued_bytes,
-            self.held.bytes(),
+            self.usage.bytes(),
             if output > 0 { "rw" } else { "r" },
             shown.last_command.unwrap_or("NULL"),
             shown.protocol,

@@ -7,9 +7,9 @@
 //!
 //! # Invariants
 //! - The ledger's sum is that of the figures that CLIENT LIST shows as `tot-mem` (test
-//!   `the_sum_is_that_of_the_clients`).
+//!   `total_is_the_sum_of_the_clients`).
 //! - A client that is evicted is out of the sum at once, whenever its connection ends:
-//!   nobody else goes for what it holds (test `the_largest_goes_and_nobody_else`).
+//!   nobody else goes for what it holds (test `only_the_largest_client_is_evicted`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -146,7 +146,7 @@ impl UsageTracker {
     fn tell(&mut self, sum: usize) -> bool {
         let has_grown = sum > self.told;
         self.told = sum;
-        self.client.held.change(|figures| figures.own = CONNECTION_BYTES + sum);
+        self.client.usage.change(|figures| figures.own = CONNECTION_BYTES + sum);
         has_grown
     }
 }
@@ -157,7 +157,7 @@ mod tests {
     use crate::fakes;
 
     #[test]
-    fn the_sum_is_that_of_the_clients() {
+    fn total_is_the_sum_of_the_clients() {
         let proxy = fakes::proxy(&Default::default());
         let clients = [1, 2].map(|_| proxy.clients.enter(fakes::endpoint(), "db0".into()));
         let mut accounts = clients.clone().map(UsageTracker::new);
@@ -167,7 +167,7 @@ mod tests {
         assert!(accounts[1].set(MemoryUse::Transaction, 1 << 21));
         assert!(!accounts[1].set(MemoryUse::Transaction, 1 << 19), "it has shrunk");
         clients[1].push(&[0; 5000], 10_000);
-        let sum = || clients.iter().map(|client| client.held.bytes()).sum::<usize>();
+        let sum = || clients.iter().map(|client| client.usage.bytes()).sum::<usize>();
         assert_eq!(proxy.clients.used_bytes(), sum());
         assert_eq!(sum(), 2 * CONNECTION_BYTES + (1 << 20) + 100 + (1 << 19) + 5000);
         proxy.clients.leave(clients[1].id);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_goes_and_nobody_else() {
+    fn only_the_largest_client_is_evicted() {
         let proxy = fakes::proxy(&Default::default());
         let clients = [1, 2, 3].map(|_| proxy.clients.enter(fakes::endpoint(), "db0".into()));
         let mut accounts = clients.clone().map(UsageTracker::new);

@@ -91,10 +91,10 @@ impl Clients {
                 .lock()
                 .values()
                 .filter(may_go)
-                .max_by_key(|client| client.held.bytes())
+                .max_by_key(|client| client.usage.bytes())
                 .cloned();
             let Some(client) = largest else { break };
-            if let Some(bytes) = client.held.leave() {
+            if let Some(bytes) = client.usage.leave() {
                 evicted.push((client.clone(), bytes));
             }
             client.kill();
@@ -111,7 +111,7 @@ impl Clients {
     /// meant to be silent, and who is held back cannot help it.
     pub(crate) fn close_idle(&self, limit: Duration) {
         for client in self.all() {
-            let is_exempt = client.is_blocked() || client.shown.lock().monitors;
+            let is_exempt = client.is_blocked() || client.info.lock().monitors;
             if !is_exempt && client.idle_ms() > limit.as_millis() as u64 {
                 client.kill();
             }

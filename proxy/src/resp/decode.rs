@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_and_lines_are_words() {
+    fn arrays_and_inline_lines_become_argv() {
         assert_eq!(argv_of(b"..*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n", false), ["GET", "\r\n"]);
         assert_eq!(argv_of(b"..GET 'a b'\r\n", true), ["GET", "a b"]);
     }

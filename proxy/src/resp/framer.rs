@@ -93,7 +93,7 @@ pub enum DiscardProgress {
     /// That was all of it.
     All,
     /// It is no RESP any more: where it ends is not known.
-    Lost,
+    Desynchronized,
 }
 
 impl OversizedRest {
@@ -132,7 +132,7 @@ impl OversizedRest {
             self.line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len()).min(LINE_BYTES_MAX)]);
             let Some(end) = end else {
                 return if self.line.len() > LINE_BYTES_MAX {
-                    DiscardProgress::Lost
+                    DiscardProgress::Desynchronized
                 } else {
                     DiscardProgress::More
                 };
@@ -144,7 +144,7 @@ impl OversizedRest {
                 .and_then(|line| line.strip_suffix(b"\r"))
                 .and_then(number);
             let Some(length) = length.and_then(|length| u64::try_from(length).ok()) else {
-                return DiscardProgress::Lost;
+                return DiscardProgress::Desynchronized;
             };
             self.line.clear();
             (self.skipped, self.args_left) = (length.saturating_add(2), self.args_left - 1);
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_input_is_named_in_redis_words() {
+    fn malformed_input_gets_redis_errors() {
         for (bytes, error) in [
             (&b"*x\r\n"[..], "invalid multibulk length"),
             (b"*+1\r\n", "invalid multibulk length"),
@@ -493,21 +493,21 @@ mod tests {
     }
 
     #[test]
-    fn strangers_have_little_room() {
+    fn unauthenticated_limits_are_tight() {
         check(b"*11\r\n", &[], Some("unauthenticated multibulk length"), UNAUTHENTICATED);
         check(b"*2\r\n$16385\r\n", &[], Some("unauthenticated bulk length"), UNAUTHENTICATED);
         check(b"*1\r\n$4\r\nPING\r\n", &[b"*1\r\n$4\r\nPING\r\n"], None, UNAUTHENTICATED);
     }
 
     #[test]
-    fn a_command_longer_than_the_query_buffer_is_refused_before_it_is_there() {
+    fn command_over_the_query_buffer_is_refused_before_it_arrives() {
         let limits = Limits { command: bound(1000), ..LIMITS };
         let why = "command is longer than limit (1000 bytes; CONFIG SET changes it)";
         check(b"*2\r\n$3\r\nGET\r\n$2000\r\n", &[], Some(why), limits);
     }
 
     #[test]
-    fn words_count_for_more_than_their_bytes() {
+    fn arguments_count_for_more_than_their_bytes() {
         let limits = Limits { command: bound(1000), ..LIMITS };
         let five: &[u8] = b"*5\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$1\r\nd\r\n$1\r\ne\r\n";
         check(five, &[five], None, limits);
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_command_in_pieces_is_looked_at_once() {
+    fn long_command_in_pieces_is_scanned_once() {
         // 100,000 words in pieces of one byte: quadratic work would not finish.
         let limits = Limits { command: bound(100_000 * ARG_OVERHEAD_BYTES), ..LIMITS };
         let mut bytes = b"*100000\r\n".to_vec();
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_known_to_its_end() {
+    fn oversized_command_is_followed_to_its_end() {
         let tight = Limits { bulk: bound(10), command: bound(1000), ..LIMITS };
         let (long, line) = ("x".repeat(20), "y".repeat(LINE_BYTES_MAX + 100));
         for (command, limits) in [
@@ -550,7 +550,7 @@ mod tests {
             for step in [1, 7, command.len() - 1] {
                 let (mut framer, mut held, mut rest) =
                     (Framer::default(), Vec::new(), None::<OversizedRest>);
-                let mut thrown = Vec::new();
+                let mut progress = Vec::new();
                 for piece in command.as_bytes().chunks(step) {
                     held.extend_from_slice(piece);
                     if rest.is_none() {
@@ -560,23 +560,23 @@ mod tests {
                             .map(|error| error.rest.expect("it is too large, not wrong"));
                     }
                     if let Some(rest) = &mut rest {
-                        thrown.push(rest.take(&std::mem::take(&mut held)));
+                        progress.push(rest.take(&std::mem::take(&mut held)));
                     }
                 }
                 assert_eq!(
-                    thrown.pop(),
+                    progress.pop(),
                     Some(DiscardProgress::All),
                     "{} in steps of {step}",
                     &command[..20]
                 );
                 assert!(
-                    thrown.iter().all(|thrown| *thrown == DiscardProgress::More),
+                    progress.iter().all(|progress| *progress == DiscardProgress::More),
                     "{} in steps of {step}",
                     &command[..20]
                 );
             }
         }
         let mut rest = OversizedRest::behind(0, 0, 2);
-        assert_eq!(rest.take(b"$1\r\na\r\nPING\r\n"), DiscardProgress::Lost);
+        assert_eq!(rest.take(b"$1\r\na\r\nPING\r\n"), DiscardProgress::Desynchronized);
     }
 }

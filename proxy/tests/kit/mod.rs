@@ -126,7 +126,7 @@ impl World {
     }
 
     /// The news of a table are late.
-    pub fn unhear(&self, name: &str) {
+    pub fn forget_table(&self, name: &str) {
         self.unheard.lock().insert(name.to_owned());
         self.version.fetch_add(1, Relaxed);
     }

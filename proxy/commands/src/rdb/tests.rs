@@ -32,7 +32,7 @@ fn checksum_is_jones() {
 }
 
 #[test]
-fn what_is_written_is_frozen() {
+fn written_payloads_are_frozen() {
     assert_eq!(
         dump(&string("foo"))[..],
         *b"\x00\x03foo\x0a\x00\x73\x49\x39\xdb\x4d\xc1\xba\x97".as_slice()

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_fits_and_other_things_do_not() {
+    fn expectations_match_only_the_expected_replies() {
         let ab = Value::Array(vec![bulk("a"), bulk("b")]);
         for (line, value, fits) in [
             ("+OK", Value::Status("OK".into()), true),
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_can_be_expected() {
+    fn displayed_replies_parse_as_expectations() {
         let reply = Reply::Array(vec![
             Reply::Status("a, b".into()),
             Reply::Error("ERR x".into()),
