@@ -74,7 +74,8 @@ struct Known {
 /// The catalogue as heard of.
 pub struct RemoteCatalogue {
     questions: Box<dyn Questions>,
-    seats: ArcSwap<Vec<String>>,
+    /// The addresses of the metas.
+    metas: Vec<String>,
     /// The meta that led when it was asked last.
     leader: Mutex<Option<String>>,
     known: ArcSwap<Known>,
@@ -89,11 +90,11 @@ pub struct RemoteCatalogue {
 }
 
 impl RemoteCatalogue {
-    /// An empty catalogue; `seats` are the addresses of the metas.
-    pub fn new(questions: impl Questions, seats: Vec<String>) -> RemoteCatalogue {
+    /// An empty catalogue; `metas` are the addresses of the metas.
+    pub fn new(questions: impl Questions, metas: Vec<String>) -> RemoteCatalogue {
         RemoteCatalogue {
             questions: Box::new(questions),
-            seats: ArcSwap::from_pointee(seats),
+            metas,
             leader: Mutex::default(),
             known: ArcSwap::from_pointee(Known { version: 1, tables: BTreeMap::new() }),
             pages: AtomicU64::new(0),
@@ -101,11 +102,6 @@ impl RemoteCatalogue {
             asking: tokio::sync::Mutex::default(),
             finding: Shared::default(),
         }
-    }
-
-    /// Where the metas are now.
-    pub fn set_seats(&self, seats: Vec<String>) {
-        self.seats.store(Arc::new(seats));
     }
 
     /// Takes in all tables that serve, as meta tells them.
@@ -182,10 +178,9 @@ impl RemoteCatalogue {
         let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
         let mut hint = self.leader.lock().clone();
         for _ in 0..HOPS_MAX {
-            let seats = self.seats.load();
             let hinted = hint.take().filter(|address| !tried.contains(address));
             let Some(address) =
-                hinted.or_else(|| seats.iter().find(|seat| !tried.contains(seat)).cloned())
+                hinted.or_else(|| self.metas.iter().find(|meta| !tried.contains(meta)).cloned())
             else {
                 break;
             };
