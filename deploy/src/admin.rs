@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use client::AdminClient;
 use meta::admin::{
-    ClusterStatus, Compaction, EnvValue, NewLeader, NewTable, NodeStatus, PartitionStatus,
+    ClusterStatus, CompactionStatus, EnvValue, NewLeader, NewTable, NodeStatus, PartitionStatus,
     ServerStatus, TableStatus,
 };
 use serde_json::Value;
@@ -110,7 +110,7 @@ fn status(server: &AdminClient) -> anyhow::Result<String> {
     let mut status = server.get("/v1/status")?;
     let node: NodeStatus = serde_json::from_value(status.clone())
         .context("parse the answer (does the server have the same version?)")?;
-    if node.node_id < cluster::SEATS_END {
+    if node.node_id < cluster::META_IDS_END {
         return server.show(status, |status| format::node(&status));
     }
     match server.get("/v1/cluster") {
@@ -135,7 +135,7 @@ fn compact(server: &AdminClient, path: &str, progress: bool, wait: bool) -> anyh
         if progress { server.get(path)? } else { server.send("POST", path, &Value::Null)? };
     let shows = wait && !server.json && std::io::stderr().is_terminal();
     while wait && stands["status"] == "running" {
-        if shows && let Ok(now) = serde_json::from_value::<Compaction>(stands.clone()) {
+        if shows && let Ok(now) = serde_json::from_value::<CompactionStatus>(stands.clone()) {
             // Progress is for people only: a failure to show it is no error.
             let _ = write!(std::io::stderr(), "\r\x1b[K{}", format::compaction(&now).trim_end());
         }
@@ -148,7 +148,7 @@ fn compact(server: &AdminClient, path: &str, progress: bool, wait: bool) -> anyh
     if wait && stands["status"] != "done" {
         bail!("the compaction failed: {}", stands["error"].as_str().unwrap_or("no reason given"));
     }
-    server.show(stands, |stands: Compaction| format::compaction(&stands))
+    server.show(stands, |stands: CompactionStatus| format::compaction(&stands))
 }
 
 /// The id of a process that is given by its id or one of its addresses.

@@ -8,8 +8,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
-use cluster::news::{Ask, Told};
-use meta::admin::Local as _;
+use cluster::meta_protocol::{MetaRequest, MetaResponse};
+use meta::admin::HostProcess as _;
 
 use crate::process_info::ProcessInfo;
 
@@ -47,22 +47,25 @@ async fn forward(State(process): State<Arc<ProcessInfo>>, request: Request) -> R
         Err(error) => return failed(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
     };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    match cluster.catalogue.ask(&Ask::Admin { method: parts.method.to_string(), path, body }).await
+    match cluster
+        .catalogue
+        .ask(&MetaRequest::Admin { method: parts.method.to_string(), path, body })
+        .await
     {
-        Ok(Told::Admin { status, body }) => {
+        Ok(MetaResponse::Admin { status, body }) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
-        Ok(Told::NotNow(why)) | Err(why) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
-        Ok(Told::Refused(why)) => failed(StatusCode::BAD_REQUEST, why),
-        Ok(Told::Unknown(why)) => failed(StatusCode::INTERNAL_SERVER_ERROR, why),
+        Ok(MetaResponse::NotNow(why)) | Err(why) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
+        Ok(MetaResponse::Refused(why)) => failed(StatusCode::BAD_REQUEST, why),
+        Ok(MetaResponse::Unknown(why)) => failed(StatusCode::INTERNAL_SERVER_ERROR, why),
         Ok(
-            Told::Table(_)
-            | Told::Found(_)
-            | Told::Tables(_)
-            | Told::Seat(_)
-            | Told::NewTable { .. }
-            | Told::NotLeading(_),
+            MetaResponse::Table(_)
+            | MetaResponse::Found(_)
+            | MetaResponse::Tables(_)
+            | MetaResponse::MetaIndex(_)
+            | MetaResponse::NewTable { .. }
+            | MetaResponse::NotLeading(_),
         ) => failed(StatusCode::BAD_GATEWAY, "unexpected response type from meta".to_owned()),
     }
 }

@@ -156,7 +156,8 @@ mod tests {
         assert!(!text.contains("sesame"));
 
         bound.cluster = Some("127.0.0.1:7201".parse().unwrap());
-        let mode = Mode::Member(cluster::news::Roles { meta: false, storage: true, proxy: true });
+        let mode =
+            Mode::Member(cluster::meta_protocol::Roles { meta: false, storage: true, proxy: true });
         let text = banner(mode, &config, Path::new("./data"), &bound);
         assert!(
             text.contains(

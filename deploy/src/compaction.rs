@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{CallError, PartitionId, Table, TableId, news};
+use cluster::{CallError, PartitionId, Table, TableId, meta_protocol};
 use meta::admin::Compaction;
 use parking_lot::Mutex;
 use storage::{Compaction as OfStore, Node};
@@ -31,7 +31,7 @@ struct CompactionRun {
 
 impl Compactions {
     /// Starts a compaction, unless the table's last one is still running.
-    pub(crate) fn start(&self, node: &Node, table: &Table) -> Compaction {
+    pub(crate) fn start(&self, node: &Node, table: &Table) -> CompactionStatus {
         self.order(0, node, table);
         self.progress(node, table)
     }
@@ -49,15 +49,15 @@ impl Compactions {
     }
 
     /// Progress of the table's last compaction.
-    pub(crate) fn progress(&self, node: &Node, table: &Table) -> Compaction {
+    pub(crate) fn progress(&self, node: &Node, table: &Table) -> CompactionStatus {
         let disk_bytes = node.table_figures(table.id).disk_bytes;
         match self.0.lock().get_mut(&table.id) {
             Some(run) => run.progress(disk_bytes),
-            None => Compaction {
+            None => CompactionStatus {
                 status: "none".to_owned(),
                 partitions: table.partitions,
                 disk_bytes,
-                ..Compaction::default()
+                ..CompactionStatus::default()
             },
         }
     }
@@ -67,7 +67,7 @@ impl Compactions {
         &self,
         node: &Node,
         is_here: impl Fn(TableId) -> bool,
-    ) -> Vec<news::Compaction> {
+    ) -> Vec<meta_protocol::CompactionProgress> {
         let mut runs = self.0.lock();
         runs.retain(|table, _| is_here(*table));
         let ordered = runs.iter_mut().filter(|(_, run)| run.number != 0);
@@ -110,7 +110,7 @@ impl CompactionRun {
         self.stores.iter().any(|store| store.outcome().is_none())
     }
 
-    fn progress(&mut self, disk_bytes: u64) -> Compaction {
+    fn progress(&mut self, disk_bytes: u64) -> CompactionStatus {
         let outcomes: Vec<_> = self.stores.iter().filter_map(|store| store.outcome()).collect();
         let failed = outcomes
             .iter()
@@ -125,7 +125,7 @@ impl CompactionRun {
         if status != "running" {
             self.ended = Some(elapsed_ms);
         }
-        Compaction {
+        CompactionStatus {
             status: status.to_owned(),
             partitions_done: outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u32,
             partitions: self.replicas,
@@ -137,9 +137,9 @@ impl CompactionRun {
         }
     }
 
-    fn report(&mut self, table: TableId, disk_bytes: u64) -> news::Compaction {
+    fn report(&mut self, table: TableId, disk_bytes: u64) -> meta_protocol::CompactionProgress {
         let stands = self.progress(disk_bytes);
-        news::Compaction {
+        meta_protocol::CompactionProgress {
             run: self.number,
             table,
             done: stands.partitions_done,

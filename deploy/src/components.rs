@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cluster::news::Roles;
-use cluster::{Call, Catalogue};
+use cluster::meta_protocol::Roles;
+use cluster::{CallPartition, Catalogue};
 use engine::time::SlewedClock;
 use meta::Meta;
 use parking_lot::Mutex;
@@ -82,7 +82,7 @@ pub(crate) struct Components {
     pub(crate) node: Option<Arc<Node>>,
     /// Of processes of a cluster.
     pub(crate) membership: Option<Membership>,
-    pub(crate) rows: Arc<dyn Call<Request, Response>>,
+    pub(crate) rows: Arc<dyn CallPartition<Request, Response>>,
     pub(crate) catalogue: Arc<dyn Catalogue>,
     /// Tasks that run until the process stops.
     pub(crate) tasks: Vec<AbortHandle>,

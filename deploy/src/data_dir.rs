@@ -89,7 +89,7 @@ impl Identity {
             }
             // Above the ids of metas, and positive as a signed integer of TOML.
             Claim::Member { meta_index } => {
-                let node_id = rand::random_range(cluster::SEATS_END..1 << 63);
+                let node_id = rand::random_range(cluster::META_IDS_END..1 << 63);
                 Identity {
                     format: FORMAT,
                     kind: OwnerKind::Member,
@@ -433,7 +433,7 @@ mod tests {
             drawn.format == 3
                 && drawn.kind == OwnerKind::Member
                 && drawn.cluster_number().is_none()
-                && drawn.node_id >= cluster::SEATS_END
+                && drawn.node_id >= cluster::META_IDS_END
         );
         first.join(7).unwrap();
         first.join(7).unwrap();

@@ -54,7 +54,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, ClientFlags, ClusterFlags, Command, CommonFlags};
-use cluster::news::Roles;
+use cluster::meta_protocol::Roles;
 use server::{CliFlags, Mode};
 
 #[global_allocator]

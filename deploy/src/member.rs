@@ -4,7 +4,7 @@
 //! 1. The cluster's port serves immediately, for the components that are already open:
 //!    metas need each other before any of them can answer.
 //! 2. A meta opens its member of the meta group.
-//! 3. The process registers with the meta leader ([`Follow`]), and learns the
+//! 3. The process registers with the meta leader ([`MetaClient`]), and learns the
 //!    id of its cluster, if it is new.
 //! 4. Storage opens the replicas that meta assigns. The proxy waits for the list of
 //!    tables, so that it does not report an existing table as missing.
@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use cluster::ServerId;
 use cluster::catalogue::RemoteCatalogue;
-use cluster::follow::Follow;
-use cluster::net::{ClusterId, Net, NetOptions, Service, To};
-use cluster::news::{Durability, Order, Roles, Server};
+use cluster::meta_client::MetaClient;
+use cluster::meta_protocol::{Durability, Instruction, Roles, Server};
+use cluster::net::{ClusterId, Destination, Net, NetOptions, Service};
 use cluster::routes::Routes;
-use cluster::rows::{Replicas, Rows, SyncCopy};
+use cluster::row_client::{LocalReplicas, RowClient, SyncRequest};
 use engine::raft::{Ticker, TransferReason, Transport};
-use meta::{Meta, MetaOptions, Seat};
+use meta::{Meta, MetaMode, MetaOptions};
 use row::op::{Request, Response};
 use storage::{Node, Peers};
 use tokio::net::TcpListener;
@@ -63,7 +63,7 @@ pub(crate) struct ClusterView {
     pub(crate) id: ServerId,
     pub(crate) net: Arc<Net>,
     pub(crate) reachability: Arc<Reachability>,
-    pub(crate) follow: Arc<Follow>,
+    pub(crate) follow: Arc<MetaClient>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) catalogue: Arc<RemoteCatalogue>,
 }
@@ -83,11 +83,11 @@ impl ClusterView {
     }
 
     /// Waits until another server has fsynced a partition's log up to an entry.
-    pub(crate) async fn sync_copy(&self, server: ServerId, asked: SyncCopy) {
+    pub(crate) async fn sync_copy(&self, server: ServerId, asked: SyncRequest) {
         loop {
             let answer = self
                 .net
-                .call(To::Server(server), Service::Sync, asked.encode(), SYNC_TIMEOUT)
+                .call(Destination::Server(server), Service::Sync, asked.encode(), SYNC_TIMEOUT)
                 .await;
             match answer {
                 Ok(_) => return,
@@ -112,7 +112,7 @@ fn durabilities(servers: Option<&BTreeMap<ServerId, Server>>) -> BTreeMap<Durabi
 
 /// Warns when storage servers differ in durability: a write is then as durable as the
 /// servers that acknowledge it, which differ from write to write.
-async fn warn_on_mixed_durability(follow: Arc<Follow>) {
+async fn warn_on_mixed_durability(follow: Arc<MetaClient>) {
     let (mut servers, mut warned) = (follow.servers(), BTreeMap::new());
     loop {
         let reported = durabilities(servers.borrow_and_update().as_deref());
@@ -215,7 +215,7 @@ pub(crate) async fn open(
                 )
                 .await?;
             }
-            let seat = Seat::Member {
+            let mode = MetaMode::Member {
                 members: metas.clone(),
                 position,
                 transport: transport.clone(),
@@ -229,7 +229,7 @@ pub(crate) async fn open(
                 replicas: config.tables.replicas,
                 cluster: rand::random(),
                 clock: setup.clock.clone(),
-                seat,
+                mode,
             };
             let stores = stores.clone();
             let opened = runtimes
@@ -243,10 +243,10 @@ pub(crate) async fn open(
         _ => None,
     };
 
-    let (instruction, instructions) = mpsc::channel::<Order>(INSTRUCTIONS_MAX);
+    let (instruction, instructions) = mpsc::channel::<Instruction>(INSTRUCTIONS_MAX);
     let follow = {
         let _on = runtimes.net.enter();
-        Follow::start(
+        MetaClient::start(
             net.clone(),
             metas.clone(),
             reporter.clone(),
@@ -258,8 +258,8 @@ pub(crate) async fn open(
         (Arc::new(Routes::default()), Arc::new(RemoteCatalogue::new(net.clone(), metas)));
     let mut tasks = Vec::new();
     tasks.push(spawn({
-        let (routes, news) = (routes.clone(), follow.routes());
-        async move { routes.keep(news).await }
+        let (routes, published) = (routes.clone(), follow.routes());
+        async move { routes.keep(published).await }
     }));
     tasks.push(spawn({
         let (catalogue, tables, leader) = (catalogue.clone(), follow.tables(), follow.leader());
@@ -320,9 +320,14 @@ pub(crate) async fn open(
             routes.follow(all);
         }
     }
-    let replicas = node.clone().map(|node| -> Arc<dyn Replicas<Request, Response>> { node });
-    let rows =
-        Rows::new(net.clone(), routes.clone(), replicas, is_read, config.cluster.call_timeout.0);
+    let replicas = node.clone().map(|node| -> Arc<dyn LocalReplicas<Request, Response>> { node });
+    let rows = RowClient::new(
+        net.clone(),
+        routes.clone(),
+        replicas,
+        is_read,
+        config.cluster.call_timeout.0,
+    );
     let reachability = Arc::new(Reachability::new(roles, Instant::now()));
     let view = Arc::new(ClusterView {
         id: server.id,
@@ -351,7 +356,7 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortH
 }
 
 /// Waits for the first value of a watch.
-async fn first_value<T: Clone>(mut news: watch::Receiver<Option<T>>) -> anyhow::Result<T> {
+async fn first_value<T: Clone>(mut value: watch::Receiver<Option<T>>) -> anyhow::Result<T> {
     let word =
         news.wait_for(Option::is_some).await.context("the connection to the cluster has ended")?;
     word.clone().context("the value was removed")

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use cluster::ServerId;
-use cluster::net::{Net, Service, To};
-use cluster::news::{self, Ask, SeatWord, Told};
+use cluster::meta_protocol::{self, MetaIndexStatus, MetaRequest, MetaResponse};
+use cluster::net::{Destination, Net, Service};
 use futures::future::join_all;
 use meta::state::Refusal;
 
@@ -35,25 +35,30 @@ pub(crate) async fn wait_for_admission(
     server: ServerId,
     phase: &StartupPhase,
 ) -> anyhow::Result<()> {
-    let question = news::encode(&Ask::Seat { seat, server });
+    let question = meta_protocol::encode(&MetaRequest::MetaIndex { index: seat, server });
     let mut said = String::new();
     loop {
         let asked = others.iter().map(|meta| {
-            net.call(To::Address(meta.clone()), Service::Meta, question.clone(), ANSWER_TIMEOUT)
+            net.call(
+                Destination::Address(meta.clone()),
+                Service::Meta,
+                question.clone(),
+                ANSWER_TIMEOUT,
+            )
         });
-        let words: Vec<Option<SeatWord>> =
+        let words: Vec<Option<MetaIndexStatus>> =
             join_all(asked).await.into_iter().map(|answer| word(&answer.ok()?)).collect();
         for word in words.iter().flatten() {
             match word {
-                SeatWord::Free => return Ok(()),
-                SeatWord::Taken(known) => bail!(
+                MetaIndexStatus::Free => return Ok(()),
+                MetaIndexStatus::Taken(known) => bail!(
                     "this data directory is empty, and {}",
-                    Refusal::SeatTaken { seat, server: *known }
+                    Refusal::MetaIndexTaken { index: seat, server: *known }
                 ),
-                SeatWord::Unfounded | SeatWord::Unknown => {}
+                MetaIndexStatus::NoCluster | MetaIndexStatus::Unknown => {}
             }
         }
-        if words.iter().all(|word| *word == Some(SeatWord::Unfounded)) {
+        if words.iter().all(|word| *word == Some(MetaIndexStatus::NoCluster)) {
             return Ok(());
         }
         let waits = waits_for(&others, &words);
@@ -67,8 +72,8 @@ pub(crate) async fn wait_for_admission(
 }
 
 /// A description of what the start waits for.
-fn waits_for(others: &[String], words: &[Option<SeatWord>]) -> String {
-    if words.contains(&Some(SeatWord::Unknown)) {
+fn waits_for(others: &[String], words: &[Option<MetaIndexStatus>]) -> String {
+    if words.contains(&Some(MetaIndexStatus::Unknown)) {
         return "this meta's directory is empty, and the cluster exists: waiting for the meta \
                 leader to admit this server"
             .to_owned();
@@ -86,9 +91,9 @@ fn waits_for(others: &[String], words: &[Option<SeatWord>]) -> String {
     )
 }
 
-fn word(answer: &[u8]) -> Option<SeatWord> {
-    match news::decode(answer) {
-        Ok(Told::Seat(word)) => Some(word),
+fn word(answer: &[u8]) -> Option<MetaIndexStatus> {
+    match meta_protocol::decode(answer) {
+        Ok(MetaResponse::MetaIndex(word)) => Some(word),
         _ => None,
     }
 }

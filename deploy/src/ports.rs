@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, bail};
-use cluster::news::Roles;
+use cluster::meta_protocol::Roles;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::config::{Config, FileMode};

@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use cluster::news::ServerFigures;
-use cluster::rows::SyncCopy;
+use cluster::meta_protocol::ServerStats;
+use cluster::row_client::SyncRequest;
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Table};
 use engine::raft::GroupStats;
 use engine::store::StoreHealth;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use meta::Meta;
-use meta::admin::{Compaction, Figures, NodeStatus};
+use meta::admin::{CompactionStatus, NodeStatus, TableStats};
 use proxy::Proxy;
 use proxy::config::{FileChange, RewriteError};
 use proxy::host::{Durability, InfoSection, InfoValue, ProcessMemory, TableStats};
@@ -310,7 +310,7 @@ impl proxy::Host for ProcessInfo {
     ) -> Boxed<'a, u32> {
         Box::pin(async move {
             let Some(cluster) = &self.cluster else { return 0 };
-            let asked = SyncCopy { partition, index };
+            let asked = SyncRequest { partition, index };
             let ask = |server| async move {
                 match self.node.as_ref().filter(|_| server == cluster.id) {
                     Some(node) => node.sync_copy(partition, index).await.is_ok(),
@@ -426,7 +426,7 @@ impl ProcessInfo {
     }
 }
 
-impl meta::admin::Local for ProcessInfo {
+impl meta::admin::HostProcess for ProcessInfo {
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool {
         let settings = self.proxy().map(|proxy| proxy.settings.load_full());
         // The process is stopping: every request is rejected.
@@ -471,17 +471,17 @@ impl meta::admin::Local for ProcessInfo {
         }
     }
 
-    fn server_figures(&self) -> ServerFigures {
+    fn server_figures(&self) -> ServerStats {
         let rows_disk_bytes =
             self.tables_here().iter().map(|(_, figures)| figures.disk_bytes).sum();
         let disk_problem = self.stores.as_ref().and_then(|stores| stores.log.recent_disk_problem());
         crate::reporter::figures(self, rows_disk_bytes, disk_problem)
     }
 
-    fn figures(&self, table: &Table) -> Figures {
+    fn figures(&self, table: &Table) -> TableStats {
         let figures =
             self.node.as_ref().map(|node| node.table_figures(table.id)).unwrap_or_default();
-        Figures {
+        TableStats {
             rows: figures.rows,
             expiring: figures.expiring,
             disk_bytes: figures.disk_bytes,
@@ -490,11 +490,11 @@ impl meta::admin::Local for ProcessInfo {
         }
     }
 
-    fn compact(&self, table: &Arc<Table>) -> Compaction {
+    fn compact(&self, table: &Arc<Table>) -> CompactionStatus {
         self.node.as_ref().map(|node| self.compactions.start(node, table)).unwrap_or_default()
     }
 
-    fn compaction(&self, table: &Table) -> Compaction {
+    fn compaction(&self, table: &Table) -> CompactionStatus {
         self.node.as_ref().map(|node| self.compactions.progress(node, table)).unwrap_or_default()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::ServerId;
-use cluster::net::{Net, NetError, Service, To};
+use cluster::net::{Destination, Net, NetError, Service};
 use engine::raft::{Node, RaftMessage, Transport, TransportError};
 use futures::future::BoxFuture;
 
@@ -22,12 +22,12 @@ impl NetTransport {
     }
 
     /// Metas are dialed at their configured addresses, servers at those known to meta.
-    fn to(&self, server: ServerId) -> Result<To, TransportError> {
-        let Some(seat) = server.as_seat() else { return Ok(To::Server(server)) };
-        let address = self.metas.get(seat as usize - 1);
+    fn to(&self, server: ServerId) -> Result<Destination, TransportError> {
+        let Some(index) = server.meta_index() else { return Ok(Destination::Server(server)) };
+        let address = self.metas.get(index as usize - 1);
         address
-            .map(|address| To::Address(address.clone()))
-            .ok_or_else(|| TransportError::NotSent(format!("there is no meta {seat}")))
+            .map(|address| Destination::Address(address.clone()))
+            .ok_or_else(|| TransportError::NotSent(format!("there is no meta {index}")))
     }
 }
 

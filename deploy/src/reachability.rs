@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::PartitionId;
-use cluster::net::{Service, To};
-use cluster::news::{self, Roles};
+use cluster::meta_protocol::{self, Roles};
+use cluster::net::{Destination, Service};
 use parking_lot::Mutex;
 use storage::Node;
 
@@ -173,9 +173,14 @@ async fn led_by_others(view: &ClusterView) -> Vec<PartitionId> {
         .flat_map(|servers| servers.values())
         .filter(|server| server.roles.storage && server.id != view.id);
     let ask = |id| async move {
-        let answer =
-            view.net.call(To::Server(id), Service::Leads, Bytes::new(), PROBE_TIMEOUT).await;
-        answer.ok().and_then(|led| news::decode::<Vec<PartitionId>>(&led).ok()).unwrap_or_default()
+        let answer = view
+            .net
+            .call(Destination::Server(id), Service::Leads, Bytes::new(), PROBE_TIMEOUT)
+            .await;
+        answer
+            .ok()
+            .and_then(|led| meta_protocol::decode::<Vec<PartitionId>>(&led).ok())
+            .unwrap_or_default()
     };
     futures::future::join_all(others.map(|server| ask(server.id))).await.concat()
 }

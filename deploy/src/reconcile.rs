@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::follow::{Assignments, Follow};
-use cluster::news::Order;
+use cluster::meta_client::{Assignments, MetaClient};
+use cluster::meta_protocol::Instruction;
 use cluster::{Placement, Table, TableId};
 use meta::{Meta, Tables};
 use storage::{Assigned, Node};
@@ -120,7 +120,7 @@ async fn reconcile_assignments(
 pub(crate) async fn run_member(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
-    follow: Arc<Follow>,
+    follow: Arc<MetaClient>,
     first: tokio::sync::oneshot::Sender<()>,
 ) {
     let (mut watch, mut first) = (follow.assignments(), Some(first));
@@ -143,7 +143,7 @@ pub(crate) async fn run_member(
 }
 
 /// In a cluster: reports immediately when a leadership or a replica's health changes.
-pub(crate) async fn report_changes(node: Arc<Node>, follow: Arc<Follow>) {
+pub(crate) async fn report_changes(node: Arc<Node>, follow: Arc<MetaClient>) {
     let mut changes = node.changes();
     while changes.changed().await.is_ok() {
         follow.report_now();
@@ -154,12 +154,12 @@ pub(crate) async fn report_changes(node: Arc<Node>, follow: Arc<Follow>) {
 pub(crate) async fn run_instructions(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
-    follow: Arc<Follow>,
-    mut instructions: mpsc::Receiver<Order>,
+    follow: Arc<MetaClient>,
+    mut instructions: mpsc::Receiver<Instruction>,
 ) {
     while let Some(order) = instructions.recv().await {
         match order {
-            Order::Transfer { partition, term, to } => {
+            Instruction::Transfer { partition, term, to } => {
                 let node = node.clone();
                 tokio::spawn(async move {
                     match node.transfer(partition, term, to).await {
@@ -174,7 +174,7 @@ pub(crate) async fn run_instructions(
                     }
                 });
             }
-            Order::Compact { run, table } => {
+            Instruction::Compact { run, table } => {
                 let assigned = follow.assignments().borrow().clone();
                 if let Some(assignment) =
                     assigned.as_ref().and_then(|assigned| assigned.tables.get(&table))

@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use cluster::follow::Source;
-use cluster::news::{Compaction, Hello, Replica, Report, Server, ServerFigures};
+use cluster::meta_client::ReportSource;
+use cluster::meta_protocol::{
+    CompactionProgress, RegisterRequest, Replica, Report, Server, ServerStats,
+};
 use cluster::{PartitionId, TableId};
 use engine::log::DiskProblem;
 use parking_lot::Mutex;
@@ -34,7 +36,7 @@ pub(crate) struct Reporter {
 #[derive(Default)]
 struct LastReport {
     replicas: HashMap<PartitionId, Replica>,
-    compactions: HashMap<u64, Compaction>,
+    compactions: HashMap<u64, CompactionProgress>,
     figures_at: Option<Instant>,
     /// The disk ailment that was last reported.
     ails: Option<&'static str>,
@@ -81,9 +83,9 @@ impl Reporter {
     }
 }
 
-impl Source for Reporter {
-    fn hello(&self) -> Hello {
-        Hello {
+impl ReportSource for Reporter {
+    fn register_request(&self) -> RegisterRequest {
+        RegisterRequest {
             server: self.server.clone(),
             cluster: self.data_dir.identity().cluster_number(),
             software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -104,14 +106,14 @@ impl Source for Reporter {
             .get()
             .map(|node| self.compactions.report(node, |table| last.tables.contains(&table)))
             .unwrap_or_default();
-        let news: Vec<Replica> = replicas
+        let changed: Vec<Replica> = replicas
             .iter()
             .filter(|replica| last.replicas.get(&replica.partition) != Some(replica))
             .cloned()
             .collect();
         let rows_disk_bytes = replicas.iter().map(|replica| replica.disk_bytes).sum();
         last.replicas = replicas.into_iter().map(|replica| (replica.partition, replica)).collect();
-        let of_compactions: Vec<Compaction> = compactions
+        let of_compactions: Vec<CompactionProgress> = compactions
             .iter()
             .filter(|compaction| last.compactions.get(&compaction.run) != Some(compaction))
             .cloned()
@@ -136,7 +138,7 @@ impl Source for Reporter {
         Report {
             whole,
             followed: last.followed,
-            replicas: news,
+            replicas: changed,
             destroyed: last.destroyed.iter().copied().collect(),
             compactions: of_compactions,
             figures,
@@ -149,11 +151,11 @@ pub(crate) fn figures(
     process: &ProcessInfo,
     rows_disk_bytes: u64,
     disk_problem: Option<DiskProblem>,
-) -> ServerFigures {
+) -> ServerStats {
     let ailing = disk_problem.map(|disk_problem| disk_problem.to_string());
     let disk = rustix::fs::statvfs(process.data_dir.path()).ok();
     let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));
-    ServerFigures {
+    ServerStats {
         disk_total_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_blocks)),
         disk_free_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_bavail)),
         rows_disk_bytes,

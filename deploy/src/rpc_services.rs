@@ -7,10 +7,10 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use cluster::net::{Answer, Channel, Peer, Service, Services};
-use cluster::news::{self, Ask, SeatWord, Told};
-use cluster::rows::{Replicas, SyncCopy, serve_rows};
-use cluster::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
+use cluster::meta_protocol::{self, MetaIndexStatus, MetaRequest, MetaResponse};
+use cluster::net::{Channel, Peer, Service, ServiceReply, Services};
+use cluster::row_client::{LocalReplicas, SyncRequest, serve_rows};
+use cluster::{Boxed, CallError, CallPartition, Leader, PartitionId, ServerId};
 use engine::raft::RaftMessage;
 use futures::FutureExt;
 use meta::Meta;
@@ -30,8 +30,8 @@ pub(crate) struct RpcServices {
     /// Of a meta: it has data of the meta group, or already belongs to a cluster.
     has_history: OnceLock<bool>,
     node: OnceLock<Arc<Node>>,
-    replicas: OnceLock<Arc<dyn Replicas<Request, Response>>>,
-    no_replicas: Arc<dyn Replicas<Request, Response>>,
+    replicas: OnceLock<Arc<dyn LocalReplicas<Request, Response>>>,
+    no_replicas: Arc<dyn LocalReplicas<Request, Response>>,
     process: OnceLock<Arc<ProcessInfo>>,
 }
 
@@ -59,18 +59,20 @@ impl RpcServices {
 
     /// Answers a meta with an empty directory. The question may come before this meta is
     /// open.
-    fn seat(&self, seat: u32, server: ServerId) -> Answer {
+    fn seat(&self, seat: u32, server: ServerId) -> ServiceReply {
         if let Some(meta) = self.meta.get().cloned() {
-            return Answer::Later(Box::pin(async move {
-                Ok(news::encode(&Told::Seat(meta.seat_word(seat, server).await)))
+            return ServiceReply::Later(Box::pin(async move {
+                Ok(meta_protocol::encode(&MetaResponse::MetaIndex(
+                    meta.meta_index_status(seat, server).await,
+                )))
             }));
         }
         let word = match self.has_history.get() {
-            Some(true) => SeatWord::Unknown,
-            Some(false) => SeatWord::Unfounded,
-            None => return Answer::Now(Err("the data directory is not open yet".to_owned())),
+            Some(true) => MetaIndexStatus::Unknown,
+            Some(false) => MetaIndexStatus::NoCluster,
+            None => return ServiceReply::Now(Err("the data directory is not open yet".to_owned())),
         };
-        Answer::Now(Ok(news::encode(&Told::Seat(word))))
+        ServiceReply::Now(Ok(meta_protocol::encode(&MetaResponse::MetaIndex(word))))
     }
 
     /// Storage is open. Once.
@@ -84,15 +86,15 @@ impl RpcServices {
         self.process.get_or_init(|| process.clone());
     }
 
-    fn message(&self, from: &Peer, body: Bytes) -> Answer {
+    fn message(&self, from: &Peer, body: Bytes) -> ServiceReply {
         let message = match RaftMessage::decode(body) {
             Ok(message) => message,
-            Err(why) => return Answer::Now(Err(why.to_owned())),
+            Err(why) => return ServiceReply::Now(Err(why.to_owned())),
         };
         if message.group == meta::GROUP {
             return match self.meta.get().cloned() {
-                Some(meta) if !meta.may_sit(message.from, from.server) => {
-                    Answer::Now(Err(format!(
+                Some(meta) if !meta.owns_meta_index(message.from, from.server) => {
+                    ServiceReply::Now(Err(format!(
                         "seat {} of the meta group is not server {}'s",
                         message.from, from.server
                     )))
@@ -100,30 +102,30 @@ impl RpcServices {
                 Some(meta) => start_now(Box::pin(async move {
                     meta.group().receive(message).await.map_err(|error| error.to_string())
                 })),
-                None => Answer::Now(Err("no meta is open here".to_owned())),
+                None => ServiceReply::Now(Err("no meta is open here".to_owned())),
             };
         }
         match self.node.get().cloned() {
             Some(node) => start_now(Box::pin(async move { node.receive(message).await })),
-            None => Answer::Now(Err("no storage is open here".to_owned())),
+            None => ServiceReply::Now(Err("no storage is open here".to_owned())),
         }
     }
 }
 
 impl RpcServices {
-    fn sync(&self, body: &[u8]) -> Answer {
-        match (SyncCopy::decode(body), self.node.get().cloned()) {
-            (Ok(asked), Some(node)) => Answer::Later(Box::pin(async move {
+    fn sync(&self, body: &[u8]) -> ServiceReply {
+        match (SyncRequest::decode(body), self.node.get().cloned()) {
+            (Ok(asked), Some(node)) => ServiceReply::Later(Box::pin(async move {
                 node.sync_copy(asked.partition, asked.index).await.map(|()| Bytes::new())
             })),
-            (Ok(_), None) => Answer::Now(Err("no storage is open here".to_owned())),
-            (Err(why), _) => Answer::Now(Err(why)),
+            (Ok(_), None) => ServiceReply::Now(Err("no storage is open here".to_owned())),
+            (Err(why), _) => ServiceReply::Now(Err(why)),
         }
     }
 }
 
 impl Services for RpcServices {
-    fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer {
+    fn call(&self, from: &Peer, service: Service, body: Bytes) -> ServiceReply {
         match service {
             Service::Rows => {
                 serve_rows(self.replicas.get().unwrap_or(&self.no_replicas), is_read, &body)
@@ -133,13 +135,17 @@ impl Services for RpcServices {
             Service::Leads => {
                 let led: Vec<PartitionId> =
                     self.node.get().map(|node| node.led()).unwrap_or_default();
-                Answer::Now(Ok(cluster::news::encode(&led)))
+                ServiceReply::Now(Ok(cluster::meta_protocol::encode(&led)))
             }
-            Service::Meta => match (news::decode(&body), self.meta.get(), self.process.get()) {
-                (Ok(Ask::Seat { seat, server }), ..) => self.seat(seat, server),
-                (_, Some(meta), Some(process)) => Answer::Later(meta.answer(body, process.clone())),
-                _ => Answer::Now(Err("no meta is open here".to_owned())),
-            },
+            Service::Meta => {
+                match (meta_protocol::decode(&body), self.meta.get(), self.process.get()) {
+                    (Ok(MetaRequest::MetaIndex { index, server }), ..) => self.seat(index, server),
+                    (_, Some(meta), Some(process)) => {
+                        ServiceReply::Later(meta.answer(body, process.clone()))
+                    }
+                    _ => ServiceReply::Now(Err("no meta is open here".to_owned())),
+                }
+            }
         }
     }
 
@@ -153,17 +159,17 @@ impl Services for RpcServices {
 
 /// Starts a future immediately: Raft must receive messages in the order in which they
 /// arrived, and spawned tasks may overtake each other.
-fn start_now(mut answer: Boxed<'static, Result<Bytes, String>>) -> Answer {
+fn start_now(mut answer: Boxed<'static, Result<Bytes, String>>) -> ServiceReply {
     match (&mut answer).now_or_never() {
-        Some(answer) => Answer::Now(answer),
-        None => Answer::Later(answer),
+        Some(answer) => ServiceReply::Now(answer),
+        None => ServiceReply::Later(answer),
     }
 }
 
 /// The replicas of a process that stores none.
 struct NoReplicas(ServerId);
 
-impl Call<Request, Response> for NoReplicas {
+impl CallPartition<Request, Response> for NoReplicas {
     fn read_now(
         &self,
         _partition: PartitionId,
@@ -181,7 +187,7 @@ impl Call<Request, Response> for NoReplicas {
     }
 }
 
-impl Replicas<Request, Response> for NoReplicas {
+impl LocalReplicas<Request, Response> for NoReplicas {
     fn server(&self) -> ServerId {
         self.0
     }
@@ -202,9 +208,9 @@ mod tests {
     #[test]
     fn the_answer_of_led_partitions_has_frozen_bytes() {
         let led = |table, index| PartitionId { table: TableId(table), index };
-        assert_eq!(news::encode(&Vec::<PartitionId>::new()), Bytes::from_static(&[1, 0]));
+        assert_eq!(meta_protocol::encode(&Vec::<PartitionId>::new()), Bytes::from_static(&[1, 0]));
         assert_eq!(
-            news::encode(&vec![led(1, 0), led(300, 1023)]),
+            meta_protocol::encode(&vec![led(1, 0), led(300, 1023)]),
             Bytes::from_static(&[1, 2, 1, 0, 0xac, 0x02, 0xff, 0x07])
         );
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cluster::news::Roles;
+use cluster::meta_protocol::Roles;
 use engine::time::SlewedClock;
 use metrics_exporter_prometheus::PrometheusHandle;
 use proxy::tls::Tls;

@@ -3,8 +3,8 @@
 
 use anyhow::Context;
 use cluster::ServerId;
-use cluster::news::{Roles, Server};
-use meta::{Meta, MetaOptions, Seat};
+use cluster::meta_protocol::{Roles, Server};
+use meta::{Meta, MetaMode, MetaOptions};
 use storage::Node;
 
 use crate::components::{Components, StartContext};
@@ -25,7 +25,7 @@ pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components>
         replicas: 1,
         cluster,
         clock: setup.clock.clone(),
-        seat: Seat::Alone(only_server(config, data_dir)),
+        mode: MetaMode::Standalone(only_server(config, data_dir)),
     };
     let meta = Meta::open(options, &stores.log, &stores.shared)
         .await

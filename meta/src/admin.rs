@@ -6,7 +6,7 @@
 //! | `GET /v1/cluster`                                  |                 | [`ClusterStatus`] |
 //! | `GET /v1/nodes`                                    |                 | list of [`ServerStatus`] |
 //! | `DELETE /v1/nodes/{id}`                            |                 | 204; a server that is down and holds nothing is forgotten, and stays out |
-//! | `DELETE /v1/metas/{seat}`                          |                 | 204; the server of this seat of the meta group has lost its directory: another may take it |
+//! | `DELETE /v1/metas/{index}`                          |                 | 204; the server of this seat of the meta group has lost its directory: another may take it |
 //! | `GET /v1/tables`                                   |                 | list of [`TableStatus`] |
 //! | `POST /v1/tables`                                  | [`NewTable`]    | 201, [`TableStatus`] |
 //! | `GET /v1/tables/{name}`                            |                 | [`TableStatus`] |
@@ -17,8 +17,8 @@
 //! | `GET /v1/tables/{name}/envs/{key}`                 |                 | [`EnvValue`] |
 //! | `PUT /v1/tables/{name}/envs/{key}`                 | [`EnvValue`]    | object of env to value |
 //! | `DELETE /v1/tables/{name}/envs/{key}`              |                 | object of env to value |
-//! | `POST /v1/tables/{name}/compaction`                |                 | 202, [`Compaction`]; goes on in the background, on all replicas |
-//! | `GET /v1/tables/{name}/compaction`                 |                 | [`Compaction`] |
+//! | `POST /v1/tables/{name}/compaction`                |                 | 202, [`CompactionStatus`]; goes on in the background, on all replicas |
+//! | `GET /v1/tables/{name}/compaction`                 |                 | [`CompactionStatus`] |
 //!
 //! Any meta may be asked: one that does not lead has the one that does answer
 //! (`GET /v1/status` excepted).
@@ -57,11 +57,11 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use cluster::Table;
-use cluster::news::ServerFigures;
+use cluster::meta_protocol::ServerStats;
 use cluster::{PartitionId, ServerId};
 pub use types::*;
 
-use crate::catalogue::{Meta, Seat};
+use crate::catalogue::{Meta, MetaMode};
 use crate::envs;
 use crate::error::MetaError;
 use crate::picture::Picture;
@@ -75,21 +75,21 @@ const WANTED: &str = "the server's password or the cluster's secret is wanted (A
                       mode is on";
 
 /// What the API asks of the process that it is part of.
-pub trait Local: Send + Sync + 'static {
+pub trait HostProcess: Send + Sync + 'static {
     /// Whether this password or secret (`None`: none was sent) opens the API to who asks
     /// from there (`None`: not known). Compares in constant time.
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool;
     /// How the node is.
     fn status(&self) -> NodeStatus;
     /// The node's own figures. Asked of the only server, standalone; others report them.
-    fn server_figures(&self) -> ServerFigures;
+    fn server_figures(&self) -> ServerStats;
     /// What a table holds here. Asked of the only server, standalone.
-    fn figures(&self, table: &Table) -> Figures;
+    fn figures(&self, table: &Table) -> TableStats;
     /// Starts a compaction of the table, unless one is running; how it stands. Asked of
     /// the only server, standalone.
-    fn compact(&self, table: &Arc<Table>) -> Compaction;
+    fn compact(&self, table: &Arc<Table>) -> CompactionStatus;
     /// How the table's last compaction stands. Asked of the only server, standalone.
-    fn compaction(&self, table: &Table) -> Compaction;
+    fn compaction(&self, table: &Table) -> CompactionStatus;
 }
 
 /// A refusal or failure as an answer.
@@ -108,7 +108,7 @@ impl From<MetaError> for Failed {
             MetaError::Refused(
                 Refusal::NoTable(_)
                 | Refusal::NoServer(_)
-                | Refusal::NoSeat(_)
+                | Refusal::NoMetaIndex(_)
                 | Refusal::NoPartition(_),
             ) => StatusCode::NOT_FOUND,
             MetaError::Refused(
@@ -150,17 +150,17 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone)]
 struct Api {
     meta: Arc<Meta>,
-    local: Arc<dyn Local>,
+    local: Arc<dyn HostProcess>,
 }
 
 /// The admin API, everything under `/v1`.
-pub fn router(meta: Arc<Meta>, local: Arc<dyn Local>) -> Router {
+pub fn router(meta: Arc<Meta>, local: Arc<dyn HostProcess>) -> Router {
     let api = Api { meta, local };
     routes().layer(middleware::from_fn_with_state(api.clone(), guard)).with_state(api)
 }
 
 /// The same for requests that another meta has let in.
-pub(crate) fn inner(meta: Arc<Meta>, local: Arc<dyn Local>) -> Router {
+pub(crate) fn inner(meta: Arc<Meta>, local: Arc<dyn HostProcess>) -> Router {
     routes().with_state(Api { meta, local })
 }
 
@@ -170,7 +170,7 @@ fn routes() -> Router<Api> {
         .route("/v1/cluster", get(cluster_status))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", delete(remove_node))
-        .route("/v1/metas/{seat}", delete(release_seat))
+        .route("/v1/metas/{index}", delete(release_meta_index))
         .route("/v1/tables", get(list).post(create))
         .route("/v1/tables/{name}", get(one).delete(drop_table))
         .route("/v1/tables/{name}/partitions", get(partitions))
@@ -206,7 +206,7 @@ pub fn authorization(password: &[u8]) -> String {
 /// # Errors
 /// The answer to whoever is not let in.
 #[allow(clippy::result_large_err, reason = "it is the answer, and made once")]
-pub fn let_in(request: &Request, local: &dyn Local) -> Result<(), Response> {
+pub fn let_in(request: &Request, local: &dyn HostProcess) -> Result<(), Response> {
     let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
         return Err(Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into())
@@ -274,7 +274,7 @@ impl Api {
     }
 
     fn is_alone(&self) -> bool {
-        matches!(self.meta.options.seat, Seat::Alone(_))
+        matches!(self.meta.options.mode, MetaMode::Standalone(_))
     }
 
     fn describe(&self, picture: &Picture, record: &Record) -> TableStatus {
@@ -328,8 +328,11 @@ async fn remove_node(State(api): State<Api>, Path(id): Path<String>) -> Result<S
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn release_seat(State(api): State<Api>, Path(seat): Path<u32>) -> Result<StatusCode, Failed> {
-    api.meta.release_seat(seat).await?;
+async fn release_meta_index(
+    State(api): State<Api>,
+    Path(index): Path<u32>,
+) -> Result<StatusCode, Failed> {
+    api.meta.release_meta_index(index).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -436,7 +439,7 @@ async fn compact(State(api): State<Api>, Path(name): Path<String>) -> Result<Res
 async fn compaction(
     State(api): State<Api>,
     Path(name): Path<String>,
-) -> Result<Json<Compaction>, Failed> {
+) -> Result<Json<CompactionStatus>, Failed> {
     let table = api.serving(&name)?;
     if api.is_alone() {
         return Ok(Json(api.local.compaction(&table)));

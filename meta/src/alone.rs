@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::news::{Health, Replica, Report, ServerFigures};
+use cluster::meta_protocol::{Replica, ReplicaHealth, Report, ServerStats};
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Placement, ServerId, Table, TableId};
 use tokio::sync::watch;
 
-use crate::catalogue::{Meta, Seat};
+use crate::catalogue::{Meta, MetaMode};
 use crate::error::MetaError;
 use crate::state::{Command, Refusal, Status};
 
@@ -37,9 +37,9 @@ pub(crate) struct View {
 
 impl Meta {
     fn only_server(&self) -> Option<ServerId> {
-        match &self.options.seat {
-            Seat::Alone(server) => Some(server.id),
-            Seat::Member { .. } => None,
+        match &self.options.mode {
+            MetaMode::Standalone(server) => Some(server.id),
+            MetaMode::Member { .. } => None,
         }
     }
 
@@ -111,7 +111,7 @@ impl Meta {
     }
 
     /// The only server's own figures, which nobody asks for but to show them.
-    pub(crate) fn hear_the_only_server(&self, figures: ServerFigures) {
+    pub(crate) fn hear_the_only_server(&self, figures: ServerStats) {
         let Some(server) = self.only_server() else { return };
         let report = Report { figures: Some(figures), ..Report::default() };
         self.hear_alone(server, report);
@@ -152,7 +152,7 @@ fn open(partition: PartitionId, raft_id: u64) -> Replica {
     Replica {
         partition,
         raft_id,
-        health: Health::Running,
+        health: ReplicaHealth::Running,
         fault: None,
         term: 1,
         leads: true,

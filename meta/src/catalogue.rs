@@ -7,8 +7,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use cluster::meta_protocol::Server;
 use cluster::net::Net;
-use cluster::news::Server;
 use cluster::{ServerId, Table};
 use engine::batch::Family;
 use engine::log::Log;
@@ -34,7 +34,7 @@ pub const GROUP: u64 = 0;
 /// How long a majority may take to confirm a change, and what was decided before. Beyond
 /// that another meta leads, if one can.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Alone, nobody else can lead: however slow the disk is.
+/// Standalone, nobody else can lead: however slow the disk is.
 const PATIENCE_ALONE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What meta is opened with.
@@ -53,19 +53,19 @@ pub struct MetaOptions {
     /// The process's time, by which commands are stamped.
     pub clock: Arc<SlewedClock>,
     /// Who is in the group.
-    pub seat: Seat,
+    pub mode: MetaMode,
 }
 
 /// Who is in the meta group.
 #[derive(Clone)]
-pub enum Seat {
+pub enum MetaMode {
     /// A group of one, in the process that is also the only server (standalone): no
     /// channels, it is told by function calls.
-    Alone(Server),
+    Standalone(Server),
     /// A member of a group.
     Member {
         /// The addresses of all members, the same list in the same order everywhere: the
-        /// n-th has Raft id n and is [`ServerId::seat`] n to the wire.
+        /// n-th has Raft id n and is [`ServerId::of_meta`] n to the wire.
         members: Vec<String>,
         /// Which of them this is; the first is 1.
         position: u32,
@@ -113,7 +113,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// Opens the store and starts the group. Alone, it also waits until it leads and has
+    /// Opens the store and starts the group. Standalone, it also waits until it leads and has
     /// read its state; a member of a group of several is open before there is a leader.
     ///
     /// # Errors
@@ -129,19 +129,19 @@ impl Meta {
             .await
             .map_err(MetaError::fault)?;
         let store = store.map_err(MetaError::fault)?;
-        let (group_log, group_store, seat) =
-            (log.group_log(GROUP), store.clone(), options.seat.clone());
+        let (group_log, group_store, mode) =
+            (log.group_log(GROUP), store.clone(), options.mode.clone());
         let start = async move {
-            match seat {
-                Seat::Alone(_) => {
+            match mode {
+                MetaMode::Standalone(_) => {
                     Group::start_standalone(1, "meta".to_owned(), group_log, group_store)
                         .await
                         .map_err(MetaError::from)
                 }
-                Seat::Member { members, position, transport, ticker, net: _ } => {
+                MetaMode::Member { members, position, transport, ticker, net: _ } => {
                     check_members(&members, position)?;
                     let seats = (1..=members.len() as u32)
-                        .map(|n| (u64::from(n), Node { server: ServerId::seat(n).0 }))
+                        .map(|n| (u64::from(n), Node { server: ServerId::of_meta(n).0 }))
                         .collect();
                     let options = GroupOptions {
                         group: GROUP,
@@ -177,7 +177,7 @@ impl Meta {
             version: watch::Sender::new(0),
             leading: Mutex::default(),
         });
-        if matches!(meta.options.seat, Seat::Alone(_)) {
+        if matches!(meta.options.mode, MetaMode::Standalone(_)) {
             meta.take_the_lead().await?;
         }
         let tasks = [
@@ -212,7 +212,7 @@ impl Meta {
         deciding.term = Some(leadership.term());
         self.carry_out(deciding, &leadership, Command::Found { cluster: self.options.cluster })
             .await?;
-        if let Seat::Alone(server) = &self.options.seat {
+        if let MetaMode::Standalone(server) = &self.options.mode {
             self.carry_out(deciding, &leadership, Command::Register(server.clone())).await?;
         }
         self.publish(&deciding.state, leadership.term());
@@ -220,9 +220,9 @@ impl Meta {
     }
 
     fn patience(&self) -> Duration {
-        match self.options.seat {
-            Seat::Alone(_) => PATIENCE_ALONE,
-            Seat::Member { .. } => PATIENCE,
+        match self.options.mode {
+            MetaMode::Standalone(_) => PATIENCE_ALONE,
+            MetaMode::Member { .. } => PATIENCE,
         }
     }
 
@@ -322,7 +322,7 @@ impl Meta {
     /// The address of the meta that leads, as far as this one knows; `None` also when it
     /// is this one.
     pub fn leader_address(&self) -> Option<String> {
-        let Seat::Member { members, position, .. } = &self.options.seat else { return None };
+        let MetaMode::Member { members, position, .. } = &self.options.mode else { return None };
         let leader = self.group.stats().leader?.raft_id;
         let address = members.get(usize::try_from(leader).ok()?.checked_sub(1)?)?;
         (leader != u64::from(*position)).then(|| address.clone())
@@ -333,7 +333,7 @@ impl Meta {
         let before = self.picture.borrow().clone();
         if before.term != Some(term) {
             roster.begin();
-            if let Seat::Alone(server) = &self.options.seat {
+            if let MetaMode::Standalone(server) = &self.options.mode {
                 roster.arrive(server.id, String::new(), Instant::now());
             }
         }
@@ -389,7 +389,7 @@ impl Meta {
 
     /// Whether letters of a seat may come from a server: another's would be those of a
     /// meta that has forgotten what it had voted for.
-    pub fn may_sit(&self, seat: u64, server: ServerId) -> bool {
+    pub fn owns_meta_index(&self, seat: u64, server: ServerId) -> bool {
         let Ok(seat) = u32::try_from(seat) else { return false };
         match self.store.get(Family::Default, &record::seat_key(seat)) {
             Ok(Some(known)) => record::seat_server(&known) == Some(server),

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::news::Order;
+use cluster::meta_protocol::Instruction;
 use cluster::{Member, PartitionId, ServerId, Table};
 
-use crate::catalogue::{Meta, Seat, now_ms};
+use crate::catalogue::{Meta, MetaMode, now_ms};
 use crate::error::MetaError;
 use crate::picture::Picture;
 use crate::state::{Command, Record, Refusal, Status};
@@ -75,7 +75,7 @@ impl Meta {
             let stores =
                 |id: &ServerId| picture.servers.get(id).is_some_and(|server| server.roles.storage);
             let live: Vec<ServerId> = self.roster.lock().up().filter(stores).collect();
-            let is_alone = matches!(self.options.seat, Seat::Alone(_));
+            let is_alone = matches!(self.options.mode, MetaMode::Standalone(_));
             if live.len() >= wanted || is_alone || picture.since.elapsed() > ARRIVAL_PATIENCE {
                 return Ok(live);
             }
@@ -236,11 +236,11 @@ impl Meta {
     ///
     /// # Errors
     /// [`MetaError::Refused`]: nobody has it, or its server is there.
-    pub async fn release_seat(&self, seat: u32) -> Result<(), MetaError> {
+    pub async fn release_meta_index(&self, index: u32) -> Result<(), MetaError> {
         self.take_the_lead().await?;
         let live = self.roster.lock().up().collect();
-        self.command(Command::Release { seat, live }).await?;
-        tracing::warn!(seat, "a seat of the meta group was released: another server may take it");
+        self.command(Command::ReleaseMetaIndex { index, live }).await?;
+        tracing::warn!(index, "a seat of the meta group was released: another server may take it");
         Ok(())
     }
 
@@ -284,7 +284,11 @@ impl Meta {
                         asked_in = Some(leader.term);
                         self.order(
                             leader.server,
-                            Order::Transfer { partition, term: leader.term, to: member.raft_id },
+                            Instruction::Transfer {
+                                partition,
+                                term: leader.term,
+                                to: member.raft_id,
+                            },
                         )?;
                     }
                     _ => {}
@@ -307,7 +311,7 @@ impl Meta {
         }
         let run = self.desk.lock().new_run(table.id, now_ms());
         for server in picture.holders(table.id) {
-            if let Err(error) = self.order(server, Order::Compact { run, table: table.id }) {
+            if let Err(error) = self.order(server, Instruction::Compact { run, table: table.id }) {
                 tracing::warn!(%server, table = table.name, %error, "a server can't be asked to compact");
             }
         }

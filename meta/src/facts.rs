@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::news::{Health, ServerFigures};
+use cluster::meta_protocol::{ReplicaHealth, ServerStats};
 use cluster::{Member, Placement, ServerId, Table};
 
 use crate::admin::{
-    ClusterStatus, Compaction, Figures, MemberStatus, MetaStatus, PartitionStatus, ServerStatus,
+    ClusterStatus, CompactionStatus, MemberStatus, MetaStatus, PartitionStatus, ServerStatus,
+    TableStats,
 };
-use crate::catalogue::{Meta, Seat, now_ms};
+use crate::catalogue::{Meta, MetaMode, now_ms};
 use crate::leading::LAG_MAX;
 use crate::picture::Picture;
 use crate::roster::Roster;
@@ -22,11 +23,11 @@ impl Meta {
     /// The cluster at a glance.
     pub fn cluster_status(&self, picture: &Picture) -> ClusterStatus {
         let roster = self.roster.lock();
-        let metas = match &self.options.seat {
-            Seat::Alone(server) => {
+        let metas = match &self.options.mode {
+            MetaMode::Standalone(server) => {
                 vec![MetaStatus { address: server.address.clone(), leads: true }]
             }
-            Seat::Member { members, position, .. } => {
+            MetaMode::Member { members, position, .. } => {
                 let metas = members.iter().zip(1..);
                 metas
                     .map(|(address, nth)| MetaStatus {
@@ -103,9 +104,9 @@ impl Meta {
     }
 
     /// What a table holds, as far as it was reported.
-    pub fn figures_of(&self, picture: &Picture, table: &Table) -> Figures {
+    pub fn figures_of(&self, picture: &Picture, table: &Table) -> TableStats {
         let roster = self.roster.lock();
-        let mut figures = Figures::default();
+        let mut figures = TableStats::default();
         for placement in picture.state.placements_of(table.id) {
             let partition = placement.partition;
             match roster.leading(partition) {
@@ -131,7 +132,7 @@ impl Meta {
     }
 
     /// How the last compaction of a table stands, summed over servers.
-    pub fn compaction(&self, picture: &Picture, table: &Table) -> Compaction {
+    pub fn compaction(&self, picture: &Picture, table: &Table) -> CompactionStatus {
         let (roster, begun) = (self.roster.lock(), self.desk.lock().run(table.id));
         let holders = picture.holders(table.id);
         let reported = || {
@@ -159,18 +160,18 @@ impl Meta {
         };
         let Some(run) = begun.max(known) else {
             let disk_bytes = holders.iter().map(disk_bytes).sum();
-            return Compaction {
+            return CompactionStatus {
                 status: "none".to_owned(),
                 partitions: replicas,
                 disk_bytes,
-                ..Compaction::default()
+                ..CompactionStatus::default()
             };
         };
-        let mut sum = Compaction {
+        let mut sum = CompactionStatus {
             status: "done".to_owned(),
             partitions: replicas,
             started_at_ms: run,
-            ..Compaction::default()
+            ..CompactionStatus::default()
         };
         for server in &holders {
             let part = roster.seen(*server).and_then(|seen| seen.compactions.get(&run));
@@ -204,7 +205,7 @@ impl Meta {
             sum.status == "running",
             now_ms().saturating_sub(run),
         );
-        Compaction { elapsed_ms: took, ..sum }
+        CompactionStatus { elapsed_ms: took, ..sum }
     }
 
     /// A table's status in a word.
@@ -235,7 +236,7 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
     };
     let held = || picture.state.placements.values().filter(holds);
     let figures = seen.and_then(|seen| seen.figures.clone());
-    let figure = |of: fn(&ServerFigures) -> u64| figures.as_ref().map(of);
+    let figure = |of: fn(&ServerStats) -> u64| figures.as_ref().map(of);
     ServerStatus {
         id: id.to_string(),
         address: server.address.clone(),
@@ -302,10 +303,10 @@ fn member_status(
     let state = match replica.map(|replica| replica.health) {
         _ if !roster.is_up(member.server) => "down",
         None => "unknown",
-        Some(Health::Opening) => "opening",
-        Some(Health::Running) => "running",
-        Some(Health::Installing) => "installing",
-        Some(Health::Faulty) => "faulty",
+        Some(ReplicaHealth::Opening) => "opening",
+        Some(ReplicaHealth::Running) => "running",
+        Some(ReplicaHealth::Installing) => "installing",
+        Some(ReplicaHealth::Faulty) => "faulty",
     };
     MemberStatus {
         server: member.server.to_string(),

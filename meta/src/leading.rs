@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use cluster::news::Order;
+use cluster::meta_protocol::Instruction;
 use cluster::{Member, PartitionId, ServerId, TableId};
 use tokio::sync::mpsc;
 
-use crate::catalogue::{Meta, Seat};
+use crate::catalogue::{Meta, MetaMode};
 use crate::error::MetaError;
 use crate::picture::Picture;
 use crate::placement::{self, Led};
@@ -46,7 +46,7 @@ pub(crate) const ORDERS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Desk {
     /// Where orders go, by server, with the channel's number.
-    orders: BTreeMap<ServerId, (u64, mpsc::Sender<Order>)>,
+    orders: BTreeMap<ServerId, (u64, mpsc::Sender<Instruction>)>,
     /// Since when nobody has come or gone.
     calm_since: Instant,
     /// When leaders were last moved.
@@ -76,7 +76,7 @@ impl Desk {
     }
 
     /// A server has a channel.
-    pub(crate) fn open(&mut self, server: ServerId, session: u64) -> mpsc::Receiver<Order> {
+    pub(crate) fn open(&mut self, server: ServerId, session: u64) -> mpsc::Receiver<Instruction> {
         let (sender, receiver) = mpsc::channel(ORDERS_MAX);
         self.orders.insert(server, (session, sender));
         self.stirred(Instant::now());
@@ -138,7 +138,7 @@ impl Desk {
         picture: &Picture,
         roster: &Roster,
         now: Instant,
-    ) -> Vec<(ServerId, Order)> {
+    ) -> Vec<(ServerId, Instruction)> {
         let age = |since: Instant| now.saturating_duration_since(since);
         self.tried.retain(|_, when| age(*when) < RETRY);
         self.held.retain(|partition, (_, since)| {
@@ -161,13 +161,13 @@ impl Desk {
             if let (Some(leader), Some(member)) = (roster.leader(partition), member) {
                 orders.push((
                     leader.server,
-                    Order::Transfer { partition, term: leader.term, to: member.raft_id },
+                    Instruction::Transfer { partition, term: leader.term, to: member.raft_id },
                 ));
             }
         }
         self.moved = Some(now);
         for (_, order) in &orders {
-            if let Order::Transfer { partition, .. } = order {
+            if let Instruction::Transfer { partition, .. } = order {
                 self.tried.insert(*partition, now);
             }
         }
@@ -293,8 +293,8 @@ impl Meta {
 
     /// Has another meta lead while the disk of this one is slow, full or failed.
     fn leave_ailing_disk(&self) {
-        if let (Seat::Member { .. }, Some(disk_problem)) =
-            (&self.options.seat, self.group.disk_problem())
+        if let (MetaMode::Member { .. }, Some(disk_problem)) =
+            (&self.options.mode, self.group.disk_problem())
         {
             let group = self.group.clone();
             tokio::spawn(async move {
@@ -313,7 +313,7 @@ impl Meta {
     fn take_note(&self) {
         let now = Instant::now();
         let mut roster = self.roster.lock();
-        if let Seat::Alone(server) = &self.options.seat {
+        if let MetaMode::Standalone(server) = &self.options.mode {
             roster.touch(server.id, now);
         }
         let silent = roster.expire(now);
@@ -366,7 +366,7 @@ impl Meta {
             self.desk.lock().moves(&picture, &roster, Instant::now())
         };
         for (server, order) in VecDeque::from(moves) {
-            let Order::Transfer { partition, term: _, to } = &order else { continue };
+            let Instruction::Transfer { partition, term: _, to } = &order else { continue };
             let table =
                 self.picture.borrow().tables.get(&partition.table).map(|table| table.name.clone());
             tracing::info!(table, partition = partition.index, from = %server, to_member = to, "leaders are evened out: a leadership is handed over");
@@ -380,7 +380,7 @@ impl Meta {
     ///
     /// # Errors
     /// [`MetaError::NotNow`]: it has no channel, or does not take its orders.
-    pub(crate) fn order(&self, server: ServerId, order: Order) -> Result<(), MetaError> {
+    pub(crate) fn order(&self, server: ServerId, order: Instruction) -> Result<(), MetaError> {
         let not_now = |why: &str| MetaError::NotNow(format!("server {server} {why}"));
         let desk = self.desk.lock();
         let (_, sender) = desk.orders.get(&server).ok_or_else(|| not_now("is not connected"))?;

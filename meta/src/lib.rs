@@ -4,7 +4,7 @@
 //! One, three or five processes form the meta group: a Raft group of its own, group 0 of
 //! their logs, with a store of its own. The one that leads decides and tells; the others
 //! say who leads. Standalone is the same with a group of one and one server in the same
-//! process ([`Seat::Alone`]).
+//! process ([`MetaMode::Standalone`]).
 //!
 //! # What is kept and what is only known
 //! What must survive is the group's state ([`state`]): servers, tables, placements, how
@@ -22,7 +22,7 @@
 //! 3. The changes become one entry, a finished write batch ([`record`]), of meta's group.
 //! 4. Once applied, state and reports are published as a [`picture::Picture`]. Every
 //!    server and proxy holds a channel to the leader and is told what is new to it:
-//!    assignments, tables, routes, addresses ([`cluster::news`]).
+//!    assignments, tables, routes, addresses ([`cluster::meta_protocol`]).
 //! 5. Servers make it so and report. When every partition of a new table has a leader,
 //!    the table is made ready, and only then do proxies see it; when nothing is left
 //!    anywhere of a dropped one, it is forgotten.
@@ -32,7 +32,7 @@
 //!
 //! # Ids
 //! The cluster's id is drawn by the first leader. The n-th configured meta has Raft id n
-//! and is [`ServerId::seat`](cluster::ServerId::seat) n on the wire. Members are fixed by
+//! and is [`ServerId::of_meta`](cluster::ServerId::of_meta) n on the wire. Members are fixed by
 //! the configuration: an empty directory forms the group only together with the others,
 //! which have the same list.
 //!
@@ -64,5 +64,5 @@ mod session;
 pub mod state;
 
 pub use alone::Tables;
-pub use catalogue::{GROUP, Meta, MetaOptions, Seat};
+pub use catalogue::{GROUP, Meta, MetaMode, MetaOptions};
 pub use error::MetaError;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::news::{Assignment, PAGE_BYTES, Page, Route, Server};
+use cluster::meta_protocol::{Assignment, DELTA_BYTES, Delta, Route, Server};
 use cluster::{PartitionId, ServerId, Table, TableId};
 use serde::Serialize;
 
@@ -189,18 +189,24 @@ pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
     before: Option<&BTreeMap<K, Arc<V>>>,
     now: &BTreeMap<K, Arc<V>>,
     version: u64,
-) -> Vec<Page<K, V>> {
+) -> Vec<Delta<K, V>> {
     let is_known = |key: &K, value: &Arc<V>| {
         before
             .and_then(|before| before.get(key))
             .is_some_and(|known| Arc::ptr_eq(known, value) || known == value)
     };
-    let page = |fresh| Page { version, fresh, more: true, put: BTreeMap::new(), gone: Vec::new() };
+    let page = |is_snapshot| Delta {
+        version,
+        is_snapshot,
+        has_more: true,
+        upserts: BTreeMap::new(),
+        removed: Vec::new(),
+    };
     let mut pages = vec![page(before.is_none())];
     let mut bytes = 0;
-    let mut room = |pages: &mut Vec<Page<K, V>>, size: usize| {
+    let mut room = |pages: &mut Vec<Delta<K, V>>, size: usize| {
         bytes += size;
-        if bytes > PAGE_BYTES {
+        if bytes > DELTA_BYTES {
             bytes = size;
             pages.push(page(false));
         }
@@ -208,14 +214,14 @@ pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
     for key in
         before.into_iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key))
     {
-        room(&mut pages, cluster::news::encode(key).len());
-        pages.last_mut().expect("there is one").gone.push(key.clone());
+        room(&mut pages, cluster::meta_protocol::encode(key).len());
+        pages.last_mut().expect("there is one").removed.push(key.clone());
     }
     for (key, value) in now.iter().filter(|(key, value)| !is_known(key, value)) {
-        room(&mut pages, cluster::news::encode(&(key, value)).len());
-        pages.last_mut().expect("there is one").put.insert(key.clone(), (**value).clone());
+        room(&mut pages, cluster::meta_protocol::encode(&(key, value)).len());
+        pages.last_mut().expect("there is one").upserts.insert(key.clone(), (**value).clone());
     }
-    pages.last_mut().expect("there is one").more = false;
+    pages.last_mut().expect("there is one").has_more = false;
     pages
 }
 
@@ -229,18 +235,18 @@ mod tests {
 
     fn apply(
         mut known: BTreeMap<u32, Arc<String>>,
-        pages: Vec<Page<u32, String>>,
+        pages: Vec<Delta<u32, String>>,
     ) -> BTreeMap<u32, Arc<String>> {
         let count = pages.len();
         for (nth, page) in pages.into_iter().enumerate() {
-            assert_eq!((page.more, page.version), (nth + 1 < count, 9));
-            if page.fresh {
+            assert_eq!((page.has_more, page.version), (nth + 1 < count, 9));
+            if page.is_snapshot {
                 known.clear();
             }
-            for key in page.gone {
+            for key in page.removed {
                 assert!(known.remove(&key).is_some());
             }
-            known.extend(page.put.into_iter().map(|(key, value)| (key, Arc::new(value))));
+            known.extend(page.upserts.into_iter().map(|(key, value)| (key, Arc::new(value))));
         }
         known
     }
@@ -270,7 +276,7 @@ mod tests {
             (map(&[(1, "a"), (2, "b"), (3, "c")]), map(&[(1, "a"), (2, "B"), (4, "d")]));
         let told = pages(Some(&before), &now, 9);
         assert_eq!(
-            (told.len(), told[0].put.len(), &told[0].gone, told[0].fresh),
+            (told.len(), told[0].upserts.len(), &told[0].removed, told[0].is_snapshot),
             (1, 2, &vec![3], false)
         );
         assert_eq!(apply(before.clone(), told), now);
@@ -280,16 +286,20 @@ mod tests {
             "whoever knows something else begins anew"
         );
         let nothing = pages(Some(&now), &now, 9);
-        assert_eq!((nothing.len(), nothing[0].put.len(), nothing[0].more), (1, 0, false));
+        assert_eq!((nothing.len(), nothing[0].upserts.len(), nothing[0].has_more), (1, 0, false));
     }
 
     #[test]
     fn pages_are_of_bounded_size() {
-        let long = "x".repeat(PAGE_BYTES / 10);
+        let long = "x".repeat(DELTA_BYTES / 10);
         let now: BTreeMap<u32, Arc<String>> =
             (0..95).map(|key| (key, Arc::new(long.clone()))).collect();
         let told = pages(None, &now, 9);
-        assert!(told.len() >= 10 && told.iter().all(|page| page.put.len() <= 10), "{}", told.len());
+        assert!(
+            told.len() >= 10 && told.iter().all(|page| page.upserts.len() <= 10),
+            "{}",
+            told.len()
+        );
         assert_eq!(apply(BTreeMap::new(), told), now);
     }
 

@@ -37,7 +37,7 @@ const SERVER: u8 = b's';
 const REMOVED: u8 = b'x';
 const TABLE: u8 = b't';
 const PLACEMENT: u8 = b'p';
-const SEAT: u8 = b'm';
+const META_INDEX: u8 = b'm';
 
 /// A record of the store that is not one of ours, or damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,14 +61,14 @@ fn server_key(kind: u8, id: ServerId) -> [u8; 9] {
 }
 
 /// The key of who has a seat of the meta group.
-pub(crate) fn seat_key(seat: u32) -> [u8; 5] {
-    let mut key = [SEAT; 5];
-    key[1..].copy_from_slice(&seat.to_be_bytes());
+pub(crate) fn meta_index_key(index: u32) -> [u8; 5] {
+    let mut key = [META_INDEX; 5];
+    key[1..].copy_from_slice(&index.to_be_bytes());
     key
 }
 
 /// Whose a seat is, from its record.
-pub(crate) fn seat_server(value: &[u8]) -> Option<ServerId> {
+pub(crate) fn meta_index_owner(value: &[u8]) -> Option<ServerId> {
     let (version, id) = value.split_first()?;
     (*version == VERSION).then(|| id.try_into().ok().map(|id| ServerId(u64::from_be_bytes(id))))?
 }
@@ -114,17 +114,19 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
             Change::RemoveServer(id, since_ms) => {
                 put(&server_key(REMOVED, *id), number(&since_ms.to_be_bytes()));
             }
-            Change::Seat(seat, Some(server)) => {
-                put(&seat_key(*seat), number(&server.0.to_be_bytes()))
+            Change::MetaIndex(index, Some(server)) => {
+                put(&meta_index_key(*index), number(&server.0.to_be_bytes()))
             }
-            Change::Forget(_) | Change::Seat(_, None) => {}
+            Change::Forget(_) | Change::MetaIndex(_, None) => {}
         }
     }
     put(STAMP, number(&stamp_ms.to_be_bytes()));
     for change in changes {
         match change {
             Change::RemoveServer(id, _) => batch.delete(Family::Default, &server_key(SERVER, *id)),
-            Change::Seat(seat, None) => batch.delete(Family::Default, &seat_key(*seat)),
+            Change::MetaIndex(index, None) => {
+                batch.delete(Family::Default, &meta_index_key(*index))
+            }
             Change::Forget(table) => {
                 batch.delete(Family::Default, &table_key(*table));
                 let first = placement_key(PartitionId { table: *table, index: 0 });
@@ -161,8 +163,8 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
         ([REMOVED, id @ ..], VERSION) if id.len() == 8 => {
             state.removed.insert(ServerId(u64_of(id)?), u64_of(body)?);
         }
-        ([SEAT, seat @ ..], VERSION) if seat.len() == 4 => {
-            state.seats.insert(u32_of(seat)?, seat_server(value).ok_or_else(bad)?);
+        ([META_INDEX, index @ ..], VERSION) if index.len() == 4 => {
+            state.meta_members.insert(u32_of(index)?, meta_index_owner(value).ok_or_else(bad)?);
         }
         ([TABLE, id @ ..], VERSION) if id.len() == 4 => {
             let record: Record = postcard::from_bytes(body).map_err(|_| bad())?;
@@ -190,7 +192,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use cluster::Table;
-    use cluster::news::{Durability, Roles, Server};
+    use cluster::meta_protocol::{Durability, Roles, Server};
     use engine::batch::{self, Change as Written};
 
     use super::*;
@@ -238,8 +240,8 @@ mod tests {
             })),
             Change::RemoveServer(ServerId(7), 8),
             Change::Forget(TableId(7)),
-            Change::Seat(3, Some(ServerId(300))),
-            Change::Seat(2, None),
+            Change::MetaIndex(3, Some(ServerId(300))),
+            Change::MetaIndex(2, None),
         ]
     }
 
@@ -259,8 +261,8 @@ mod tests {
             Change::NextId(_) => "next-id",
             Change::NextRaftId(_) => "next-raft-id",
             Change::NextNumber(_) => "next-number",
-            Change::Seat(_, Some(_)) => "seat",
-            Change::Seat(_, None) => "free-seat",
+            Change::MetaIndex(_, Some(_)) => "seat",
+            Change::MetaIndex(_, None) => "free-seat",
         };
         kind.to_owned()
     }

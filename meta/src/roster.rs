@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use cluster::news::{Compaction, Health, Replica, Report, ServerFigures};
+use cluster::meta_protocol::{CompactionProgress, Replica, ReplicaHealth, Report, ServerStats};
 use cluster::{Leader, PartitionId, ServerId, TableId};
 
 use crate::state::{State, Status};
@@ -42,9 +42,9 @@ pub struct Seen {
     /// Tables of which nothing is left there.
     pub destroyed: BTreeSet<TableId>,
     /// Its part of compactions, by run.
-    pub compactions: BTreeMap<u64, Compaction>,
+    pub compactions: BTreeMap<u64, CompactionProgress>,
     /// Its own figures, once it has told them.
-    pub figures: Option<ServerFigures>,
+    pub figures: Option<ServerStats>,
 }
 
 /// Everything that was reported.
@@ -309,9 +309,9 @@ impl Roster {
         raft_id: u64,
         lag_max: u64,
     ) -> bool {
-        let runs = self
-            .replica(server, partition)
-            .is_some_and(|replica| replica.raft_id == raft_id && replica.health == Health::Running);
+        let runs = self.replica(server, partition).is_some_and(|replica| {
+            replica.raft_id == raft_id && replica.health == ReplicaHealth::Running
+        });
         self.is_up(server) && runs && self.lag(partition, raft_id).is_some_and(|lag| lag <= lag_max)
     }
 }
@@ -360,7 +360,7 @@ mod tests {
         Replica {
             partition: P,
             raft_id,
-            health: Health::Running,
+            health: ReplicaHealth::Running,
             fault: None,
             term,
             leads,
@@ -421,7 +421,7 @@ mod tests {
         roster.report(ServerId(302), 2, says(vec![replica(12, 5, false)]), &state, now);
         assert!(roster.may_lead(ServerId(302), P, 12, 10));
         let figures = |ailing: Option<&str>| {
-            Some(ServerFigures { ailing: ailing.map(str::to_owned), ..ServerFigures::default() })
+            Some(ServerStats { ailing: ailing.map(str::to_owned), ..ServerStats::default() })
         };
         let sick = Report { figures: figures(Some("it is full")), ..Report::default() };
         roster.report(ServerId(302), 2, sick, &state, now);
@@ -477,7 +477,7 @@ mod tests {
             partition: PartitionId { table: TableId(9), index: 0 },
             ..replica(11, 5, true)
         };
-        let compaction = Compaction {
+        let compaction = CompactionProgress {
             run: 1,
             table: TableId(9),
             done: 0,
@@ -502,7 +502,7 @@ mod tests {
                 && roster.leader(P).is_none()
         );
         let many = (0..100)
-            .map(|run| Compaction { run, table: TableId(1), ..compaction.clone() })
+            .map(|run| CompactionProgress { run, table: TableId(1), ..compaction.clone() })
             .collect();
         roster.report(
             ServerId(301),

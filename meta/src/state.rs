@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use cluster::NAME_BYTES_MAX;
-use cluster::news::Server;
+use cluster::meta_protocol::Server;
 use cluster::{DATABASES, PartitionId, Placement, ServerId, Table, TableId};
 use serde::{Deserialize, Serialize};
 
@@ -117,17 +117,17 @@ pub enum Command {
         live: bool,
     },
     /// A server takes a seat of the meta group, if nobody has it.
-    Sit {
+    ClaimMetaIndex {
         /// The first is 1.
-        seat: u32,
+        index: u32,
         /// Who.
         server: ServerId,
     },
     /// An operator's word that a seat's server has lost what its meta had voted for:
     /// another may take it.
-    Release {
+    ReleaseMetaIndex {
         /// Which.
-        seat: u32,
+        index: u32,
         /// Servers that are heard of right now.
         live: Vec<ServerId>,
     },
@@ -256,19 +256,19 @@ pub enum Refusal {
     NoServer(ServerId),
     /// The seat's votes were another's, and are not remembered here.
     #[error(
-        "seat {seat} of the meta group is server {server}'s: a meta must not forget what it has \
+        "seat {index} of the meta group is server {server}'s: a meta must not forget what it has \
          voted for. Start it with that server's directory; if that is lost for good, let an \
-         operator say so (bridle admin release {seat})"
+         operator say so (bridle admin release {index})"
     )]
-    SeatTaken {
+    MetaIndexTaken {
         /// Which.
-        seat: u32,
+        index: u32,
         /// Whose it is.
         server: ServerId,
     },
     /// Nobody has it.
     #[error("nobody has seat {0} of the meta group")]
-    NoSeat(u32),
+    NoMetaIndex(u32),
     /// Only a server that is gone can be removed.
     #[error("server {0} is alive: stop it first")]
     Alive(ServerId),
@@ -309,7 +309,7 @@ pub enum Change {
     /// The next number to give.
     NextNumber(u32),
     /// Who has a seat of the meta group; `None`: nobody any more.
-    Seat(u32, Option<ServerId>),
+    MetaIndex(u32, Option<ServerId>),
 }
 
 /// What came of a command that was not refused.
@@ -339,7 +339,7 @@ pub struct State {
     /// Servers that were removed, and when, ms since the epoch.
     pub removed: BTreeMap<ServerId, u64>,
     /// Whose the meta group's seats are: a seat's votes are those of one directory.
-    pub seats: BTreeMap<u32, ServerId>,
+    pub meta_members: BTreeMap<u32, ServerId>,
     /// By id.
     pub tables: BTreeMap<TableId, Record>,
     /// Of every partition of every table.
@@ -356,7 +356,7 @@ impl Default for State {
             stamp_ms: 0,
             servers: BTreeMap::new(),
             removed: BTreeMap::new(),
-            seats: BTreeMap::new(),
+            meta_members: BTreeMap::new(),
             tables: BTreeMap::new(),
             placements: BTreeMap::new(),
         }
@@ -413,8 +413,10 @@ impl State {
                 Change::NextId(next_id) => self.next_id = *next_id,
                 Change::NextRaftId(next_raft_id) => self.next_raft_id = *next_raft_id,
                 Change::NextNumber(next_number) => self.next_number = *next_number,
-                Change::Seat(seat, Some(server)) => drop(self.seats.insert(*seat, *server)),
-                Change::Seat(seat, None) => drop(self.seats.remove(seat)),
+                Change::MetaIndex(index, Some(server)) => {
+                    self.meta_members.insert(*index, *server);
+                }
+                Change::MetaIndex(index, None) => drop(self.meta_members.remove(index)),
             }
         }
     }

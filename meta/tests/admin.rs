@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use cluster::Table;
-use meta::admin::{Compaction, Figures, Local, NodeStatus};
+use meta::admin::{CompactionStatus, HostProcess, NodeStatus, TableStats};
 use serde_json::{Value, json};
 
 mod kit;
@@ -13,7 +13,7 @@ struct Node {
     password: Option<&'static [u8]>,
 }
 
-impl Local for Node {
+impl HostProcess for Node {
     fn authorised(&self, _: Option<std::net::IpAddr>, password: Option<&[u8]>) -> bool {
         self.password.is_none() || self.password == password
     }
@@ -36,21 +36,21 @@ impl Local for Node {
             faults: Vec::new(),
         }
     }
-    fn server_figures(&self) -> cluster::news::ServerFigures {
-        cluster::news::ServerFigures { disk_free_bytes: 7, ..Default::default() }
+    fn server_figures(&self) -> cluster::meta_protocol::ServerStats {
+        cluster::meta_protocol::ServerStats { disk_free_bytes: 7, ..Default::default() }
     }
-    fn figures(&self, table: &Table) -> Figures {
-        Figures { rows: u64::from(table.id.0) * 100, ..Figures::default() }
+    fn figures(&self, table: &Table) -> TableStats {
+        TableStats { rows: u64::from(table.id.0) * 100, ..TableStats::default() }
     }
-    fn compact(&self, table: &Arc<Table>) -> Compaction {
-        Compaction {
+    fn compact(&self, table: &Arc<Table>) -> CompactionStatus {
+        CompactionStatus {
             status: "running".into(),
             partitions: table.partitions,
-            ..Compaction::default()
+            ..CompactionStatus::default()
         }
     }
-    fn compaction(&self, _: &Table) -> Compaction {
-        Compaction { status: "none".into(), ..Compaction::default() }
+    fn compaction(&self, _: &Table) -> CompactionStatus {
+        CompactionStatus { status: "none".into(), ..CompactionStatus::default() }
     }
 }
 

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ::cluster::net::{Net, NetOptions, Service, To};
-use ::cluster::news::{self, Ask, FromMeta, Hello, Roles, SeatWord, Server, Told};
+use ::cluster::meta_protocol::{
+    self, MetaIndexStatus, MetaMessage, MetaRequest, MetaResponse, RegisterRequest, Roles, Server,
+};
+use ::cluster::net::{Destination, Net, NetOptions, Service};
 use ::cluster::{PartitionId, ServerId, Table};
 use bytes::Bytes;
 use kit::cluster::{OneMeta, Servers, leader, metas, until};
@@ -24,11 +26,12 @@ fn meta_of(metas: &[Option<OneMeta>], index: usize) -> Arc<meta::Meta> {
 }
 
 /// What a meta says to a question.
-async fn ask(net: &Arc<Net>, address: &str, ask: Ask) -> Told {
-    let to = To::Address(address.to_owned());
-    let answer =
-        net.call(to, Service::Meta, news::encode(&ask), std::time::Duration::from_secs(10)).await;
-    news::decode::<Told>(&answer.unwrap()).unwrap()
+async fn ask(net: &Arc<Net>, address: &str, ask: MetaRequest) -> MetaResponse {
+    let to = Destination::Address(address.to_owned());
+    let answer = net
+        .call(to, Service::Meta, meta_protocol::encode(&ask), std::time::Duration::from_secs(10))
+        .await;
+    meta_protocol::decode::<MetaResponse>(&answer.unwrap()).unwrap()
 }
 
 async fn status_of(meta: &meta::Meta, name: &str) -> Status {
@@ -83,27 +86,28 @@ async fn a_create_is_finished_by_the_next_leader() {
     // Whatever is asked of a meta that does not lead, it says who does.
     let third = (0..3).find(|index| ![first, second].contains(index)).unwrap();
     let net = Net::new(NetOptions::new(ServerId(3000), "nowhere:1")).unwrap();
-    let ask = |address: String, question: Ask| {
+    let ask = |address: String, question: MetaRequest| {
         let net = net.clone();
         async move { ask(&net, &address, question).await }
     };
-    let ensure = || Ask::EnsureTable { name: "db3".into() };
-    let Told::NotLeading(other) = ask(addresses[third].clone(), ensure()).await else {
+    let ensure = || MetaRequest::EnsureTable { name: "db3".into() };
+    let MetaResponse::NotLeading(other) = ask(addresses[third].clone(), ensure()).await else {
         panic!("it does not lead")
     };
     assert_eq!(other.leader.as_ref(), Some(&addresses[second]));
-    let Told::Table(Table { name, partitions, replicas, .. }) =
+    let MetaResponse::Table(Table { name, partitions, replicas, .. }) =
         ask(addresses[second].clone(), ensure()).await
     else {
         panic!("the table is made")
     };
     assert_eq!((name.as_str(), partitions, replicas), ("db3", 4, 3));
-    let list = Ask::Admin {
+    let list = MetaRequest::Admin {
         method: "GET".into(),
         path: "/v1/tables/db3/partitions".into(),
         body: Bytes::new(),
     };
-    let Told::Admin { status: 200, body } = ask(addresses[second].clone(), list).await else {
+    let MetaResponse::Admin { status: 200, body } = ask(addresses[second].clone(), list).await
+    else {
         panic!("partitions are listed")
     };
     let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -160,27 +164,31 @@ async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that
     let first = leader(&metas).await;
     let meta = meta_of(&metas, first);
     let net = Net::new(NetOptions::new(ServerId(3000), "nowhere:1")).unwrap();
-    let find = |name: &str| Ask::FindTable { name: name.into() };
+    let find = |name: &str| MetaRequest::FindTable { name: name.into() };
     let leading = &addresses[first];
-    assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(None));
+    assert_eq!(ask(&net, leading, find("db3")).await, MetaResponse::Found(None));
     assert_eq!(
-        ask(&net, leading, Ask::ListTables).await,
-        Told::Tables(Vec::new()),
+        ask(&net, leading, MetaRequest::ListTables).await,
+        MetaResponse::Tables(Vec::new()),
         "to ask makes none"
     );
-    let Told::Table(made) = ask(&net, leading, Ask::EnsureTable { name: "db3".into() }).await
+    let MetaResponse::Table(made) =
+        ask(&net, leading, MetaRequest::EnsureTable { name: "db3".into() }).await
     else {
         panic!("the table is made")
     };
     for _ in 0..3 {
-        assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(Some(made.clone())));
-        assert_eq!(ask(&net, leading, find("db30")).await, Told::Found(None));
-        assert_eq!(ask(&net, leading, Ask::ListTables).await, Told::Tables(vec![made.clone()]));
+        assert_eq!(ask(&net, leading, find("db3")).await, MetaResponse::Found(Some(made.clone())));
+        assert_eq!(ask(&net, leading, find("db30")).await, MetaResponse::Found(None));
+        assert_eq!(
+            ask(&net, leading, MetaRequest::ListTables).await,
+            MetaResponse::Tables(vec![made.clone()])
+        );
     }
     meta.drop_table("db3").await.unwrap();
-    assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(None));
+    assert_eq!(ask(&net, leading, find("db3")).await, MetaResponse::Found(None));
     let other = &addresses[(first + 1) % 3];
-    let Told::NotLeading(hint) = ask(&net, other, find("db3")).await else {
+    let MetaResponse::NotLeading(hint) = ask(&net, other, find("db3")).await else {
         panic!("it does not lead")
     };
     assert_eq!(hint.leader.as_ref(), Some(leading));
@@ -190,15 +198,18 @@ async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that
         metas[index].take().unwrap().kill().await;
     }
     let began = std::time::Instant::now();
-    while let Told::Found(found) = ask(&net, leading, find("db3")).await {
+    while let MetaResponse::Found(found) = ask(&net, leading, find("db3")).await {
         assert_eq!(found, None);
         assert!(began.elapsed() < std::time::Duration::from_secs(1), "its lease is over");
     }
-    for question in
-        [find("db3"), find("db4"), Ask::ListTables, Ask::EnsureTable { name: "db4".into() }]
-    {
+    for question in [
+        find("db3"),
+        find("db4"),
+        MetaRequest::ListTables,
+        MetaRequest::EnsureTable { name: "db4".into() },
+    ] {
         let told = ask(&net, leading, question.clone()).await;
-        assert!(matches!(told, Told::NotLeading(_)), "{question:?}: {told:?}");
+        assert!(matches!(told, MetaResponse::NotLeading(_)), "{question:?}: {told:?}");
     }
 }
 
@@ -280,7 +291,7 @@ async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
 }
 
 /// A seat's votes are those of one directory: another is told so, whoever it asks, until
-/// an operator releases the seat.
+/// an operator releases the index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -289,7 +300,7 @@ async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
     let (old, new) = (ServerId(2003), ServerId(2004));
     let net = |server: ServerId| Net::new(NetOptions::new(server, &addresses[2])).unwrap();
     let roles = Roles { meta: true, storage: false, proxy: false };
-    let hello = |id: ServerId| {
+    let register_request = |id: ServerId| {
         let server = Server {
             id,
             address: addresses[2].clone(),
@@ -299,22 +310,34 @@ async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
             roles,
             durability: None,
         };
-        news::encode(&Hello { server, cluster: None, software: "test".into() })
+        meta_protocol::encode(&RegisterRequest { server, cluster: None, software: "test".into() })
     };
     let (old_net, new_net) = (net(old), net(new));
-    let first_word = |net: Arc<Net>, hello: Bytes| {
-        let to = To::Address(addresses[first].clone());
+    let first_word = |net: Arc<Net>, register_request: Bytes| {
+        let to = Destination::Address(addresses[first].clone());
         async move {
-            let mut channel = net.open(to, Service::Meta, hello).await.unwrap();
-            news::decode::<FromMeta>(&channel.recv().await.unwrap()).unwrap()
+            let mut channel = net.open(to, Service::Meta, register_request).await.unwrap();
+            meta_protocol::decode::<MetaMessage>(&channel.recv().await.unwrap()).unwrap()
         }
     };
-    let seat = |server| Ask::Seat { seat: 3, server };
-    assert_eq!(ask(&new_net, &addresses[first], seat(new)).await, Told::Seat(SeatWord::Free));
-    assert!(matches!(first_word(old_net.clone(), hello(old)).await, FromMeta::Welcome(_)));
-    assert_eq!(ask(&new_net, &addresses[first], seat(new)).await, Told::Seat(SeatWord::Taken(old)));
-    assert_eq!(ask(&old_net, &addresses[first], seat(old)).await, Told::Seat(SeatWord::Free));
-    let FromMeta::Refused(why) = first_word(new_net.clone(), hello(new)).await else {
+    let index = |server| MetaRequest::MetaIndex { index: 3, server };
+    assert_eq!(
+        ask(&new_net, &addresses[first], index(new)).await,
+        MetaResponse::MetaIndex(MetaIndexStatus::Free)
+    );
+    assert!(matches!(
+        first_word(old_net.clone(), register_request(old)).await,
+        MetaMessage::RegisterAccepted(_)
+    ));
+    assert_eq!(
+        ask(&new_net, &addresses[first], index(new)).await,
+        MetaResponse::MetaIndex(MetaIndexStatus::Taken(old))
+    );
+    assert_eq!(
+        ask(&old_net, &addresses[first], index(old)).await,
+        MetaResponse::MetaIndex(MetaIndexStatus::Free)
+    );
+    let MetaMessage::Refused(why) = first_word(new_net.clone(), register_request(new)).await else {
         panic!("it is another's")
     };
     assert!(why.contains("bridle admin release 3"), "{why}");
@@ -322,14 +345,14 @@ async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
     // it.
     for one in metas.iter().flatten() {
         until("all know whose it is", || {
-            (one.meta.may_sit(3, old) && !one.meta.may_sit(3, new)).then_some(())
+            (one.meta.owns_meta_index(3, old) && !one.meta.owns_meta_index(3, new)).then_some(())
         })
         .await;
     }
     let other = (first + 1) % 3;
     assert_eq!(
-        ask(&new_net, &addresses[other], seat(new)).await,
-        Told::Seat(SeatWord::Unknown),
+        ask(&new_net, &addresses[other], index(new)).await,
+        MetaResponse::MetaIndex(MetaIndexStatus::Unknown),
         "it does not lead"
     );
     let meta = meta_of(&metas, first);
@@ -338,6 +361,9 @@ async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
         meta.server_statuses(&picture).iter().all(|server| server.state != "up").then_some(())
     })
     .await;
-    meta.release_seat(3).await.unwrap();
-    assert!(matches!(first_word(new_net, hello(new)).await, FromMeta::Welcome(_)));
+    meta.release_meta_index(3).await.unwrap();
+    assert!(matches!(
+        first_word(new_net, register_request(new)).await,
+        MetaMessage::RegisterAccepted(_)
+    ));
 }

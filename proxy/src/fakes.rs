@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
+use cluster::{Boxed, CallError, CallPartition, Catalogue, PartitionId, Table, TableId};
 use parking_lot::Mutex;
 use row::op::{Op, Request, Response};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ pub(crate) struct FakeBackend {
     pub(crate) synced: Mutex<Vec<PartitionId>>,
 }
 
-impl Call<Request, Response> for FakeBackend {
+impl CallPartition<Request, Response> for FakeBackend {
     fn read_now(&self, _: PartitionId, _: &Request) -> Option<Result<Response, CallError>> {
         None
     }

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-pub use cluster::news::Durability;
+pub use cluster::meta_protocol::Durability;
 use cluster::{Boxed, CallError, PartitionId};
 
 use crate::config::{FileChange, RewriteError};

@@ -23,7 +23,7 @@
 //!   (`tests/memory.rs`; `resp/framer.rs`,
 //!   `command_over_the_query_buffer_is_refused_before_it_arrives`,
 //!   `arguments_count_for_more_than_their_bytes`); and so is that of all.
-//! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
+//! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::CallPartition`] only.
 //!
 //! # Not here
 //! What commands mean (crate `commands`), what ops do (crate `row`), where partitions
@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use cluster::{Call, Catalogue};
+use cluster::{CallPartition, Catalogue};
 use row::op::{Request, Response};
 use tokio_util::sync::CancellationToken;
 
@@ -118,7 +118,7 @@ pub struct Proxy {
     /// Connected clients, and CLIENT PAUSE.
     pub clients: Clients,
     /// The door to rows.
-    pub rows: Arc<dyn Call<Request, Response>>,
+    pub rows: Arc<dyn CallPartition<Request, Response>>,
     /// The door to tables.
     pub catalogue: Arc<dyn Catalogue>,
     /// The process around.
@@ -139,7 +139,7 @@ impl Proxy {
     pub fn new(
         settings: Settings,
         server_info: ServerInfo,
-        rows: Arc<dyn Call<Request, Response>>,
+        rows: Arc<dyn CallPartition<Request, Response>>,
         catalogue: Arc<dyn Catalogue>,
         host: Arc<dyn Host>,
         shutdown: CancellationToken,

@@ -1,7 +1,7 @@
 //! The storage server: replicas of partitions, and the node that holds them.
 //!
 //! # Life of a write
-//! 1. [`Node::call`](cluster::Call::call) finds the partition's
+//! 1. [`Node::call`](cluster::CallPartition::call) finds the partition's
 //!    [`Replica`](replica::Replica) and hands the request to its executor's queue
 //!    (bounded; a full one answers [`CallError::Overloaded`](cluster::CallError); all
 //!    queues and batches of the node together are bounded by [`quota`]).

@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use cluster::rows::Replicas;
+use cluster::row_client::LocalReplicas;
 use cluster::{
-    Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, Table, TableId, news,
+    Boxed, CallError, CallPartition, Leader, Member, PartitionId, Placement, ServerId, Table,
+    TableId, meta_protocol,
 };
 use engine::log::Log;
 use engine::raft::{self, RaftMessage, Rebuild, RebuildOptions, Ticker, Transport};
@@ -477,17 +478,17 @@ impl Node {
     }
 
     /// How all replicas are, for meta.
-    pub fn report(&self) -> Vec<news::Replica> {
+    pub fn report(&self) -> Vec<meta_protocol::Replica> {
         let replicas = self.replicas.load();
         let report = |(partition, held): (&PartitionId, &Held)| match &held.slot {
             Ok(replica) => replica.report(),
-            Err(error) => news::Replica {
+            Err(error) => meta_protocol::Replica {
                 partition: *partition,
                 raft_id: held.raft_id,
                 health: if held.rebuild.is_some() {
-                    news::Health::Installing
+                    meta_protocol::ReplicaHealth::Installing
                 } else {
-                    news::Health::Faulty
+                    meta_protocol::ReplicaHealth::Faulty
                 },
                 fault: Some(error.to_string()),
                 term: 0,
@@ -666,7 +667,7 @@ fn partition_of(group: u64) -> Option<PartitionId> {
     Some(PartitionId { table: TableId(table), index: (place & ((1 << INDEX_BITS) - 1)) as u32 })
 }
 
-impl Replicas<Request, Response> for Node {
+impl LocalReplicas<Request, Response> for Node {
     fn server(&self) -> ServerId {
         self.options.peers.as_ref().map_or(ServerId(0), |peers| peers.server)
     }
@@ -679,7 +680,7 @@ impl Replicas<Request, Response> for Node {
     }
 }
 
-impl Call<Request, Response> for Node {
+impl CallPartition<Request, Response> for Node {
     fn read_now(
         &self,
         partition: PartitionId,

@@ -526,7 +526,7 @@ fn fields(replica: &Replica, key: &[u8]) -> u64 {
 mod tests {
     use std::sync::Arc;
 
-    use cluster::Call;
+    use cluster::CallPartition;
     use row::key::MEMBERS;
     use row::op::{Ttl, WriteCondition};
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use cluster::{CallError, Leader, PartitionId, Placement, ServerId, news};
+use cluster::{CallError, Leader, PartitionId, Placement, ServerId, meta_protocol};
 use engine::batch::Family;
 use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Log, LogError};
@@ -569,13 +569,17 @@ impl Replica {
     }
 
     /// How it is, for meta.
-    pub(crate) fn report(&self) -> news::Replica {
+    pub(crate) fn report(&self) -> meta_protocol::Replica {
         let (figures, counts) = (self.group.stats(), self.counts());
         let fault = self.stopped.get().map(SetAside::to_string);
-        news::Replica {
+        meta_protocol::Replica {
             partition: self.partition,
             raft_id: self.raft_id,
-            health: if fault.is_some() { news::Health::Faulty } else { news::Health::Running },
+            health: if fault.is_some() {
+                meta_protocol::ReplicaHealth::Faulty
+            } else {
+                meta_protocol::ReplicaHealth::Running
+            },
             term: figures.term,
             leads: fault.is_none()
                 && figures.is_leader
@@ -933,7 +937,7 @@ fn told(error: impl std::fmt::Display) -> CallError {
 
 #[cfg(test)]
 mod tests {
-    use cluster::Call;
+    use cluster::CallPartition;
 
     use super::*;
     use crate::kit::{self, DB0};

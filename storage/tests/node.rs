@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::{Call, CallError, PartitionId, Placement, Table};
+use cluster::{CallError, CallPartition, PartitionId, Placement, Table};
 use engine::log::Log;
 use kit::{DB0, assigned};
 use row::op::{Answer, Deadline, Op, Refusal, Request, Response, Ttl, WatchToken, WriteCondition};

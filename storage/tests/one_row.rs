@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use cluster::Call;
+use cluster::CallPartition;
 use engine::log::{Durability, LogOptions};
 use kit::DB0;
 use proptest::prelude::*;

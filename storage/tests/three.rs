@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::rows::Replicas;
-use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
+use cluster::row_client::LocalReplicas;
+use cluster::{CallError, CallPartition, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Disk, DiskSpace, Log, LogOptions};
 use engine::raft::{MessageKind, RaftMessage, Ticker, Transport, TransportError};

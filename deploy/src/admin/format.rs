@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use meta::admin::{
-    ClusterStatus, Compaction, NodeStatus, PartitionStatus, ServerStatus, TableStatus,
+    ClusterStatus, CompactionStatus, NodeStatus, PartitionStatus, ServerStatus, TableStatus,
 };
 
 /// Rows of cells as aligned columns; numbers are right-aligned.
@@ -143,7 +143,7 @@ pub(super) fn node(status: &NodeStatus) -> String {
 
 /// A process's id: hexadecimal, as elsewhere; that of a standalone server is a plain 1.
 fn id(number: u64) -> String {
-    match number < cluster::SEATS_END {
+    match number < cluster::META_IDS_END {
         true => number.to_string(),
         false => format!("{number:016x}"),
     }
@@ -253,7 +253,7 @@ pub(super) fn partitions(list: &[PartitionStatus]) -> String {
     out
 }
 
-pub(super) fn compaction(stands: &Compaction) -> String {
+pub(super) fn compaction(stands: &CompactionStatus) -> String {
     let seconds = stands.elapsed_ms as f64 / 1000.0;
     let parts = format!("{} of {} partitions", stands.partitions_done, stands.partitions);
     let sizes =

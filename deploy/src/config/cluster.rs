@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
+use cluster::meta_protocol::{Roles, ZONE_BYTES_MAX};
 use cluster::net::{NetTls, Secret as NetSecret};
-use cluster::news::{Roles, ZONE_BYTES_MAX};
 
 use super::{Address, ClusterSection, Config, Secret, Size};
 

@@ -209,7 +209,7 @@ impl Address {
             }
         };
         let is_port = port.parse::<u16>().is_ok_and(|port| port != 0);
-        match is_host && is_port && text.len() <= cluster::news::ADDRESS_BYTES_MAX {
+        match is_host && is_port && text.len() <= cluster::meta_protocol::ADDRESS_BYTES_MAX {
             true => Ok(Address(text.to_owned())),
             false => Err(refused()),
         }
@@ -598,11 +598,11 @@ names! {
 
 impl Durability {
     /// The durability as reported to the cluster.
-    pub(crate) fn to_cluster(self) -> cluster::news::Durability {
+    pub(crate) fn to_cluster(self) -> cluster::meta_protocol::Durability {
         match self {
-            Durability::Always => cluster::news::Durability::Always,
-            Durability::Interval => cluster::news::Durability::Interval,
-            Durability::Os => cluster::news::Durability::Os,
+            Durability::Always => cluster::meta_protocol::Durability::Always,
+            Durability::Interval => cluster::meta_protocol::Durability::Interval,
+            Durability::Os => cluster::meta_protocol::Durability::Os,
         }
     }
 }

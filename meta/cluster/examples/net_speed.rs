@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::ServerId;
-use cluster::net::{Answer, Channel, Net, NetOptions, Peer, Service, Services, To};
+use cluster::net::{Channel, Destination, Net, NetOptions, Peer, Service, ServiceReply, Services};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 struct Echo;
 
 impl Services for Echo {
-    fn call(&self, _: &Peer, service: Service, body: Bytes) -> Answer {
+    fn call(&self, _: &Peer, service: Service, body: Bytes) -> ServiceReply {
         match service {
-            Service::Rows => Answer::Now(Ok(body)),
-            _ => Answer::Later(Box::pin(async move { Ok(body) })),
+            Service::Rows => ServiceReply::Now(Ok(body)),
+            _ => ServiceReply::Later(Box::pin(async move { Ok(body) })),
         }
     }
 
@@ -88,7 +88,7 @@ async fn measure(
                 while started.elapsed() < length {
                     let asked = Instant::now();
                     net.call(
-                        To::Server(ServerId(2)),
+                        Destination::Server(ServerId(2)),
                         service,
                         body.clone(),
                         Duration::from_secs(10),

@@ -24,9 +24,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::net::{Net, NetError, Service, To};
-use crate::news::{self, Ask, Told};
-use crate::shared::Shared;
+use crate::meta_protocol::{self, MetaRequest, MetaResponse};
+use crate::net::{Destination, Net, NetError, Service};
+use crate::single_flight::Shared;
 use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
 
 /// How long one meta may take to do something: a table is made before it answers.
@@ -42,7 +42,7 @@ const SAY_TIMEOUT: Duration = Duration::from_secs(1);
 const HOPS_MAX: usize = 8;
 
 /// What carries questions to metas: the network, or a test's.
-pub trait Questions: Send + Sync + 'static {
+pub trait MetaQueries: Send + Sync + 'static {
     /// Asks the meta at an address, and waits so long for its answer.
     fn ask(
         &self,
@@ -52,14 +52,14 @@ pub trait Questions: Send + Sync + 'static {
     ) -> Boxed<'_, Result<Bytes, NetError>>;
 }
 
-impl Questions for Arc<Net> {
+impl MetaQueries for Arc<Net> {
     fn ask(
         &self,
         address: &str,
         question: Bytes,
         timeout: Duration,
     ) -> Boxed<'_, Result<Bytes, NetError>> {
-        let to = To::Address(address.to_owned());
+        let to = Destination::Address(address.to_owned());
         Box::pin(async move { self.call(to, Service::Meta, question, timeout).await })
     }
 }
@@ -73,7 +73,7 @@ struct Known {
 
 /// The catalogue as heard of.
 pub struct RemoteCatalogue {
-    questions: Box<dyn Questions>,
+    questions: Box<dyn MetaQueries>,
     /// The addresses of the metas.
     metas: Vec<String>,
     /// The meta that led when it was asked last.
@@ -91,7 +91,7 @@ pub struct RemoteCatalogue {
 
 impl RemoteCatalogue {
     /// An empty catalogue; `metas` are the addresses of the metas.
-    pub fn new(questions: impl Questions, metas: Vec<String>) -> RemoteCatalogue {
+    pub fn new(questions: impl MetaQueries, metas: Vec<String>) -> RemoteCatalogue {
         RemoteCatalogue {
             questions: Box::new(questions),
             metas,
@@ -120,8 +120,8 @@ impl RemoteCatalogue {
         });
     }
 
-    /// Stays in step with the news ([`Follow::tables`](crate::follow::Follow::tables),
-    /// [`Follow::leader`](crate::follow::Follow::leader)) until these end.
+    /// Stays in step with the news ([`MetaClient::tables`](crate::meta_client::Follow::tables),
+    /// [`MetaClient::leader`](crate::meta_client::Follow::leader)) until these end.
     pub async fn keep(
         &self,
         mut tables: watch::Receiver<Option<Arc<BTreeMap<TableId, Table>>>>,
@@ -164,16 +164,17 @@ impl RemoteCatalogue {
     /// Asks the meta that leads.
     ///
     /// # Errors
-    /// None could be reached, or none led; nothing was changed. [`Told::Unknown`]: an
+    /// None could be reached, or none led; nothing was changed. [`MetaResponse::Unknown`]: an
     /// operator's request got lost on its way, or its answer.
-    pub async fn ask(&self, question: &Ask) -> Result<Told, String> {
-        let body = news::encode(question);
+    pub async fn ask(&self, question: &MetaRequest) -> Result<MetaResponse, String> {
+        let body = meta_protocol::encode(question);
         let (timeout, is_once) = match question {
-            Ask::FindTable { .. } | Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => {
-                (SAY_TIMEOUT, false)
-            }
-            Ask::Admin { method, .. } if method != "GET" => (ADMIN_TIMEOUT, true),
-            Ask::EnsureTable { .. } | Ask::Admin { .. } => (DO_TIMEOUT, false),
+            MetaRequest::FindTable { .. }
+            | MetaRequest::ListTables
+            | MetaRequest::NewTable
+            | MetaRequest::MetaIndex { .. } => (SAY_TIMEOUT, false),
+            MetaRequest::Admin { method, .. } if method != "GET" => (ADMIN_TIMEOUT, true),
+            MetaRequest::EnsureTable { .. } | MetaRequest::Admin { .. } => (DO_TIMEOUT, false),
         };
         let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
         let mut hint = self.leader.lock().clone();
@@ -186,11 +187,12 @@ impl RemoteCatalogue {
             };
             tried.push(address.clone());
             let told = match self.questions.ask(&address, body.clone(), timeout).await {
-                Ok(told) => news::decode::<Told>(&told).map_err(|bad| (bad.to_string(), true)),
+                Ok(told) => meta_protocol::decode::<MetaResponse>(&told)
+                    .map_err(|bad| (bad.to_string(), true)),
                 Err(error) => Err((error.to_string(), matches!(error, NetError::Lost(_)))),
             };
             match told {
-                Ok(Told::NotLeading(other)) => {
+                Ok(MetaResponse::NotLeading(other)) => {
                     (hint, why) = (other.leader, format!("the meta at {address} does not lead"));
                 }
                 Ok(told) => {
@@ -200,7 +202,7 @@ impl RemoteCatalogue {
                 // It may have been carried out, and another meta would carry it out once
                 // more.
                 Err((told, true)) if is_once => {
-                    return Ok(Told::Unknown(format!(
+                    return Ok(MetaResponse::Unknown(format!(
                         "outcome unknown: the meta at {address}: {told}"
                     )));
                 }
@@ -218,16 +220,16 @@ impl RemoteCatalogue {
             return Ok(table);
         }
         let pages = self.pages.load(Ordering::Acquire);
-        match self.ask(&Ask::EnsureTable { name: name.to_owned() }).await {
-            Ok(Told::Table(table)) => Ok(self.take_in(table, pages)),
+        match self.ask(&MetaRequest::EnsureTable { name: name.to_owned() }).await {
+            Ok(MetaResponse::Table(table)) => Ok(self.take_in(table, pages)),
             other => Err(no_answer(other)),
         }
     }
 
     async fn seek(&self, name: &str) -> Result<Option<Arc<Table>>, CallError> {
         let pages = self.pages.load(Ordering::Acquire);
-        match self.ask(&Ask::FindTable { name: name.to_owned() }).await {
-            Ok(Told::Found(found)) => Ok(found.map(|table| self.take_in(table, pages))),
+        match self.ask(&MetaRequest::FindTable { name: name.to_owned() }).await {
+            Ok(MetaResponse::Found(found)) => Ok(found.map(|table| self.take_in(table, pages))),
             other => Err(no_answer(other)),
         }
     }
@@ -250,10 +252,12 @@ impl RemoteCatalogue {
 }
 
 /// Why a question has no answer. Asking again is harmless, whatever became of it.
-fn no_answer(told: Result<Told, String>) -> CallError {
+fn no_answer(told: Result<MetaResponse, String>) -> CallError {
     match told {
-        Ok(Told::Refused(why)) => CallError::ReadOnly(why),
-        Ok(Told::NotNow(why) | Told::Unknown(why)) | Err(why) => CallError::NoLeader(why),
+        Ok(MetaResponse::Refused(why)) => CallError::ReadOnly(why),
+        Ok(MetaResponse::NotNow(why) | MetaResponse::Unknown(why)) | Err(why) => {
+            CallError::NoLeader(why)
+        }
         Ok(_) => CallError::Fault("meta answered another question".to_owned()),
     }
 }
@@ -283,8 +287,8 @@ impl Catalogue for RemoteCatalogue {
 
     fn find_all(&self) -> Boxed<'_, Result<Vec<Arc<Table>>, CallError>> {
         Box::pin(async move {
-            match self.ask(&Ask::ListTables).await {
-                Ok(Told::Tables(tables)) => Ok(tables.into_iter().map(Arc::new).collect()),
+            match self.ask(&MetaRequest::ListTables).await {
+                Ok(MetaResponse::Tables(tables)) => Ok(tables.into_iter().map(Arc::new).collect()),
                 other => Err(no_answer(other)),
             }
         })
@@ -302,8 +306,8 @@ impl Catalogue for RemoteCatalogue {
 
     fn partitions_of_new(&self) -> Boxed<'_, Result<u32, CallError>> {
         Box::pin(async move {
-            match self.ask(&Ask::NewTable).await {
-                Ok(Told::NewTable { partitions }) => Ok(partitions),
+            match self.ask(&MetaRequest::NewTable).await {
+                Ok(MetaResponse::NewTable { partitions }) => Ok(partitions),
                 other => Err(no_answer(other)),
             }
         })
@@ -320,35 +324,35 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::news::NotLeading;
+    use crate::meta_protocol::NotLeading;
 
     /// Answers in turn, and notes who was asked.
     #[derive(Default)]
     struct Metas {
-        answers: Mutex<VecDeque<Result<Told, NetError>>>,
+        answers: Mutex<VecDeque<Result<MetaResponse, NetError>>>,
         asked: Mutex<Vec<String>>,
         /// Nobody understands the answers.
         garbled: AtomicBool,
     }
 
-    impl Questions for Arc<Metas> {
+    impl MetaQueries for Arc<Metas> {
         fn ask(
             &self,
             address: &str,
             question: Bytes,
             timeout: Duration,
         ) -> Boxed<'_, Result<Bytes, NetError>> {
-            match news::decode(&question).unwrap() {
-                Ask::EnsureTable { name } => {
+            match meta_protocol::decode(&question).unwrap() {
+                MetaRequest::EnsureTable { name } => {
                     assert_eq!((name.as_str(), timeout), ("db3", DO_TIMEOUT))
                 }
-                Ask::FindTable { name } => {
+                MetaRequest::FindTable { name } => {
                     assert_eq!((name.as_str(), timeout), ("db3", SAY_TIMEOUT))
                 }
-                Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => {
+                MetaRequest::ListTables | MetaRequest::NewTable | MetaRequest::MetaIndex { .. } => {
                     assert_eq!(timeout, SAY_TIMEOUT)
                 }
-                Ask::Admin { method, .. } => {
+                MetaRequest::Admin { method, .. } => {
                     assert_eq!(timeout, if method == "GET" { DO_TIMEOUT } else { ADMIN_TIMEOUT })
                 }
             }
@@ -360,7 +364,7 @@ mod tests {
                 self.answers.lock().pop_front().unwrap_or(Err(NetError::NotSent("down".into())));
             Box::pin(async move {
                 tokio::task::yield_now().await;
-                answer.map(|told| news::encode(&told))
+                answer.map(|told| meta_protocol::encode(&told))
             })
         }
     }
@@ -377,14 +381,14 @@ mod tests {
         }
     }
 
-    fn catalogue(answers: Vec<Result<Told, NetError>>) -> (RemoteCatalogue, Arc<Metas>) {
+    fn catalogue(answers: Vec<Result<MetaResponse, NetError>>) -> (RemoteCatalogue, Arc<Metas>) {
         let metas = Arc::new(Metas { answers: Mutex::new(answers.into()), ..Metas::default() });
-        let seats = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
-        (RemoteCatalogue::new(metas.clone(), seats), metas)
+        let meta_members = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+        (RemoteCatalogue::new(metas.clone(), meta_members), metas)
     }
 
-    fn not_leading(leader: Option<&str>) -> Result<Told, NetError> {
-        Ok(Told::NotLeading(NotLeading { leader: leader.map(str::to_owned) }))
+    fn not_leading(leader: Option<&str>) -> Result<MetaResponse, NetError> {
+        Ok(MetaResponse::NotLeading(NotLeading { leader: leader.map(str::to_owned) }))
     }
 
     #[tokio::test]
@@ -417,7 +421,7 @@ mod tests {
             down(),
             not_leading(Some("d:1")),
             not_leading(None),
-            Ok(Told::Table(made.clone())),
+            Ok(MetaResponse::Table(made.clone())),
         ]);
         assert_eq!(catalogue.ensure("db3").await.as_deref(), Ok(&made));
         assert_eq!(*metas.asked.lock(), ["a:1", "b:1", "d:1", "c:1"]);
@@ -434,7 +438,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_news_are_kept_up_with_until_they_end() {
-        let (catalogue, metas) = catalogue(vec![Ok(Told::NotNow("starting".into()))]);
+        let (catalogue, metas) = catalogue(vec![Ok(MetaResponse::NotNow("starting".into()))]);
         let (tables, leader) = (watch::Sender::new(None), watch::Sender::new(None));
         let keeping = catalogue.keep(tables.subscribe(), leader.subscribe());
         let hear = async {
@@ -458,16 +462,19 @@ mod tests {
             async move { catalogue.ensure("db3").await.unwrap_err() }
         };
         assert_eq!(
-            told(Told::Refused("too many tables".into())).await,
+            told(MetaResponse::Refused("too many tables".into())).await,
             CallError::ReadOnly("too many tables".into())
         );
         assert_eq!(
-            told(Told::NotNow("starting".into())).await,
+            told(MetaResponse::NotNow("starting".into())).await,
             CallError::NoLeader("starting".into())
         );
-        assert_eq!(told(Told::Unknown("lost".into())).await, CallError::NoLeader("lost".into()));
+        assert_eq!(
+            told(MetaResponse::Unknown("lost".into())).await,
+            CallError::NoLeader("lost".into())
+        );
         assert!(matches!(
-            told(Told::Admin { status: 200, body: Bytes::new() }).await,
+            told(MetaResponse::Admin { status: 200, body: Bytes::new() }).await,
             CallError::Fault(_)
         ));
         let (down, _) = catalogue(Vec::new());
@@ -477,9 +484,9 @@ mod tests {
     #[tokio::test]
     async fn a_missing_table_is_asked_for_each_time() {
         let there = table(7, "db3");
-        let none = || Ok(Told::Found(None));
+        let none = || Ok(MetaResponse::Found(None));
         let (catalogue, metas) =
-            catalogue(vec![none(), none(), Ok(Told::Found(Some(there.clone())))]);
+            catalogue(vec![none(), none(), Ok(MetaResponse::Found(Some(there.clone())))]);
         let version = catalogue.version();
         assert_eq!(
             (catalogue.find("db3").await, catalogue.find("db3").await),
@@ -496,7 +503,7 @@ mod tests {
         assert_eq!(metas.asked.lock().len(), 3, "a yes is");
         // News of before the answer: it is asked for once more.
         catalogue.follow(&[]);
-        metas.answers.lock().push_back(Ok(Told::Found(Some(there))));
+        metas.answers.lock().push_back(Ok(MetaResponse::Found(Some(there))));
         assert!(catalogue.find("db3").await.unwrap().is_some());
         assert_eq!(metas.asked.lock().len(), 4);
         assert_eq!(catalogue.find(&"x".repeat(NAME_BYTES_MAX + 1)).await, Ok(None));
@@ -505,8 +512,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_no_meta_says_is_not_known() {
-        let (catalogue, metas) =
-            catalogue(vec![Ok(Told::Unknown("disk".into())), Ok(Told::Table(table(7, "db3")))]);
+        let (catalogue, metas) = catalogue(vec![
+            Ok(MetaResponse::Unknown("disk".into())),
+            Ok(MetaResponse::Table(table(7, "db3"))),
+        ]);
         assert_eq!(catalogue.find("db3").await, Err(CallError::NoLeader("disk".into())));
         assert!(
             matches!(catalogue.find("db3").await, Err(CallError::Fault(_))),
@@ -526,7 +535,7 @@ mod tests {
     #[tokio::test]
     async fn all_tables_are_asked_for() {
         let (catalogue, metas) =
-            catalogue(vec![Ok(Told::Tables(vec![table(1, "db0"), table(2, "users")]))]);
+            catalogue(vec![Ok(MetaResponse::Tables(vec![table(1, "db0"), table(2, "users")]))]);
         catalogue.follow(&[table(1, "db0")]);
         let all = catalogue.find_all().await.unwrap();
         assert_eq!(
@@ -538,7 +547,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_crowd_asks_once() {
-        let (catalogue, metas) = catalogue(vec![Ok(Told::Table(table(7, "db3")))]);
+        let (catalogue, metas) = catalogue(vec![Ok(MetaResponse::Table(table(7, "db3")))]);
         let all = futures::future::join_all((0..100).map(|_| catalogue.ensure("db3"))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(metas.asked.lock().len(), 1);
@@ -546,7 +555,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_operators_change_is_asked_for_once() {
-        let ask = |method: &str| Ask::Admin {
+        let ask = |method: &str| MetaRequest::Admin {
             method: method.to_owned(),
             path: "/v1/tables".into(),
             body: Bytes::new(),
@@ -554,25 +563,25 @@ mod tests {
         let lost = || Err(NetError::Lost("the link is gone".into()));
         for method in ["POST", "PUT", "DELETE"] {
             let (catalogue, metas) = catalogue(vec![not_leading(Some("b:1")), lost()]);
-            let Ok(Told::Unknown(why)) = catalogue.ask(&ask(method)).await else {
+            let Ok(MetaResponse::Unknown(why)) = catalogue.ask(&ask(method)).await else {
                 panic!("nobody knows")
             };
             assert!(why.contains("outcome unknown"), "{why}");
             assert_eq!(*metas.asked.lock(), ["a:1", "b:1"], "no other is asked");
         }
-        let (one, metas) = catalogue(vec![Ok(Told::Unknown(String::new()))]);
+        let (one, metas) = catalogue(vec![Ok(MetaResponse::Unknown(String::new()))]);
         metas.garbled.store(true, Ordering::Relaxed);
         assert!(
-            matches!(one.ask(&ask("POST")).await, Ok(Told::Unknown(_))),
+            matches!(one.ask(&ask("POST")).await, Ok(MetaResponse::Unknown(_))),
             "an answer that nobody understands"
         );
         assert_eq!(metas.asked.lock().len(), 1);
         // What was not sent was not done, and what only asks may be asked again.
-        let done = || Ok(Told::Admin { status: 200, body: Bytes::new() });
+        let done = || Ok(MetaResponse::Admin { status: 200, body: Bytes::new() });
         let (one, _) = catalogue(vec![Err(NetError::NotSent("down".into())), done()]);
-        assert!(matches!(one.ask(&ask("POST")).await, Ok(Told::Admin { .. })));
+        assert!(matches!(one.ask(&ask("POST")).await, Ok(MetaResponse::Admin { .. })));
         let (one, _) = catalogue(vec![lost(), done()]);
-        assert!(matches!(one.ask(&ask("GET")).await, Ok(Told::Admin { .. })));
+        assert!(matches!(one.ask(&ask("GET")).await, Ok(MetaResponse::Admin { .. })));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Who is where, and how to call them.
 //!
 //! Ids, tables, partitions and slots; the two doors through which a proxy reaches rows
-//! ([`Call`]) and the table catalogue ([`Catalogue`]). In one process a call is a
+//! ([`CallPartition`]) and the table catalogue ([`Catalogue`]). In one process a call is a
 //! function call; between processes it is a framed message.
 //!
 //! # Invariants
@@ -16,13 +16,13 @@
 
 pub mod blocking;
 pub mod catalogue;
-pub mod follow;
+pub mod meta_client;
+pub mod meta_protocol;
 pub mod net;
-pub mod news;
-mod place;
 pub mod routes;
-pub mod rows;
-mod shared;
+pub mod row_client;
+mod single_flight;
+mod topology;
 #[cfg(test)]
 mod vectors;
 
@@ -31,8 +31,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use place::{Leader, Member, Placement, SEATS_END, ServerId};
 use serde::{Deserialize, Serialize};
+pub use topology::{Leader, META_IDS_END, Member, Placement, ServerId};
 
 /// Number of slots, Redis Cluster's.
 pub const SLOTS: u16 = 16384;
@@ -135,7 +135,7 @@ pub enum CallError {
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The door to partitions: `Q` is a request for one partition, `A` its response.
-pub trait Call<Q, A>: Send + Sync + 'static {
+pub trait CallPartition<Q, A>: Send + Sync + 'static {
     /// Answers a read-only request on the calling thread when the leader is in this
     /// process and its lease is fresh; `None`: use `call`.
     fn read_now(&self, partition: PartitionId, request: &Q) -> Option<Result<A, CallError>>;

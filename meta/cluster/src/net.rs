@@ -201,7 +201,7 @@ pub enum NetSetupError {
 
 /// Whom to call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum To {
+pub enum Destination {
     /// A server by its id, at the address that was last learned. Somebody else who
     /// answers there is refused.
     Server(ServerId),
@@ -209,11 +209,11 @@ pub enum To {
     Address(String),
 }
 
-impl std::fmt::Display for To {
+impl std::fmt::Display for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            To::Server(server) => write!(f, "server {server}"),
-            To::Address(address) => f.write_str(address),
+            Destination::Server(server) => write!(f, "server {server}"),
+            Destination::Address(address) => f.write_str(address),
         }
     }
 }
@@ -232,10 +232,10 @@ pub enum Service {
     /// connection of their own.
     Meta = 4,
     /// Whether a replica, leading or not, has its log on disk:
-    /// [`SyncCopy`](crate::rows::SyncCopy).
+    /// [`SyncRequest`](crate::row_client::SyncCopy).
     Sync = 5,
     /// Which partitions a server leads: no question, and as the answer a list of
-    /// [`PartitionId`](crate::PartitionId) ([`news::encode`](crate::news::encode)).
+    /// [`PartitionId`](crate::PartitionId) ([`meta_protocol::encode`](crate::news::encode)).
     Leads = 6,
 }
 
@@ -294,7 +294,7 @@ pub struct Peer {
 }
 
 /// A service's answer to a call.
-pub enum Answer {
+pub enum ServiceReply {
     /// Here it is: written together with others.
     Now(Result<Bytes, String>),
     /// It takes time: spawned.
@@ -304,10 +304,10 @@ pub enum Answer {
 /// What a process does for others.
 pub trait Services: Send + Sync + 'static {
     /// Answers a call. Runs on the connection's reading task, or on one of the rows'
-    /// runtime, so must not block: what takes time is [`Answer::Later`]. `body` is a
+    /// runtime, so must not block: what takes time is [`ServiceReply::Later`]. `body` is a
     /// slice of what was read, up to 512 KiB with its neighbours: copy what is to be kept
     /// for long.
-    fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer;
+    fn call(&self, from: &Peer, service: Service, body: Bytes) -> ServiceReply;
 
     /// Takes a channel that was opened; dropping it ends it. Runs on the connection's
     /// reading task, too.
@@ -326,7 +326,7 @@ pub struct Net {
     cluster: Mutex<Option<ClusterId>>,
     addresses: Mutex<HashMap<ServerId, String>>,
     /// Bounded by the servers that were ever learned and the configured addresses.
-    lines: ArcSwap<HashMap<(To, Lane), Arc<Line>>>,
+    lines: ArcSwap<HashMap<(Destination, Lane), Arc<Line>>>,
     lines_change: Mutex<()>,
     accepted: Mutex<Slab<Arc<Link>>>,
     stopped: CancellationToken,
@@ -388,7 +388,7 @@ impl Net {
         let before = self.addresses.lock().insert(server, address.to_owned());
         if before.as_deref() != Some(address) {
             let lines = self.lines.load();
-            let all = Lane::ALL.map(|lane| lines.get(&(To::Server(server), lane)));
+            let all = Lane::ALL.map(|lane| lines.get(&(Destination::Server(server), lane)));
             all.into_iter().flatten().for_each(|line| line.moved());
         }
     }
@@ -399,7 +399,7 @@ impl Net {
     }
 
     /// Whether the connection for calls is up.
-    pub fn is_connected(&self, to: &To) -> bool {
+    pub fn is_connected(&self, to: &Destination) -> bool {
         self.lines.load().get(&(to.clone(), Lane::Calls)).is_some_and(|line| line.up().is_some())
     }
 
@@ -418,7 +418,7 @@ impl Net {
     /// request if it has not gone out yet.
     pub async fn call(
         self: &Arc<Self>,
-        to: To,
+        to: Destination,
         service: Service,
         body: Bytes,
         timeout: Duration,
@@ -472,7 +472,7 @@ impl Net {
     /// it ends it.
     pub async fn open(
         self: &Arc<Self>,
-        to: To,
+        to: Destination,
         service: Service,
         hello: Bytes,
     ) -> Result<Channel, NetError> {
@@ -492,7 +492,7 @@ impl Net {
         }
     }
 
-    fn line(&self, to: To, lane: Lane) -> Arc<Line> {
+    fn line(&self, to: Destination, lane: Lane) -> Arc<Line> {
         let key = (to, lane);
         if let Some(line) = self.lines.load().get(&key) {
             return line.clone();

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::news::Route as News;
+use crate::meta_protocol::Route as PublishedRoute;
 use crate::{Leader, PartitionId, Placement, ServerId, TableId};
 
 /// A server that could not be reached is not asked again for so long, unless it is heard
@@ -67,10 +67,10 @@ impl Routes {
 
     /// Takes in everything that meta knows. Tables that are not in it any more were
     /// dropped.
-    pub fn follow(&self, all: &BTreeMap<PartitionId, News>) {
-        for (partition, news) in all {
-            self.place(&news.placement);
-            if let Some(leader) = news.leader {
+    pub fn follow(&self, all: &BTreeMap<PartitionId, PublishedRoute>) {
+        for (partition, route) in all {
+            self.place(&route.placement);
+            if let Some(leader) = route.leader {
                 self.learn(*partition, leader);
             }
         }
@@ -89,15 +89,18 @@ impl Routes {
         }
     }
 
-    /// Stays in step with the news ([`Follow::routes`](crate::follow::Follow::routes))
+    /// Stays in step with the news ([`MetaClient::routes`](crate::meta_client::Follow::routes))
     /// until these end.
-    pub async fn keep(&self, mut news: watch::Receiver<Option<Arc<BTreeMap<PartitionId, News>>>>) {
+    pub async fn keep(
+        &self,
+        mut published: watch::Receiver<Option<Arc<BTreeMap<PartitionId, PublishedRoute>>>>,
+    ) {
         loop {
-            let all = news.borrow_and_update().clone();
+            let all = published.borrow_and_update().clone();
             if let Some(all) = all {
                 self.follow(&all);
             }
-            if news.changed().await.is_err() {
+            if published.changed().await.is_err() {
                 return;
             }
         }
@@ -287,8 +290,9 @@ mod tests {
             (None, Some(ServerId(1))),
             "who is no member does not lead"
         );
-        let news = News { placement: servers(&[1, 2, 4], 3), leader: Some(leader(4, 8)) };
-        routes.follow(&BTreeMap::from([(P, news)]));
+        let published =
+            PublishedRoute { placement: servers(&[1, 2, 4], 3), leader: Some(leader(4, 8)) };
+        routes.follow(&BTreeMap::from([(P, published)]));
         assert_eq!((routes.leader(P), routes.count()), (Some(leader(4, 8)), (1, 1)));
         routes.follow(&BTreeMap::new());
         assert_eq!((routes.knows(P), routes.count()), (false, (0, 0)));

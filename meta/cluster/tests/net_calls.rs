@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::ServerId;
-use cluster::net::{Net, NetError, NetOptions, Service, To};
+use cluster::net::{Destination, Net, NetError, NetOptions, Service};
 use futures::stream::{FuturesUnordered, StreamExt};
 use kit::{LONG, Wire, ask, free_address, options, pair, serve, serve_at, two, until};
 use tokio::net::TcpListener;
@@ -28,8 +28,9 @@ async fn a_call_is_answered_now_or_later_or_refused() {
         Err(NetError::Refused("the service has broken off".to_owned()))
     );
     assert_eq!(ask(&net, "me").await.unwrap(), "0000000000000001 None host1:1 Rows");
-    let by_address =
-        net.call(To::Address(served.address.clone()), Service::Meta, "me".into(), LONG).await;
+    let by_address = net
+        .call(Destination::Address(served.address.clone()), Service::Meta, "me".into(), LONG)
+        .await;
     assert_eq!(by_address.unwrap(), "0000000000000001 None host1:1 Meta");
     assert_eq!(ask(&net, "now").await.unwrap(), "now");
 }
@@ -283,8 +284,12 @@ async fn who_never_greets_holds_up_nobody_else() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (net, _served) = pair().await;
     net.learn(ServerId(3), &mute.local_addr().unwrap().to_string());
-    let to_mute =
-        net.call(To::Server(ServerId(3)), Service::Rows, "now".into(), Duration::from_millis(300));
+    let to_mute = net.call(
+        Destination::Server(ServerId(3)),
+        Service::Rows,
+        "now".into(),
+        Duration::from_millis(300),
+    );
     let to_other = async {
         let started = Instant::now();
         ask(&net, "now").await.unwrap();

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::net::{Answer, NetError};
+use cluster::net::{NetError, ServiceReply};
 use cluster::routes::Routes;
-use cluster::rows::{Carrier, Replicas, Rows, serve_rows};
-use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, TableId};
+use cluster::row_client::{LocalReplicas, RowClient, RowTransport, serve_rows};
+use cluster::{
+    Boxed, CallError, CallPartition, Leader, Member, PartitionId, Placement, ServerId, TableId,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +86,7 @@ impl Server {
     }
 }
 
-impl Call<Add, (u64, u64)> for Server {
+impl CallPartition<Add, (u64, u64)> for Server {
     fn read_now(&self, _: PartitionId, add: &Add) -> Option<Result<(u64, u64), CallError>> {
         assert!(is_read(add));
         self.answer(add).ok().map(Ok)
@@ -96,7 +98,7 @@ impl Call<Add, (u64, u64)> for Server {
     }
 }
 
-impl Replicas<Add, (u64, u64)> for Server {
+impl LocalReplicas<Add, (u64, u64)> for Server {
     fn server(&self) -> ServerId {
         self.id
     }
@@ -110,7 +112,7 @@ impl Replicas<Add, (u64, u64)> for Server {
 #[derive(Clone)]
 struct Wires(Arc<World>);
 
-impl Carrier for Wires {
+impl RowTransport for Wires {
     async fn carry(&self, to: ServerId, body: Bytes, _: Duration) -> Result<Bytes, NetError> {
         let world = &self.0;
         world.asked.lock().push(to.0);
@@ -127,11 +129,11 @@ impl Carrier for Wires {
             Some(Weather::TooLarge) => return Err(NetError::TooLarge("9 bytes".into())),
             Some(Weather::AnswerLost) | None => {}
         }
-        let server: Arc<dyn Replicas<Add, (u64, u64)>> = world.servers.lock()[&to].clone();
+        let server: Arc<dyn LocalReplicas<Add, (u64, u64)>> = world.servers.lock()[&to].clone();
         tokio::task::yield_now().await;
         let answer = match serve_rows(&server, is_read, &body) {
-            Answer::Now(answer) => answer,
-            Answer::Later(answer) => answer.await,
+            ServiceReply::Now(answer) => answer,
+            ServiceReply::Later(answer) => answer.await,
         };
         match weather {
             Some(Weather::AnswerLost) => Err(NetError::Lost("gone".into())),
@@ -192,11 +194,11 @@ impl World {
     }
 }
 
-type Door = Rows<Add, (u64, u64), Wires>;
+type Door = RowClient<Add, (u64, u64), Wires>;
 
 fn door(world: &Arc<World>, routes: &Arc<Routes>, local: Option<u64>) -> Door {
-    let local = local.map(|id| world.server(id) as Arc<dyn Replicas<_, _>>);
-    Rows::new(Wires(world.clone()), routes.clone(), local, is_read, TIMEOUT)
+    let local = local.map(|id| world.server(id) as Arc<dyn LocalReplicas<_, _>>);
+    RowClient::new(Wires(world.clone()), routes.clone(), local, is_read, TIMEOUT)
 }
 
 /// As a proxy does: again, while nothing was proposed, until a deadline.
@@ -465,14 +467,16 @@ async fn no_write_is_applied_twice() {
 #[tokio::test]
 async fn strange_bodies_are_answered() {
     let (world, _) = World::new(1);
-    let server: Arc<dyn Replicas<Add, (u64, u64)>> = world.server(1);
+    let server: Arc<dyn LocalReplicas<Add, (u64, u64)>> = world.server(1);
     for body in [
         &b""[..],
         b"\x01",
         b"\x02\x01\x03\x01\x01",
         b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
     ] {
-        let Answer::Now(Ok(said)) = serve_rows(&server, is_read, body) else { panic!("{body:?}") };
+        let ServiceReply::Now(Ok(said)) = serve_rows(&server, is_read, body) else {
+            panic!("{body:?}")
+        };
         assert_eq!(said[..2], *b"\x01\x03", "version 1, the fourth variant");
     }
 }
@@ -481,13 +485,13 @@ async fn strange_bodies_are_answered() {
 #[tokio::test]
 async fn version_1_is_frozen() {
     let (world, routes) = World::new(1);
-    let server: Arc<dyn Replicas<Add, (u64, u64)>> = world.server(1);
+    let server: Arc<dyn LocalReplicas<Add, (u64, u64)>> = world.server(1);
     let serve = |body: &'static [u8]| {
         let server = server.clone();
         async move {
             match serve_rows(&server, is_read, body) {
-                Answer::Now(answer) => answer.unwrap(),
-                Answer::Later(answer) => answer.await.unwrap(),
+                ServiceReply::Now(answer) => answer.unwrap(),
+                ServiceReply::Later(answer) => answer.await.unwrap(),
             }
         }
     };
@@ -505,7 +509,8 @@ async fn version_1_is_frozen() {
     assert_eq!(serve(b"\x01\x01\x03\x05\x09").await, &b"\x01\x01\x03"[..]);
     let (sent, sending) = tokio::sync::oneshot::channel();
     let wires = Keeper(Mutex::new(Some(sent)));
-    let rows: Rows<Add, (u64, u64), Keeper> = Rows::new(wires, routes, None, is_read, TIMEOUT);
+    let rows: RowClient<Add, (u64, u64), Keeper> =
+        RowClient::new(wires, routes, None, is_read, TIMEOUT);
     assert_eq!(rows.call(P, Add { by: 5, id: 9 }).await, Ok((1, 5)));
     assert_eq!(sending.await.unwrap(), &b"\x01\x01\x03\x05\x09"[..]);
 }
@@ -513,7 +518,7 @@ async fn version_1_is_frozen() {
 /// Keeps what is sent.
 struct Keeper(Mutex<Option<tokio::sync::oneshot::Sender<Bytes>>>);
 
-impl Carrier for Keeper {
+impl RowTransport for Keeper {
     async fn carry(&self, _: ServerId, body: Bytes, _: Duration) -> Result<Bytes, NetError> {
         self.0.lock().take().unwrap().send(body).unwrap();
         Ok(Bytes::from_static(b"\x01\x00\x01\x05"))

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::net::{Answer, Channel, Net, NetOptions, Peer, Service, Services};
+use cluster::net::{Channel, Net, NetOptions, Peer, Service, ServiceReply, Services};
 use cluster::routes::Routes;
-use cluster::rows::{Replicas, Rows, serve_rows};
-use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, TableId};
+use cluster::row_client::{LocalReplicas, RowClient, serve_rows};
+use cluster::{
+    Boxed, CallError, CallPartition, Leader, Member, PartitionId, Placement, ServerId, TableId,
+};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +38,7 @@ struct Server {
     world: Arc<World>,
 }
 
-impl Call<Request, (u64, Bytes)> for Server {
+impl CallPartition<Request, (u64, Bytes)> for Server {
     fn read_now(
         &self,
         _: PartitionId,
@@ -59,7 +61,7 @@ impl Call<Request, (u64, Bytes)> for Server {
     }
 }
 
-impl Replicas<Request, (u64, Bytes)> for Server {
+impl LocalReplicas<Request, (u64, Bytes)> for Server {
     fn server(&self) -> ServerId {
         self.id
     }
@@ -69,13 +71,13 @@ impl Replicas<Request, (u64, Bytes)> for Server {
     }
 }
 
-struct Serving(Arc<dyn Replicas<Request, (u64, Bytes)>>);
+struct Serving(Arc<dyn LocalReplicas<Request, (u64, Bytes)>>);
 
 impl Services for Serving {
-    fn call(&self, _: &Peer, service: Service, body: Bytes) -> Answer {
+    fn call(&self, _: &Peer, service: Service, body: Bytes) -> ServiceReply {
         match service {
             Service::Rows => serve_rows(&self.0, is_read, &body),
-            other => Answer::Now(Err(format!("{other:?} is not served here"))),
+            other => ServiceReply::Now(Err(format!("{other:?} is not served here"))),
         }
     }
 
@@ -85,7 +87,7 @@ impl Services for Serving {
 /// Starts servers, and gives a door to them, what they share, and what stops each.
 async fn start(
     count: u64,
-) -> (Arc<Rows<Request, (u64, Bytes)>>, Arc<World>, Vec<CancellationToken>) {
+) -> (Arc<RowClient<Request, (u64, Bytes)>>, Arc<World>, Vec<CancellationToken>) {
     let world = Arc::new(World::default());
     let client = Net::new(NetOptions::new(ServerId(100), "127.0.0.1:1")).unwrap();
     let mut stops = Vec::new();
@@ -103,7 +105,7 @@ async fn start(
     let routes = Arc::new(Routes::default());
     let members = (1..=count).map(|id| Member { raft_id: id, server: ServerId(id) }).collect();
     routes.place(&Placement { partition: P, members, epoch: 1 });
-    (Arc::new(Rows::new(client, routes, None, is_read, Duration::from_secs(5))), world, stops)
+    (Arc::new(RowClient::new(client, routes, None, is_read, Duration::from_secs(5))), world, stops)
 }
 
 fn lead(world: &World, server: u64, term: u64) {

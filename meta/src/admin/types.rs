@@ -60,12 +60,12 @@ pub struct TableStatus {
     pub envs: BTreeMap<String, String>,
     /// What it holds.
     #[serde(flatten)]
-    pub figures: Figures,
+    pub figures: TableStats,
 }
 
 /// What a table holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Figures {
+pub struct TableStats {
     /// Rows, expired ones that the expiry cycle has not reached yet included; each
     /// counted once.
     pub rows: u64,
@@ -94,7 +94,7 @@ fn by_index<'de, D: serde::Deserializer<'de>>(
 
 /// A manual compaction of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Compaction {
+pub struct CompactionStatus {
     /// `none` (never asked for since the start), `running`, `done` or `failed`.
     pub status: String,
     /// Partitions that are done; in a cluster, replicas of them.

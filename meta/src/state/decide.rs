@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cluster::news::Server;
+use cluster::meta_protocol::Server;
 use cluster::{DATABASES, Member, PartitionId, Placement, ServerId, Table, TableId};
 
 use super::{
@@ -48,17 +48,20 @@ impl State {
             }
             Command::Register(server) => self.register(server, stamp_ms),
             Command::Remove { server, live } => self.remove(server, live, stamp_ms),
-            Command::Sit { seat, server } => match self.seats.get(&seat) {
-                None => {
-                    Ok(Decided { changes: vec![Change::Seat(seat, Some(server))], table: None })
-                }
+            Command::ClaimMetaIndex { index, server } => match self.meta_members.get(&index) {
+                None => Ok(Decided {
+                    changes: vec![Change::MetaIndex(index, Some(server))],
+                    table: None,
+                }),
                 Some(known) if *known == server => Ok(Decided { changes: Vec::new(), table: None }),
-                Some(known) => Err(Refusal::SeatTaken { seat, server: *known }),
+                Some(known) => Err(Refusal::MetaIndexTaken { index, server: *known }),
             },
-            Command::Release { seat, live } => match self.seats.get(&seat) {
-                None => Err(Refusal::NoSeat(seat)),
+            Command::ReleaseMetaIndex { index, live } => match self.meta_members.get(&index) {
+                None => Err(Refusal::NoMetaIndex(index)),
                 Some(server) if live.contains(server) => Err(Refusal::Alive(*server)),
-                Some(_) => Ok(Decided { changes: vec![Change::Seat(seat, None)], table: None }),
+                Some(_) => {
+                    Ok(Decided { changes: vec![Change::MetaIndex(index, None)], table: None })
+                }
             },
             Command::Create { name, partitions, replicas, envs, live, ailing } => {
                 self.create(New { name, partitions, replicas, envs, live, ailing }, stamp_ms)
@@ -151,10 +154,10 @@ impl State {
         let dropping = self.tables.values().filter(|record| record.remaining.contains(&server));
         let mut changes = vec![Change::RemoveServer(server, stamp_ms)];
         changes.extend(
-            self.seats
+            self.meta_members
                 .iter()
                 .filter(|(_, sits)| **sits == server)
-                .map(|(seat, _)| Change::Seat(*seat, None)),
+                .map(|(index, _)| Change::MetaIndex(*index, None)),
         );
         changes.extend(dropping.map(|record| without(record, server)));
         Ok(Decided { changes, table: None })

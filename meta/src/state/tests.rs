@@ -1,6 +1,6 @@
 //! What commands on the metadata decide, and what they leave.
 
-use cluster::news::Roles;
+use cluster::meta_protocol::Roles;
 
 use super::*;
 
@@ -397,16 +397,16 @@ fn partitions_of_all_tables_have_an_end() {
 #[test]
 fn a_seat_has_one_server_until_it_is_released() {
     let mut state = with_servers(&[300, 301]);
-    let sit = |server| Command::Sit { seat: 2, server: ServerId(server) };
+    let sit = |server| Command::ClaimMetaIndex { index: 2, server: ServerId(server) };
     step(&mut state, sit(300)).unwrap();
     assert_eq!(step(&mut state, sit(300)).unwrap().changes, [], "it is its own");
-    let taken = Refusal::SeatTaken { seat: 2, server: ServerId(300) };
+    let taken = Refusal::MetaIndexTaken { index: 2, server: ServerId(300) };
     assert_eq!(step(&mut state, sit(301)).unwrap_err(), taken);
-    let release = |seat, live: &[u64]| Command::Release {
-        seat,
+    let release = |index, live: &[u64]| Command::ReleaseMetaIndex {
+        index,
         live: live.iter().copied().map(ServerId).collect(),
     };
-    assert_eq!(step(&mut state, release(1, &[])).unwrap_err(), Refusal::NoSeat(1));
+    assert_eq!(step(&mut state, release(1, &[])).unwrap_err(), Refusal::NoMetaIndex(1));
     assert_eq!(
         step(&mut state, release(2, &[300, 301])).unwrap_err(),
         Refusal::Alive(ServerId(300))
@@ -415,5 +415,5 @@ fn a_seat_has_one_server_until_it_is_released() {
     step(&mut state, sit(301)).unwrap();
     // Who is forgotten keeps none.
     step(&mut state, Command::Remove { server: ServerId(301), live: false }).unwrap();
-    assert!(state.seats.is_empty());
+    assert!(state.meta_members.is_empty());
 }

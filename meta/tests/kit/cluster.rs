@@ -7,17 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ::cluster::follow::{Assignments, Follow, Source};
-use ::cluster::net::{Answer, Channel, Net, NetError, NetOptions, Peer, Service, Services, To};
-use ::cluster::news::{Health, Hello, Order, Replica, Report, Roles, Server};
+use ::cluster::meta_client::{Assignments, MetaClient, ReportSource};
+use ::cluster::meta_protocol::{
+    Instruction, RegisterRequest, Replica, ReplicaHealth, Report, Roles, Server,
+};
+use ::cluster::net::{
+    Channel, Destination, Net, NetError, NetOptions, Peer, Service, ServiceReply, Services,
+};
 use ::cluster::{Boxed, PartitionId, ServerId, Table};
 use bytes::Bytes;
 use engine::log::{Log, LogOptions};
 use engine::raft::{Node, RaftMessage, Ticker, Transport, TransportError};
 use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
-use meta::admin::{Compaction, Figures, Local, NodeStatus};
-use meta::{Meta, MetaOptions, Seat};
+use meta::admin::{CompactionStatus, HostProcess, NodeStatus, TableStats};
+use meta::{Meta, MetaMode, MetaOptions};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -26,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 /// The process around a meta: nothing of it is asked here.
 pub struct Nobody;
 
-impl Local for Nobody {
+impl HostProcess for Nobody {
     fn authorised(&self, _: Option<std::net::IpAddr>, _: Option<&[u8]>) -> bool {
         true
     }
@@ -49,16 +53,16 @@ impl Local for Nobody {
             faults: Vec::new(),
         }
     }
-    fn server_figures(&self) -> cluster::news::ServerFigures {
-        cluster::news::ServerFigures { disk_free_bytes: 7, ..Default::default() }
+    fn server_figures(&self) -> cluster::meta_protocol::ServerStats {
+        cluster::meta_protocol::ServerStats { disk_free_bytes: 7, ..Default::default() }
     }
-    fn figures(&self, _: &Table) -> Figures {
+    fn figures(&self, _: &Table) -> TableStats {
         panic!("the reports say what tables hold")
     }
-    fn compact(&self, _: &Arc<Table>) -> Compaction {
+    fn compact(&self, _: &Arc<Table>) -> CompactionStatus {
         panic!("servers are ordered to compact")
     }
-    fn compaction(&self, _: &Table) -> Compaction {
+    fn compaction(&self, _: &Table) -> CompactionStatus {
         panic!("servers report how it goes")
     }
 }
@@ -72,8 +76,8 @@ struct NetTransport {
 
 impl Transport for NetTransport {
     fn send(&self, to: &Node, message: RaftMessage) -> Boxed<'_, Result<Bytes, TransportError>> {
-        let seat = ServerId(to.server).as_seat().expect("metas only");
-        let to = To::Address(self.metas[seat as usize - 1].clone());
+        let index = ServerId(to.server).meta_index().expect("metas only");
+        let to = Destination::Address(self.metas[index as usize - 1].clone());
         let service = if message.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
         Box::pin(async move {
             if self.cut.load(Ordering::Relaxed) {
@@ -99,14 +103,14 @@ struct Door {
 }
 
 impl Services for Door {
-    fn call(&self, _: &Peer, service: Service, body: Bytes) -> Answer {
+    fn call(&self, _: &Peer, service: Service, body: Bytes) -> ServiceReply {
         let Some(meta) = self.meta.get().cloned() else {
-            return Answer::Now(Err("not open yet".into()));
+            return ServiceReply::Now(Err("not open yet".into()));
         };
         let cut = self.cut.load(Ordering::Relaxed);
         match service {
-            Service::Meta => Answer::Later(meta.answer(body, Arc::new(Nobody))),
-            _ => Answer::Later(Box::pin(async move {
+            Service::Meta => ServiceReply::Later(meta.answer(body, Arc::new(Nobody))),
+            _ => ServiceReply::Later(Box::pin(async move {
                 if cut {
                     return Err("cut off".into());
                 }
@@ -172,7 +176,7 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
         let cut = door.cut.clone();
         let transport =
             Arc::new(NetTransport { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });
-        let seat = Seat::Member {
+        let mode = MetaMode::Member {
             members: addresses.clone(),
             position,
             transport,
@@ -188,7 +192,7 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
             replicas: 3,
             cluster,
             clock,
-            seat,
+            mode,
         };
         let meta = Meta::open(options, &log, &shared).await.unwrap();
         door.meta.set(meta.clone()).ok().unwrap();
@@ -217,8 +221,8 @@ pub struct FakeServer {
     cluster: Mutex<Option<u64>>,
 }
 
-impl Source for FakeServer {
-    fn hello(&self) -> Hello {
+impl ReportSource for FakeServer {
+    fn register_request(&self) -> RegisterRequest {
         let roles = Roles { meta: false, storage: true, proxy: true };
         let server = Server {
             id: self.id,
@@ -229,7 +233,7 @@ impl Source for FakeServer {
             roles,
             durability: None,
         };
-        Hello { server, cluster: *self.cluster.lock(), software: "test".into() }
+        RegisterRequest { server, cluster: *self.cluster.lock(), software: "test".into() }
     }
 
     fn report(&self, _: bool) -> Report {
@@ -254,7 +258,7 @@ impl Source for FakeServer {
                 report.replicas.push(Replica {
                     partition: placement.partition,
                     raft_id: own,
-                    health: Health::Running,
+                    health: ReplicaHealth::Running,
                     fault: None,
                     term,
                     leads,
@@ -279,7 +283,7 @@ impl Source for FakeServer {
 /// Servers that follow whichever meta leads.
 pub struct Servers {
     pub behaviour: Arc<Behaviour>,
-    pub follows: Vec<Arc<Follow>>,
+    pub follows: Vec<Arc<MetaClient>>,
     /// Kept, so that their connections are.
     pub nets: Vec<Arc<Net>>,
 }
@@ -302,7 +306,7 @@ impl Servers {
                 cluster: Mutex::default(),
             });
             let (orders, mut ordered) = mpsc::channel(16);
-            let follow = Follow::start(
+            let follow = MetaClient::start(
                 net.clone(),
                 metas.to_vec(),
                 source.clone(),
@@ -316,8 +320,8 @@ impl Servers {
                     tokio::select! {
                         changed = assignments.changed() => if changed.is_err() { return },
                         order = ordered.recv() => match order {
-                            Some(Order::Transfer { partition, term, to }) => drop(leaders.lock().insert(partition, (to, term + 1))),
-                            Some(Order::Compact { .. }) => {}
+                            Some(Instruction::Transfer { partition, term, to }) => drop(leaders.lock().insert(partition, (to, term + 1))),
+                            Some(Instruction::Compact { .. }) => {}
                             None => return,
                         },
                         () = tokio::time::sleep(Duration::from_millis(100)) => {}

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ::cluster::ServerId;
-use ::cluster::news::{Roles, Server};
+use ::cluster::meta_protocol::{Roles, Server};
 use engine::log::{Log, LogOptions};
 use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
-use meta::{Meta, MetaOptions, Seat};
+use meta::{Meta, MetaMode, MetaOptions};
 
 /// Opens meta over `dir`, with a log of its own.
 pub async fn open(dir: &Path) -> (Arc<Meta>, Arc<Log>) {
@@ -38,7 +38,7 @@ pub async fn open(dir: &Path) -> (Arc<Meta>, Arc<Log>) {
         replicas: 1,
         cluster: 7,
         clock: SlewedClock::system(),
-        seat: Seat::Alone(server),
+        mode: MetaMode::Standalone(server),
     };
     (Meta::open(options, &log, &shared).await.unwrap(), log)
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
+use cluster::{Boxed, CallError, CallPartition, Catalogue, PartitionId, Table, TableId};
 use parking_lot::{Mutex, RwLock};
 use proxy::host::{Durability, InfoSection, TableStats};
 use proxy::{Host, Proxy, ServerInfo, Settings};
@@ -253,7 +253,7 @@ fn touches(edits: &Edits, head: &[u8]) -> bool {
     })
 }
 
-impl Call<Request, Response> for World {
+impl CallPartition<Request, Response> for World {
     fn read_now(
         &self,
         partition: PartitionId,

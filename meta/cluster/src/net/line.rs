@@ -19,7 +19,7 @@ use super::hello::Greeter;
 use super::link::Link;
 use super::reader::Inbound;
 use super::wire::{Stream, run};
-use super::{Net, NetError, Peer, To, prepare};
+use super::{Destination, Net, NetError, Peer, prepare};
 use crate::ServerId;
 
 /// Pauses between failed attempts.
@@ -77,7 +77,7 @@ struct Task {
 }
 
 pub(super) struct Line {
-    to: To,
+    to: Destination,
     lane: Lane,
     link: ArcSwapOption<Link>,
     dial: watch::Sender<Dial>,
@@ -87,7 +87,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(to: To, lane: Lane) -> Arc<Self> {
+    pub(super) fn new(to: Destination, lane: Lane) -> Arc<Self> {
         Arc::new(Line {
             to,
             lane,
@@ -207,8 +207,8 @@ impl Line {
     /// Resolves the address and tries what it gives, one after the other.
     async fn dial_once(&self, net: &Arc<Net>) -> Result<Arc<Link>, String> {
         let (address, wanted) = match &self.to {
-            To::Address(address) => (address.clone(), None),
-            To::Server(server) => match net.address_of(*server) {
+            Destination::Address(address) => (address.clone(), None),
+            Destination::Server(server) => match net.address_of(*server) {
                 Some(address) => (address, Some(*server)),
                 None => return Err(format!("no address is known of server {server}")),
             },

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::frame::{Frame, Kind, decode};
 use super::link::{Link, Served};
 use super::wire::{Closing, Reader};
-use super::{Answer, NetError, Service, Services};
+use super::{NetError, Service, ServiceReply, Services};
 
 /// What one read may bring: at first, and while reads are filled.
 const READ_BYTES_MIN: usize = 64 * 1024;
@@ -134,11 +134,11 @@ impl Answerer {
                 let mut answer_bytes = 0;
                 for Asked { service, body, mut owed } in asked {
                     match services.call(&link.peer, service, body) {
-                        Answer::Now(answer) => {
+                        ServiceReply::Now(answer) => {
                             answer_bytes += answer.as_ref().map_or_else(String::len, Bytes::len);
                             served.push(owed.serve(answer));
                         }
-                        Answer::Later(answer) => {
+                        ServiceReply::Later(answer) => {
                             tokio::spawn(async move {
                                 let answer = answer.await;
                                 owed.pay(answer);
@@ -232,11 +232,11 @@ impl Round<'_> {
             return Ok(());
         }
         match services.call(&self.link.peer, service, body) {
-            Answer::Now(answer) => {
+            ServiceReply::Now(answer) => {
                 self.answer_bytes += answer.as_ref().map_or_else(String::len, Bytes::len);
                 self.answers.push((id, answer));
             }
-            Answer::Later(answer) => {
+            ServiceReply::Later(answer) => {
                 let mut owed = Owed::new(self.link.clone(), id, bytes);
                 tokio::spawn(async move {
                     let answer = answer.await;

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::ServerId;
-use cluster::net::{Answer, Channel, Net, NetError, NetOptions, Peer, Service, Services, To};
+use cluster::net::{
+    Channel, Destination, Net, NetError, NetOptions, Peer, Service, ServiceReply, Services,
+};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,12 +31,12 @@ pub struct Echo {
 }
 
 impl Services for Echo {
-    fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer {
+    fn call(&self, from: &Peer, service: Service, body: Bytes) -> ServiceReply {
         self.calls.fetch_add(1, Ordering::SeqCst);
         match body.first() {
-            Some(b'n') => Answer::Now(Ok(body)),
-            Some(b'l') => Answer::Later(Box::pin(async move { Ok(body) })),
-            Some(b'w') => Answer::Later(Box::pin(async move {
+            Some(b'n') => ServiceReply::Now(Ok(body)),
+            Some(b'l') => ServiceReply::Later(Box::pin(async move { Ok(body) })),
+            Some(b'w') => ServiceReply::Later(Box::pin(async move {
                 tokio::time::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([
                     body[1], body[2],
                 ]))))
@@ -45,20 +47,20 @@ impl Services for Echo {
                 std::thread::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([
                     body[1], body[2],
                 ]))));
-                Answer::Now(Ok(body))
+                ServiceReply::Now(Ok(body))
             }
-            Some(b's') => Answer::Later(Box::pin(std::future::pending())),
-            Some(b'p') => Answer::Later(Box::pin(async { panic!("on purpose") })),
-            Some(b'b') => Answer::Now(Ok(Bytes::from(vec![
+            Some(b's') => ServiceReply::Later(Box::pin(std::future::pending())),
+            Some(b'p') => ServiceReply::Later(Box::pin(async { panic!("on purpose") })),
+            Some(b'b') => ServiceReply::Now(Ok(Bytes::from(vec![
                 7;
                 u32::from_le_bytes([body[1], body[2], body[3], body[4]])
                     as usize
             ]))),
-            Some(b'm') => Answer::Now(Ok(Bytes::from(format!(
+            Some(b'm') => ServiceReply::Now(Ok(Bytes::from(format!(
                 "{} {:?} {} {service:?}",
                 from.server, from.cluster, from.address
             )))),
-            _ => Answer::Now(Err("refused on purpose".to_owned())),
+            _ => ServiceReply::Now(Err("refused on purpose".to_owned())),
         }
     }
 
@@ -106,8 +108,8 @@ pub async fn pair() -> (Arc<Net>, Served) {
     (net, served)
 }
 
-pub fn two() -> To {
-    To::Server(ServerId(2))
+pub fn two() -> Destination {
+    Destination::Server(ServerId(2))
 }
 
 pub async fn ask(net: &Arc<Net>, body: impl Into<Bytes>) -> Result<Bytes, NetError> {

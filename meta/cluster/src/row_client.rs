@@ -31,9 +31,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::net::{Answer, Net, NetError, Service, To};
+use crate::net::{Destination, Net, NetError, Service, ServiceReply};
 use crate::routes::Routes;
-use crate::{Boxed, Call, CallError, Leader, PartitionId, ServerId, blocking};
+use crate::{Boxed, CallError, CallPartition, Leader, PartitionId, ServerId, blocking};
 
 /// The version of requests and responses.
 const VERSION: u8 = 1;
@@ -45,14 +45,14 @@ const HOPS_MAX: usize = 5;
 /// be answered with nothing once the replica has applied an entry and has its log on
 /// disk, or with why that can't be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SyncCopy {
+pub struct SyncRequest {
     /// Of which partition.
     pub partition: PartitionId,
     /// The entry's index in its log.
     pub index: u64,
 }
 
-impl SyncCopy {
+impl SyncRequest {
     /// As bytes.
     pub fn encode(&self) -> Bytes {
         encode(self).expect("a few numbers are serialised to memory")
@@ -62,13 +62,13 @@ impl SyncCopy {
     ///
     /// # Errors
     /// Another version, or damaged.
-    pub fn decode(body: &[u8]) -> Result<SyncCopy, String> {
+    pub fn decode(body: &[u8]) -> Result<SyncRequest, String> {
         decode(body)
     }
 }
 
 /// The replicas of this process.
-pub trait Replicas<Q, A>: Call<Q, A> {
+pub trait LocalReplicas<Q, A>: CallPartition<Q, A> {
     /// This process.
     fn server(&self) -> ServerId;
 
@@ -78,7 +78,7 @@ pub trait Replicas<Q, A>: Call<Q, A> {
 }
 
 /// What carries bodies to other servers: the network, or a test's.
-pub trait Carrier: Send + Sync + 'static {
+pub trait RowTransport: Send + Sync + 'static {
     /// Sends a request and waits for its response.
     fn carry(
         &self,
@@ -92,13 +92,13 @@ pub trait Carrier: Send + Sync + 'static {
     fn is_up(&self, server: ServerId) -> bool;
 }
 
-impl Carrier for Arc<Net> {
+impl RowTransport for Arc<Net> {
     async fn carry(&self, to: ServerId, body: Bytes, timeout: Duration) -> Result<Bytes, NetError> {
-        self.call(To::Server(to), Service::Rows, body, timeout).await
+        self.call(Destination::Server(to), Service::Rows, body, timeout).await
     }
 
     fn is_up(&self, server: ServerId) -> bool {
-        self.is_connected(&To::Server(server))
+        self.is_connected(&Destination::Server(server))
     }
 }
 
@@ -117,19 +117,19 @@ enum Said<A> {
 }
 
 /// The door to the rows of all servers.
-pub struct Rows<Q, A, C = Arc<Net>> {
+pub struct RowClient<Q, A, C = Arc<Net>> {
     carrier: C,
     routes: Arc<Routes>,
-    local: Option<Arc<dyn Replicas<Q, A>>>,
+    local: Option<Arc<dyn LocalReplicas<Q, A>>>,
     is_read: fn(&Q) -> bool,
     timeout: Duration,
 }
 
-impl<Q, A, C> Rows<Q, A, C>
+impl<Q, A, C> RowClient<Q, A, C>
 where
     Q: Serialize + Send + Sync + 'static,
     A: DeserializeOwned + Send + 'static,
-    C: Carrier,
+    C: RowTransport,
 {
     /// A door to the servers that `routes` names.
     ///
@@ -140,11 +140,11 @@ where
     pub fn new(
         carrier: C,
         routes: Arc<Routes>,
-        local: Option<Arc<dyn Replicas<Q, A>>>,
+        local: Option<Arc<dyn LocalReplicas<Q, A>>>,
         is_read: fn(&Q) -> bool,
         timeout: Duration,
     ) -> Self {
-        Rows { carrier, routes, local, is_read, timeout }
+        RowClient { carrier, routes, local, is_read, timeout }
     }
 
     async fn carry(&self, partition: PartitionId, request: Q) -> Result<A, CallError> {
@@ -252,7 +252,7 @@ const fn sends_twice() -> bool {
 /// The leader is here. When it has just lost its leadership, the next try finds the new
 /// one.
 async fn call_local<Q: 'static, A: 'static>(
-    local: &dyn Replicas<Q, A>,
+    local: &dyn LocalReplicas<Q, A>,
     partition: PartitionId,
     request: Q,
 ) -> Result<A, CallError> {
@@ -264,11 +264,11 @@ async fn call_local<Q: 'static, A: 'static>(
     }
 }
 
-impl<Q, A, C> Call<Q, A> for Rows<Q, A, C>
+impl<Q, A, C> CallPartition<Q, A> for RowClient<Q, A, C>
 where
     Q: Serialize + Send + Sync + 'static,
     A: DeserializeOwned + Send + 'static,
-    C: Carrier,
+    C: RowTransport,
 {
     fn read_now(&self, partition: PartitionId, request: &Q) -> Option<Result<A, CallError>> {
         self.local.as_ref()?.read_now(partition, request)
@@ -282,34 +282,34 @@ where
 /// Answers a request from the network out of this process's replicas: reads at once when
 /// they can be, everything else later.
 pub fn serve_rows<Q, A>(
-    replicas: &Arc<dyn Replicas<Q, A>>,
+    replicas: &Arc<dyn LocalReplicas<Q, A>>,
     is_read: fn(&Q) -> bool,
     body: &[u8],
-) -> Answer
+) -> ServiceReply
 where
     Q: DeserializeOwned + Send + Sync + 'static,
     A: Serialize + Send + 'static,
 {
     let (partition, request) = match decode::<(PartitionId, Q)>(body) {
         Ok(asked) => asked,
-        Err(bad) => return Answer::Now(encode(&Said::<A>::Strange(bad))),
+        Err(bad) => return ServiceReply::Now(encode(&Said::<A>::Strange(bad))),
     };
     let reads = is_read(&request);
     if reads
         && let Some(answer) = replicas.read_now(partition, &request)
         && !matches!(answer, Err(CallError::NoLeader(_)))
     {
-        return Answer::Now(encode(&said(replicas.as_ref(), partition, answer)));
+        return ServiceReply::Now(encode(&said(replicas.as_ref(), partition, answer)));
     }
     let leader = replicas.leader(partition);
     if leader.is_some_and(|leader| leader.server != replicas.server()) {
-        return Answer::Now(encode(&Said::<A>::NotLeader {
+        return ServiceReply::Now(encode(&Said::<A>::NotLeader {
             hint: leader,
             why: "another replica leads".to_owned(),
         }));
     }
     let replicas = replicas.clone();
-    Answer::Later(Box::pin(async move {
+    ServiceReply::Later(Box::pin(async move {
         let answer = replicas.call(partition, request).await;
         let said = said(replicas.as_ref(), partition, answer);
         // How large it is shows only when it is encoded.
@@ -325,7 +325,7 @@ fn if_large<R>(bytes: usize, work: impl FnOnce() -> R) -> R {
 }
 
 fn said<Q: 'static, A: 'static>(
-    replicas: &dyn Replicas<Q, A>,
+    replicas: &dyn LocalReplicas<Q, A>,
     partition: PartitionId,
     answer: Result<A, CallError>,
 ) -> Said<A> {
@@ -412,8 +412,8 @@ mod tests {
         let request = encode_request(PARTITION, &"get".to_owned()).unwrap();
         assert_eq!(decode::<(PartitionId, String)>(&request), Ok((PARTITION, "get".to_owned())));
         vectors.push("request", &request);
-        let sync = SyncCopy { partition: PARTITION, index: 1 << 35 };
-        assert_eq!(SyncCopy::decode(&sync.encode()), Ok(sync));
+        let sync = SyncRequest { partition: PARTITION, index: 1 << 35 };
+        assert_eq!(SyncRequest::decode(&sync.encode()), Ok(sync));
         vectors.push("sync", &sync.encode());
         let hint = Some(Leader { server: ServerId(0x1234), term: 5 });
         let mut responses = vec![

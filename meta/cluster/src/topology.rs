@@ -5,7 +5,7 @@
 //! `[cluster] metas`: the n-th has Raft id n and sits on seat n, the reserved server id
 //! n. Nobody has to know a meta's real id before it was ever reached: whoever sends to a
 //! seat dials the address that the configuration gives for it. Real server ids are drawn
-//! above [`SEATS_END`]; the first standalone format's id 1 is the exception, and its meta
+//! above [`META_IDS_END`]; the first standalone format's id 1 is the exception, and its meta
 //! group of one never sends.
 
 use serde::{Deserialize, Serialize};
@@ -18,18 +18,18 @@ pub struct ServerId(pub u64);
 
 /// The server ids below are seats of the meta group; a process draws its own id at or
 /// above.
-pub const SEATS_END: u64 = 1 << 8;
+pub const META_IDS_END: u64 = 1 << 8;
 
 impl ServerId {
     /// The n-th member of the meta group; the first is 1.
-    pub const fn seat(position: u32) -> ServerId {
-        assert!(position >= 1 && (position as u64) < SEATS_END, "seats are 1 to 255");
+    pub const fn of_meta(position: u32) -> ServerId {
+        assert!(position >= 1 && (position as u64) < META_IDS_END, "seats are 1 to 255");
         ServerId(position as u64)
     }
 
     /// Which member of the meta group this is, when it is a seat.
-    pub const fn as_seat(self) -> Option<u32> {
-        if self.0 >= 1 && self.0 < SEATS_END { Some(self.0 as u32) } else { None }
+    pub const fn meta_index(self) -> Option<u32> {
+        if self.0 >= 1 && self.0 < META_IDS_END { Some(self.0 as u32) } else { None }
     }
 }
 

@@ -19,12 +19,15 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::net::{ChannelReceiver, ChannelSender, ClusterId, Net, Service, To};
-use crate::news::{self, Assignment, FromMeta, Hello, Order, Page, Report, Route, Server, ToMeta};
+use crate::meta_protocol::{
+    self, Assignment, Delta, Instruction, MetaMessage, RegisterRequest, Report, Route, Server,
+    ServerMessage,
+};
+use crate::net::{ChannelReceiver, ChannelSender, ClusterId, Destination, Net, Service};
 use crate::{PartitionId, ServerId, Table, TableId};
 
 /// A sign of life is given at least so often.
-pub const BEAT: Duration = Duration::from_secs(1);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// A meta that says nothing for so long is left.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 /// Before the next meta is tried.
@@ -33,9 +36,9 @@ const PAUSE: Duration = Duration::from_millis(150);
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the process says of itself.
-pub trait Source: Send + Sync + 'static {
+pub trait ReportSource: Send + Sync + 'static {
     /// Who it is, for each new channel.
-    fn hello(&self) -> Hello;
+    fn register_request(&self) -> RegisterRequest;
     /// How its replicas are. `whole`: all of them, for somebody who knows nothing yet;
     /// else what has changed since the last report.
     fn report(&self, whole: bool) -> Report;
@@ -52,7 +55,7 @@ pub struct Assignments {
 
 /// What meta has told. `None`: nothing yet, since the process started.
 #[derive(Debug, Default)]
-pub struct Follow {
+pub struct MetaClient {
     cluster: watch::Sender<Option<u64>>,
     leader: watch::Sender<Option<String>>,
     refused: watch::Sender<Option<String>>,
@@ -81,17 +84,17 @@ struct Ended {
     pause: Duration,
 }
 
-impl Follow {
+impl MetaClient {
     /// Starts to follow, until `stop`. `metas` are the addresses of the meta group;
     /// orders that find `orders` full are dropped, meta gives them again.
     pub fn start(
         net: Arc<Net>,
         metas: Vec<String>,
-        source: Arc<dyn Source>,
-        orders: mpsc::Sender<Order>,
+        source: Arc<dyn ReportSource>,
+        orders: mpsc::Sender<Instruction>,
         stop: CancellationToken,
-    ) -> Arc<Follow> {
-        let follow = Arc::new(Follow::default());
+    ) -> Arc<MetaClient> {
+        let follow = Arc::new(MetaClient::default());
         let following = follow.clone();
         tokio::spawn(async move {
             stop.run_until_cancelled(following.run(&net, &metas, &source, &orders)).await;
@@ -144,8 +147,8 @@ impl Follow {
         &self,
         net: &Arc<Net>,
         metas: &[String],
-        source: &Arc<dyn Source>,
-        orders: &mpsc::Sender<Order>,
+        source: &Arc<dyn ReportSource>,
+        orders: &mpsc::Sender<Instruction>,
     ) {
         let (mut hint, mut turn) = (None::<String>, 0);
         // Why each could not be reached, as it was said last.
@@ -154,8 +157,11 @@ impl Follow {
             let address = hint.take().or_else(|| metas.get(turn % metas.len().max(1)).cloned());
             turn += 1;
             let Some(address) = address else { return };
-            let hello = news::encode(&source.hello());
-            let ended = match net.open(To::Address(address.clone()), Service::Meta, hello).await {
+            let register_request = meta_protocol::encode(&source.register_request());
+            let ended = match net
+                .open(Destination::Address(address.clone()), Service::Meta, register_request)
+                .await
+            {
                 Ok(channel) => {
                     said.remove(&address);
                     let (sender, receiver) = channel.split();
@@ -184,31 +190,31 @@ impl Follow {
         &self,
         net: &Arc<Net>,
         address: &str,
-        source: &Arc<dyn Source>,
-        orders: &mpsc::Sender<Order>,
+        source: &Arc<dyn ReportSource>,
+        orders: &mpsc::Sender<Instruction>,
         sender: ChannelSender,
         mut receiver: ChannelReceiver,
     ) -> Ended {
         let lost = |leader| Ended { leader, pause: PAUSE };
         let first = match timeout(SILENCE_MAX, receiver.recv()).await {
-            Ok(Some(first)) => news::decode::<FromMeta>(&first),
+            Ok(Some(first)) => meta_protocol::decode::<MetaMessage>(&first),
             Ok(None) | Err(_) => return lost(None),
         };
         match first {
-            Ok(FromMeta::Welcome(welcome)) => {
-                let before = self.cluster.borrow().or(source.hello().cluster);
+            Ok(MetaMessage::RegisterAccepted(welcome)) => {
+                let before = self.cluster.borrow().or(source.register_request().cluster);
                 if before.is_some_and(|before| before != welcome.cluster) {
                     return self.refuse(format!("the meta at {address} is of another cluster"));
                 }
                 self.cluster.send_replace(Some(welcome.cluster));
                 net.join(ClusterId(welcome.cluster));
             }
-            Ok(FromMeta::NotLeading(other)) => {
+            Ok(MetaMessage::NotLeading(other)) => {
                 // Somebody else may well lead: at once.
                 let pause = if other.leader.is_some() { Duration::from_millis(10) } else { PAUSE };
                 return Ended { leader: other.leader, pause };
             }
-            Ok(FromMeta::Refused(why)) => return self.refuse(why),
+            Ok(MetaMessage::Refused(why)) => return self.refuse(why),
             Ok(_) => return self.refuse(format!("the meta at {address} has no manners")),
             Err(bad) => return self.refuse(bad.to_string()),
         }
@@ -236,7 +242,7 @@ impl Follow {
 
     /// Reports until the channel ends. What is reported is gathered elsewhere, as it may
     /// have to be read from a disk; while that takes long, signs of life are given.
-    async fn speak(&self, source: &Arc<dyn Source>, sender: &ChannelSender) {
+    async fn speak(&self, source: &Arc<dyn ReportSource>, sender: &ChannelSender) {
         let mut gathering = self.gathering.lock().await;
         // What an earlier channel waited for counts as told: first it must be over.
         if gathering.is_some() && gathered(&mut gathering, sender).await.is_none() {
@@ -247,13 +253,13 @@ impl Follow {
             let source = source.clone();
             *gathering = Some(tokio::task::spawn_blocking(move || source.report(whole)));
             let Some(report) = gathered(&mut gathering, sender).await else { return };
-            let report = ToMeta::Report(Report { whole, ..report });
-            if sender.send(news::encode(&report)).await.is_err() {
+            let report = ServerMessage::Report(Report { whole, ..report });
+            if sender.send(meta_protocol::encode(&report)).await.is_err() {
                 return;
             }
             whole = false;
             // Changes that come together are reported together; a beat is due anyway.
-            let _ = timeout(BEAT, self.changed.notified()).await;
+            let _ = timeout(HEARTBEAT_INTERVAL, self.changed.notified()).await;
         }
     }
 
@@ -262,7 +268,7 @@ impl Follow {
         &self,
         net: &Net,
         hearing: &mut Hearing,
-        orders: &mpsc::Sender<Order>,
+        orders: &mpsc::Sender<Instruction>,
         receiver: &mut ChannelReceiver,
     ) -> Option<String> {
         loop {
@@ -275,14 +281,14 @@ impl Follow {
                 }
             };
             match self.take_in(hearing, &message) {
-                Ok(Some(FromMeta::NotLeading(other))) => return other.leader,
-                Ok(Some(FromMeta::Servers(_))) => {
+                Ok(Some(MetaMessage::NotLeading(other))) => return other.leader,
+                Ok(Some(MetaMessage::Servers(_))) => {
                     for server in self.servers.borrow().iter().flat_map(|servers| servers.values())
                     {
                         net.learn(server.id, &server.address);
                     }
                 }
-                Ok(Some(FromMeta::Order(order))) => {
+                Ok(Some(MetaMessage::Instruction(order))) => {
                     if let Err(error) = orders.try_send(order) {
                         tracing::warn!(%error, "an order of meta is dropped");
                     }
@@ -298,33 +304,37 @@ impl Follow {
 
     /// Takes in pages; gives back what is for somebody else, and the address book's page
     /// when it was the last of its kind (emptied).
-    fn take_in(&self, hearing: &mut Hearing, message: &Bytes) -> Result<Option<FromMeta>, String> {
-        match news::decode::<FromMeta>(message).map_err(|bad| bad.to_string())? {
-            FromMeta::Servers(page) => {
-                let last = Page { put: BTreeMap::new(), gone: Vec::new(), ..page };
+    fn take_in(
+        &self,
+        hearing: &mut Hearing,
+        message: &Bytes,
+    ) -> Result<Option<MetaMessage>, String> {
+        match meta_protocol::decode::<MetaMessage>(message).map_err(|bad| bad.to_string())? {
+            MetaMessage::Servers(page) => {
+                let last = Delta { upserts: BTreeMap::new(), removed: Vec::new(), ..page };
                 if let Some(servers) = hearing.servers.turn(page)? {
                     self.servers.send_replace(Some(Arc::new(servers)));
-                    return Ok(Some(FromMeta::Servers(last)));
+                    return Ok(Some(MetaMessage::Servers(last)));
                 }
             }
-            FromMeta::Tables(page) => {
+            MetaMessage::Tables(page) => {
                 if let Some(tables) = hearing.tables.turn(page)? {
                     self.tables.send_replace(Some(Arc::new(tables)));
                 }
             }
-            FromMeta::Routes(page) => {
+            MetaMessage::Routes(page) => {
                 if let Some(routes) = hearing.routes.turn(page)? {
                     self.routes.send_replace(Some(Arc::new(routes)));
                 }
             }
-            FromMeta::Assign(page) => {
+            MetaMessage::Assignments(page) => {
                 let version = page.version;
                 if let Some(tables) = hearing.assignments.turn(page)? {
                     self.assignments.send_replace(Some(Arc::new(Assignments { version, tables })));
                 }
             }
-            FromMeta::Beat | FromMeta::Welcome(_) => {}
-            FromMeta::Refused(why) => return Err(why),
+            MetaMessage::Heartbeat | MetaMessage::RegisterAccepted(_) => {}
+            MetaMessage::Refused(why) => return Err(why),
             other => return Ok(Some(other)),
         }
         Ok(None)
@@ -338,12 +348,15 @@ async fn gathered(
     sender: &ChannelSender,
 ) -> Option<Report> {
     loop {
-        match timeout(BEAT, gathering.as_mut()?).await {
+        match timeout(HEARTBEAT_INTERVAL, gathering.as_mut()?).await {
             Ok(report) => {
                 *gathering = None;
                 return report.inspect_err(|error| tracing::error!(%error, "what there is to report can't be gathered")).ok();
             }
-            Err(_) => sender.send(news::encode(&ToMeta::Report(Report::default()))).await.ok()?,
+            Err(_) => sender
+                .send(meta_protocol::encode(&ServerMessage::Report(Report::default())))
+                .await
+                .ok()?,
         }
     }
 }
@@ -362,16 +375,16 @@ impl<K: Ord, V> Default for Book<K, V> {
 
 impl<K: Ord + Clone, V: Clone> Book<K, V> {
     /// Takes a page in; the whole map when it was the last one.
-    fn turn(&mut self, page: Page<K, V>) -> Result<Option<BTreeMap<K, V>>, String> {
-        if page.fresh {
+    fn turn(&mut self, page: Delta<K, V>) -> Result<Option<BTreeMap<K, V>>, String> {
+        if page.is_snapshot {
             self.entries = Some(BTreeMap::new());
         }
         let entries = self.entries.as_mut().ok_or("it begins in the middle")?;
-        for key in page.gone {
+        for key in page.removed {
             entries.remove(&key);
         }
-        entries.extend(page.put);
-        Ok((!page.more).then(|| entries.clone()))
+        entries.extend(page.upserts);
+        Ok((!page.has_more).then(|| entries.clone()))
     }
 }
 
@@ -379,8 +392,19 @@ impl<K: Ord + Clone, V: Clone> Book<K, V> {
 mod tests {
     use super::*;
 
-    fn page(fresh: bool, more: bool, put: &[(u32, u32)], gone: &[u32]) -> Page<u32, u32> {
-        Page { version: 1, fresh, more, put: put.iter().copied().collect(), gone: gone.to_vec() }
+    fn page(
+        is_snapshot: bool,
+        has_more: bool,
+        upserts: &[(u32, u32)],
+        removed: &[u32],
+    ) -> Delta<u32, u32> {
+        Delta {
+            version: 1,
+            is_snapshot,
+            has_more,
+            upserts: upserts.iter().copied().collect(),
+            removed: removed.to_vec(),
+        }
     }
 
     #[test]

@@ -3,20 +3,20 @@
 //! # One channel per process
 //! Every process that is not a meta alone holds one channel
 //! ([`Service::Meta`](crate::net::Service)) to whichever meta leads. It opens it with a
-//! [`Hello`]; meta's first word is [`FromMeta::Welcome`], or why there is none
-//! ([`FromMeta::NotLeading`], [`FromMeta::Refused`]), and then the channel ends. Both
-//! sides talk when they have something to say: the process sends [`ToMeta`], at least one
-//! a second as a sign of life; meta sends [`FromMeta`].
+//! [`RegisterRequest`]; meta's first word is [`MetaMessage::RegisterAccepted`], or why there is none
+//! ([`MetaMessage::NotLeading`], [`MetaMessage::Refused`]), and then the channel ends. Both
+//! sides talk when they have something to say: the process sends [`ServerMessage`], at least one
+//! a second as a sign of life; meta sends [`MetaMessage`].
 //!
 //! # Pages
 //! Four things are kept in step: the address book, the table catalogue, the assignments
-//! of this server and the routes. Each comes as [`Page`]s: first everything, then what
+//! of this server and the routes. Each comes as [`Delta`]s: first everything, then what
 //! changed. A page that is `fresh` begins anew, one with `more` is not to be acted on
 //! before its successors have come, so that no message grows with the cluster and nobody
 //! acts on half a picture.
 //!
 //! # Questions
-//! What has an answer goes by `call` instead: an [`Ask`], answered with [`Told`].
+//! What has an answer goes by `call` instead: an [`MetaRequest`], answered with [`MetaResponse`].
 //!
 //! # Layout
 //! A version byte (1), then postcard. Within version 1, variants and fields are never
@@ -37,13 +37,13 @@ pub const VERSION: u8 = 1;
 pub const ADDRESS_BYTES_MAX: usize = 270;
 /// The most bytes of a zone's name.
 pub const ZONE_BYTES_MAX: usize = 64;
-/// Items of one [`Page`] are held below about so many bytes.
-pub const PAGE_BYTES: usize = 256 << 10;
+/// Items of one [`Delta`] are held below about so many bytes.
+pub const DELTA_BYTES: usize = 256 << 10;
 
 /// A message that is not one of ours, or of another version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a message between meta and a server can't be read: {0}")]
-pub struct BadNews(String);
+pub struct MetaDecodeError(String);
 
 /// A message as bytes.
 pub fn encode<T: Serialize>(message: &T) -> Bytes {
@@ -55,17 +55,17 @@ pub fn encode<T: Serialize>(message: &T) -> Bytes {
 ///
 /// # Errors
 /// Another version, damaged, or longer than the message.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadNews> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MetaDecodeError> {
     match bytes.split_first() {
         Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
             Ok((message, [])) => Ok(message),
-            Ok((_, rest)) => Err(BadNews(format!("{} bytes are left over", rest.len()))),
-            Err(error) => Err(BadNews(error.to_string())),
+            Ok((_, rest)) => Err(MetaDecodeError(format!("{} bytes are left over", rest.len()))),
+            Err(error) => Err(MetaDecodeError(error.to_string())),
         },
-        Some((version, _)) => {
-            Err(BadNews(format!("it has version {version}, and this process knows {VERSION}")))
-        }
-        None => Err(BadNews("it is empty".to_owned())),
+        Some((version, _)) => Err(MetaDecodeError(format!(
+            "it has version {version}, and this process knows {VERSION}"
+        ))),
+        None => Err(MetaDecodeError("it is empty".to_owned())),
     }
 }
 
@@ -141,7 +141,7 @@ impl Server {
 
 /// The first word of a process to meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
+pub struct RegisterRequest {
     /// Who it is.
     pub server: Server,
     /// The cluster it belongs to; `None` before it was ever told.
@@ -152,7 +152,7 @@ pub struct Hello {
 
 /// What a process says to meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToMeta {
+pub enum ServerMessage {
     /// How its replicas are. Also the sign of life, when it is empty.
     Report(Report),
 }
@@ -171,14 +171,14 @@ pub struct Report {
     /// Tables that were to be destroyed, and of which nothing is left here.
     pub destroyed: Vec<TableId>,
     /// Compactions that meta ordered.
-    pub compactions: Vec<Compaction>,
+    pub compactions: Vec<CompactionProgress>,
     /// The server's own figures, now and then.
-    pub figures: Option<ServerFigures>,
+    pub figures: Option<ServerStats>,
 }
 
 /// A server's own figures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerFigures {
+pub struct ServerStats {
     /// Bytes of the data directory's disk in all.
     pub disk_total_bytes: u64,
     /// Bytes of it that are free.
@@ -202,7 +202,7 @@ pub struct ServerFigures {
 
 /// How a replica is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Health {
+pub enum ReplicaHealth {
     /// It is being opened.
     Opening,
     /// It takes part in its group.
@@ -221,7 +221,7 @@ pub struct Replica {
     /// Which member of its group.
     pub raft_id: u64,
     /// How it is.
-    pub health: Health,
+    pub health: ReplicaHealth,
     /// Why it has stopped, when it has.
     pub fault: Option<String>,
     /// Raft's term.
@@ -246,8 +246,8 @@ pub struct Replica {
 
 /// How an ordered compaction stands on one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Compaction {
-    /// Of [`Order::Compact`].
+pub struct CompactionProgress {
+    /// Of [`Instruction::Compact`].
     pub run: u64,
     /// Of which table.
     pub table: TableId,
@@ -267,21 +267,21 @@ pub struct Compaction {
 
 /// What meta says to a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FromMeta {
+pub enum MetaMessage {
     /// The first word: the server is known now.
-    Welcome(Welcome),
+    RegisterAccepted(RegisterAccepted),
     /// The address book.
-    Servers(Page<ServerId, Server>),
+    Servers(Delta<ServerId, Server>),
     /// The catalogue: tables that serve.
-    Tables(Page<TableId, Table>),
+    Tables(Delta<TableId, Table>),
     /// Tables of which this server holds replicas, or still has to destroy some.
-    Assign(Page<TableId, Assignment>),
+    Assignments(Delta<TableId, Assignment>),
     /// Where partitions' replicas are and who leads them.
-    Routes(Page<PartitionId, Route>),
+    Routes(Delta<PartitionId, Route>),
     /// To be done once, now, as far as it can be.
-    Order(Order),
+    Instruction(Instruction),
     /// Sent now and then, so that both sides know that the other is there.
-    Beat,
+    Heartbeat,
     /// The channel ends: another meta leads, or none.
     NotLeading(NotLeading),
     /// The channel ends, and trying again is of no use before something has changed.
@@ -290,7 +290,7 @@ pub enum FromMeta {
 
 /// Meta's first word.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Welcome {
+pub struct RegisterAccepted {
     /// The cluster that both are of.
     pub cluster: u64,
     /// The meta group's term under which this channel is served.
@@ -299,17 +299,17 @@ pub struct Welcome {
 
 /// Part of a map that is kept in step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Page<K: Ord, V> {
+pub struct Delta<K: Ord, V> {
     /// Of the whole after this page's last successor.
     pub version: u64,
     /// Forget what was known before.
-    pub fresh: bool,
+    pub is_snapshot: bool,
     /// Its successor follows; act when the last has come.
-    pub more: bool,
+    pub has_more: bool,
     /// What is so now.
-    pub put: BTreeMap<K, V>,
+    pub upserts: BTreeMap<K, V>,
     /// What is no more.
-    pub gone: Vec<K>,
+    pub removed: Vec<K>,
 }
 
 /// What a server is to do about one table.
@@ -335,7 +335,7 @@ pub struct Route {
 
 /// Something to be done once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Order {
+pub enum Instruction {
     /// The leader of a partition, if it is here and still of this term, is to hand over.
     Transfer {
         /// Which.
@@ -357,15 +357,15 @@ pub enum Order {
 
 /// A question to meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ask {
+pub enum MetaRequest {
     /// The table of this name, created as configured when it is missing. Answered with
-    /// [`Told::Table`] once it can be written.
+    /// [`MetaResponse::Table`] once it can be written.
     EnsureTable {
         /// `db0` and the like.
         name: String,
     },
     /// A request of the admin API that came to a meta that does not lead, already let in
-    /// there. Answered with [`Told::Admin`].
+    /// there. Answered with [`MetaResponse::Admin`].
     Admin {
         /// GET, POST, PUT or DELETE.
         method: String,
@@ -375,31 +375,31 @@ pub enum Ask {
         body: Bytes,
     },
     /// Whether a table of this name serves; none is created. Answered with
-    /// [`Told::Found`].
+    /// [`MetaResponse::Found`].
     FindTable {
         /// Any word.
         name: String,
     },
-    /// All tables that serve. Answered with [`Told::Tables`].
+    /// All tables that serve. Answered with [`MetaResponse::Tables`].
     ListTables,
     /// Whether a server whose meta remembers nothing may take a seat of the meta group.
-    /// Answered with [`Told::Seat`], by metas that do not lead and are not open yet, too.
-    Seat {
+    /// Answered with [`MetaResponse::MetaIndex`], by metas that do not lead and are not open yet, too.
+    MetaIndex {
         /// The first is 1.
-        seat: u32,
+        index: u32,
         /// Who wants it.
         server: ServerId,
     },
-    /// What a table is like that [`Ask::EnsureTable`] makes. Answered with
-    /// [`Told::NewTable`].
+    /// What a table is like that [`MetaRequest::EnsureTable`] makes. Answered with
+    /// [`MetaResponse::NewTable`].
     NewTable,
 }
 
-/// What a meta knows of a seat.
+/// What a meta knows of a index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SeatWord {
+pub enum MetaIndexStatus {
     /// There is no cluster yet, as far as it knows.
-    Unfounded,
+    NoCluster,
     /// There is one, and who has the seat is for the meta that leads to say.
     Unknown,
     /// It is free, or that server's.
@@ -410,7 +410,7 @@ pub enum SeatWord {
 
 /// Meta's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Told {
+pub enum MetaResponse {
     /// The table as it is.
     Table(Table),
     /// An answer of the admin API.
@@ -433,8 +433,8 @@ pub enum Told {
     /// All tables that there were at some moment since the question came: 1000 at most,
     /// of some hundred bytes each.
     Tables(Vec<Table>),
-    /// What is known of a seat.
-    Seat(SeatWord),
+    /// What is known of a index.
+    MetaIndex(MetaIndexStatus),
     /// What a table is like that is made by its first write.
     NewTable {
         /// How many it has.
@@ -492,7 +492,7 @@ mod tests {
         let replica = Replica {
             partition: PartitionId { table: TableId(7), index: 3 },
             raft_id: 9,
-            health: Health::Faulty,
+            health: ReplicaHealth::Faulty,
             fault: Some("disk".into()),
             term: 5,
             leads: true,
@@ -504,7 +504,7 @@ mod tests {
             disk_bytes: 70_000,
             memtable_bytes: 128,
         };
-        let compaction = Compaction {
+        let compaction = CompactionProgress {
             run: 400,
             table: TableId(7),
             done: 1,
@@ -514,7 +514,7 @@ mod tests {
             ended: true,
             error: Some("full".into()),
         };
-        let figures = ServerFigures {
+        let figures = ServerStats {
             disk_total_bytes: 1 << 40,
             disk_free_bytes: 1 << 30,
             rows_disk_bytes: 3000,
@@ -547,7 +547,7 @@ mod tests {
         examples.into_iter().map(each).collect()
     }
 
-    fn from_meta() -> Vec<(&'static str, FromMeta)> {
+    fn from_meta() -> Vec<(&'static str, MetaMessage)> {
         let (table, route) = (example_table(), example_route());
         let assignment = Assignment {
             table: table.clone(),
@@ -561,104 +561,113 @@ mod tests {
             placement: Placement { partition: unled, members: Vec::new(), epoch: 300 },
             leader: None,
         };
-        let transfer = Order::Transfer { partition: led, term: 5, to: 9 };
-        let page_of_routes = |put| Page { version: 4, fresh: true, more: false, put, gone: vec![] };
+        let transfer = Instruction::Transfer { partition: led, term: 5, to: 9 };
+        let page_of_routes = |upserts| Delta {
+            version: 4,
+            is_snapshot: true,
+            has_more: false,
+            upserts,
+            removed: vec![],
+        };
         vec![
-            ("welcome", FromMeta::Welcome(Welcome { cluster: 1, term: 2 })),
+            ("welcome", MetaMessage::RegisterAccepted(RegisterAccepted { cluster: 1, term: 2 })),
             (
                 "servers",
-                FromMeta::Servers(Page {
+                MetaMessage::Servers(Delta {
                     version: 1 << 40,
-                    fresh: true,
-                    more: true,
-                    put: BTreeMap::from([(ServerId(0x1234), example_server())]),
-                    gone: vec![],
+                    is_snapshot: true,
+                    has_more: true,
+                    upserts: BTreeMap::from([(ServerId(0x1234), example_server())]),
+                    removed: vec![],
                 }),
             ),
             (
                 "servers-gone",
-                FromMeta::Servers(Page {
+                MetaMessage::Servers(Delta {
                     version: 4,
-                    fresh: false,
-                    more: false,
-                    put: BTreeMap::new(),
-                    gone: vec![ServerId(0x1234), ServerId(1)],
+                    is_snapshot: false,
+                    has_more: false,
+                    upserts: BTreeMap::new(),
+                    removed: vec![ServerId(0x1234), ServerId(1)],
                 }),
             ),
             (
                 "tables",
-                FromMeta::Tables(Page {
+                MetaMessage::Tables(Delta {
                     version: 4,
-                    fresh: false,
-                    more: true,
-                    put: BTreeMap::from([(TableId(7), table)]),
-                    gone: vec![TableId(6)],
+                    is_snapshot: false,
+                    has_more: true,
+                    upserts: BTreeMap::from([(TableId(7), table)]),
+                    removed: vec![TableId(6)],
                 }),
             ),
             (
                 "assignments",
-                FromMeta::Assign(Page {
+                MetaMessage::Assignments(Delta {
                     version: 4,
-                    fresh: true,
-                    more: false,
-                    put: BTreeMap::from([(TableId(7), assignment), (TableId(8), destroyed)]),
-                    gone: vec![TableId(6)],
+                    is_snapshot: true,
+                    has_more: false,
+                    upserts: BTreeMap::from([(TableId(7), assignment), (TableId(8), destroyed)]),
+                    removed: vec![TableId(6)],
                 }),
             ),
-            ("routes", FromMeta::Routes(page_of_routes(BTreeMap::from([(led, route)])))),
+            ("routes", MetaMessage::Routes(page_of_routes(BTreeMap::from([(led, route)])))),
             (
                 "routes-without-leader",
-                FromMeta::Routes(Page {
+                MetaMessage::Routes(Delta {
                     version: 5,
-                    fresh: false,
-                    more: false,
-                    put: BTreeMap::from([(unled, unled_route)]),
-                    gone: vec![led],
+                    is_snapshot: false,
+                    has_more: false,
+                    upserts: BTreeMap::from([(unled, unled_route)]),
+                    removed: vec![led],
                 }),
             ),
-            ("order-transfer", FromMeta::Order(transfer)),
-            ("order-compact", FromMeta::Order(Order::Compact { run: 400, table: TableId(7) })),
-            ("beat", FromMeta::Beat),
-            ("not-leading", FromMeta::NotLeading(NotLeading { leader: Some("a".into()) })),
-            ("refused", FromMeta::Refused("b".into())),
+            ("order-transfer", MetaMessage::Instruction(transfer)),
+            (
+                "order-compact",
+                MetaMessage::Instruction(Instruction::Compact { run: 400, table: TableId(7) }),
+            ),
+            ("beat", MetaMessage::Heartbeat),
+            ("not-leading", MetaMessage::NotLeading(NotLeading { leader: Some("a".into()) })),
+            ("refused", MetaMessage::Refused("b".into())),
         ]
     }
 
-    fn asked() -> Vec<(&'static str, Ask)> {
+    fn asked() -> Vec<(&'static str, MetaRequest)> {
         vec![
-            ("ensure-table", Ask::EnsureTable { name: "db0".into() }),
+            ("ensure-table", MetaRequest::EnsureTable { name: "db0".into() }),
             (
                 "admin",
-                Ask::Admin {
+                MetaRequest::Admin {
                     method: "PUT".into(),
                     path: "/v1/tables/a/envs/default_ttl".into(),
                     body: Bytes::from_static(b"{}"),
                 },
             ),
-            ("find-table", Ask::FindTable { name: "db0".into() }),
-            ("list-tables", Ask::ListTables),
-            ("seat", Ask::Seat { seat: 3, server: ServerId(0x1234) }),
-            ("new-table", Ask::NewTable),
+            ("find-table", MetaRequest::FindTable { name: "db0".into() }),
+            ("list-tables", MetaRequest::ListTables),
+            ("seat", MetaRequest::MetaIndex { index: 3, server: ServerId(0x1234) }),
+            ("new-table", MetaRequest::NewTable),
         ]
     }
 
-    fn answered() -> Vec<(&'static str, Told)> {
+    fn answered() -> Vec<(&'static str, MetaResponse)> {
         let body = Bytes::from_static(b"{}");
         vec![
-            ("table", Told::Table(example_table())),
-            ("admin", Told::Admin { status: 404, body }),
-            ("not-leading", Told::NotLeading(NotLeading { leader: None })),
-            ("refused", Told::Refused("a".into())),
-            ("not-now", Told::NotNow("b".into())),
-            ("unknown", Told::Unknown("c".into())),
-            ("found-none", Told::Found(None)),
-            ("found", Told::Found(Some(example_table()))),
-            ("tables", Told::Tables(vec![example_table()])),
-            ("seat-unfounded", Told::Seat(SeatWord::Unfounded)),
-            ("seat-unknown", Told::Seat(SeatWord::Unknown)),
-            ("seat-free", Told::Seat(SeatWord::Free)),
-            ("seat-taken", Told::Seat(SeatWord::Taken(ServerId(0x1234)))),
-            ("new-table", Told::NewTable { partitions: 300 }),
+            ("table", MetaResponse::Table(example_table())),
+            ("admin", MetaResponse::Admin { status: 404, body }),
+            ("not-leading", MetaResponse::NotLeading(NotLeading { leader: None })),
+            ("refused", MetaResponse::Refused("a".into())),
+            ("not-now", MetaResponse::NotNow("b".into())),
+            ("unknown", MetaResponse::Unknown("c".into())),
+            ("found-none", MetaResponse::Found(None)),
+            ("found", MetaResponse::Found(Some(example_table()))),
+            ("tables", MetaResponse::Tables(vec![example_table()])),
+            ("seat-unfounded", MetaResponse::MetaIndex(MetaIndexStatus::NoCluster)),
+            ("seat-unknown", MetaResponse::MetaIndex(MetaIndexStatus::Unknown)),
+            ("seat-free", MetaResponse::MetaIndex(MetaIndexStatus::Free)),
+            ("seat-taken", MetaResponse::MetaIndex(MetaIndexStatus::Taken(ServerId(0x1234)))),
+            ("new-table", MetaResponse::NewTable { partitions: 300 }),
         ]
     }
 
@@ -666,7 +675,8 @@ mod tests {
     #[test]
     fn version_1_is_frozen() {
         let mut vectors = Vectors::default();
-        let hello = Hello { server: example_server(), cluster: Some(5), software: "1".into() };
+        let hello =
+            RegisterRequest { server: example_server(), cluster: Some(5), software: "1".into() };
         let meta = Server {
             http: String::new(),
             clients: Vec::new(),
@@ -674,42 +684,46 @@ mod tests {
             durability: None,
             ..example_server()
         };
-        let fresh = Hello { server: meta, cluster: None, software: String::new() };
-        vectors.add::<Hello>("hello", 1, bytes_of(vec![("known", hello), ("new", fresh)]));
+        let unregistered = RegisterRequest { server: meta, cluster: None, software: String::new() };
+        vectors.add::<RegisterRequest>(
+            "hello",
+            1,
+            bytes_of(vec![("known", hello), ("new", unregistered)]),
+        );
         let reports = vec![
-            ("report-empty", ToMeta::Report(Report::default())),
-            ("report", ToMeta::Report(example_report())),
+            ("report-empty", ServerMessage::Report(Report::default())),
+            ("report", ServerMessage::Report(example_report())),
         ];
-        vectors.add::<ToMeta>("to_meta", 1, bytes_of(reports));
-        vectors.add::<FromMeta>("from_meta", 1, bytes_of(from_meta()));
-        vectors.add::<Ask>("question", 1, bytes_of(asked()));
-        vectors.add::<Told>("answer", 1, bytes_of(answered()));
-        let seats = vec![
-            ("unfounded", SeatWord::Unfounded),
-            ("unknown", SeatWord::Unknown),
-            ("free", SeatWord::Free),
-            ("taken", SeatWord::Taken(ServerId(1))),
+        vectors.add::<ServerMessage>("to_meta", 1, bytes_of(reports));
+        vectors.add::<MetaMessage>("from_meta", 1, bytes_of(from_meta()));
+        vectors.add::<MetaRequest>("question", 1, bytes_of(asked()));
+        vectors.add::<MetaResponse>("answer", 1, bytes_of(answered()));
+        let meta_members = vec![
+            ("unfounded", MetaIndexStatus::NoCluster),
+            ("unknown", MetaIndexStatus::Unknown),
+            ("free", MetaIndexStatus::Free),
+            ("taken", MetaIndexStatus::Taken(ServerId(1))),
         ];
-        vectors.add::<SeatWord>("seat", 1, bytes_of(seats));
+        vectors.add::<MetaIndexStatus>("seat", 1, bytes_of(meta_members));
         let orders = vec![
             (
                 "transfer",
-                Order::Transfer {
+                Instruction::Transfer {
                     partition: PartitionId { table: TableId(1), index: 2 },
                     term: 3,
                     to: 4,
                 },
             ),
-            ("compact", Order::Compact { run: 1, table: TableId(2) }),
+            ("compact", Instruction::Compact { run: 1, table: TableId(2) }),
         ];
-        vectors.add::<Order>("order", 1, bytes_of(orders));
+        vectors.add::<Instruction>("order", 1, bytes_of(orders));
         let healths = vec![
-            ("opening", Health::Opening),
-            ("running", Health::Running),
-            ("installing", Health::Installing),
-            ("faulty", Health::Faulty),
+            ("opening", ReplicaHealth::Opening),
+            ("running", ReplicaHealth::Running),
+            ("installing", ReplicaHealth::Installing),
+            ("faulty", ReplicaHealth::Faulty),
         ];
-        vectors.add::<Health>("health", 1, bytes_of(healths));
+        vectors.add::<ReplicaHealth>("health", 1, bytes_of(healths));
         let durabilities = vec![
             ("os", Durability::Os),
             ("interval", Durability::Interval),
@@ -735,10 +749,14 @@ mod tests {
             b"\x01\x06\x00",
             b"\x01\x01\xff\xff\xff\xff\xff",
         ] {
-            assert!(decode::<FromMeta>(bytes).is_err(), "{bytes:?}");
+            assert!(decode::<MetaMessage>(bytes).is_err(), "{bytes:?}");
         }
         assert_eq!(
-            decode::<FromMeta>(b"\x02\x06").unwrap_err().to_string().matches("version 2").count(),
+            decode::<MetaMessage>(b"\x02\x06")
+                .unwrap_err()
+                .to_string()
+                .matches("version 2")
+                .count(),
             1
         );
     }

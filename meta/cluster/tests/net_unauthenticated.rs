@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cluster::ServerId;
 use cluster::net::{
-    ClusterId, Net, NetError, NetOptions, NetSetupError, NetTls, Secret, Service, To,
+    ClusterId, Destination, Net, NetError, NetOptions, NetSetupError, NetTls, Secret, Service,
 };
 use kit::{LONG, ask, options, serve, until};
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ async fn meet(dialer: NetOptions, acceptor: NetOptions) -> Result<String, String
         Err(NetError::NotSent(why)) => Err(why),
         Err(error) => panic!("{error}"),
     };
-    let channel = net.open(To::Server(ServerId(2)), Service::Meta, "x".into()).await;
+    let channel = net.open(Destination::Server(ServerId(2)), Service::Meta, "x".into()).await;
     assert_eq!(channel.is_ok(), answer.is_ok());
     assert_eq!(served.echo.calls.load(Ordering::SeqCst), usize::from(answer.is_ok()));
     answer
@@ -241,7 +241,8 @@ async fn greeted(address: &str) -> TcpStream {
     let net = Net::new(options(9)).unwrap();
     let near = listener.local_addr().unwrap().to_string();
     let dialing = tokio::spawn(async move {
-        net.call(To::Address(near), Service::Rows, "x".into(), Duration::from_secs(1)).await
+        net.call(Destination::Address(near), Service::Rows, "x".into(), Duration::from_secs(1))
+            .await
     });
     let (mut dialer, _) = listener.accept().await.unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -304,7 +305,7 @@ async fn garbage_closes_the_connection_and_nothing_else() {
             tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await.expect("it is closed");
     }
     assert_eq!(ask(&net, "now").await.unwrap(), "now");
-    assert!(net.is_connected(&To::Server(ServerId(2))));
+    assert!(net.is_connected(&Destination::Server(ServerId(2))));
     // And a dialer that meets an acceptor who talks garbage.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     net.learn(ServerId(3), &listener.local_addr().unwrap().to_string());
@@ -313,8 +314,10 @@ async fn garbage_closes_the_connection_and_nothing_else() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
-    let error =
-        net.call(To::Server(ServerId(3)), Service::Rows, "x".into(), LONG).await.unwrap_err();
+    let error = net
+        .call(Destination::Server(ServerId(3)), Service::Rows, "x".into(), LONG)
+        .await
+        .unwrap_err();
     assert!(matches!(error, NetError::NotSent(_)), "{error}");
-    until("it stays connected", || net.is_connected(&To::Server(ServerId(2)))).await;
+    until("it stays connected", || net.is_connected(&Destination::Server(ServerId(2)))).await;
 }
