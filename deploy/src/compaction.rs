@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{CallError, PartitionId, Table, TableId, meta_protocol};
-use meta::admin::Compaction;
+use meta::admin::CompactionStatus;
 use parking_lot::Mutex;
 use storage::{Compaction as OfStore, Node};
 
