@@ -358,7 +358,7 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortH
 /// Waits for the first value of a watch.
 async fn first_value<T: Clone>(mut value: watch::Receiver<Option<T>>) -> anyhow::Result<T> {
     let word =
-        news.wait_for(Option::is_some).await.context("the connection to the cluster has ended")?;
+        value.wait_for(Option::is_some).await.context("the connection to the cluster has ended")?;
     word.clone().context("the value was removed")
 }
 

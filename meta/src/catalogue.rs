@@ -389,10 +389,10 @@ impl Meta {
 
     /// Whether letters of a seat may come from a server: another's would be those of a
     /// meta that has forgotten what it had voted for.
-    pub fn owns_meta_index(&self, seat: u64, server: ServerId) -> bool {
-        let Ok(seat) = u32::try_from(seat) else { return false };
-        match self.store.get(Family::Default, &record::seat_key(seat)) {
-            Ok(Some(known)) => record::seat_server(&known) == Some(server),
+    pub fn owns_meta_index(&self, index: u64, server: ServerId) -> bool {
+        let Ok(index) = u32::try_from(index) else { return false };
+        match self.store.get(Family::Default, &record::meta_index_key(index)) {
+            Ok(Some(known)) => record::meta_index_owner(&known) == Some(server),
             Ok(None) => true,
             // Nothing is taken in by a meta that can't read what it knows.
             Err(_) => false,
