@@ -15,7 +15,7 @@ use engine::store::StoreHealth;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use meta::Meta;
-use meta::admin::{CompactionStatus, NodeStatus, TableStats};
+use meta::admin::{CompactionStatus, NodeStatus, TableUsage};
 use proxy::Proxy;
 use proxy::config::{FileChange, RewriteError};
 use proxy::host::{Durability, InfoSection, InfoValue, ProcessMemory, TableStats};
@@ -478,10 +478,10 @@ impl meta::admin::HostProcess for ProcessInfo {
         crate::reporter::figures(self, rows_disk_bytes, disk_problem)
     }
 
-    fn figures(&self, table: &Table) -> TableStats {
+    fn figures(&self, table: &Table) -> TableUsage {
         let figures =
             self.node.as_ref().map(|node| node.table_figures(table.id)).unwrap_or_default();
-        TableStats {
+        TableUsage {
             rows: figures.rows,
             expiring: figures.expiring,
             disk_bytes: figures.disk_bytes,

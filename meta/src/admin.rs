@@ -84,7 +84,7 @@ pub trait HostProcess: Send + Sync + 'static {
     /// The node's own figures. Asked of the only server, standalone; others report them.
     fn server_figures(&self) -> ServerStats;
     /// What a table holds here. Asked of the only server, standalone.
-    fn figures(&self, table: &Table) -> TableStats;
+    fn figures(&self, table: &Table) -> TableUsage;
     /// Starts a compaction of the table, unless one is running; how it stands. Asked of
     /// the only server, standalone.
     fn compact(&self, table: &Arc<Table>) -> CompactionStatus;

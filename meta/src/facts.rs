@@ -8,7 +8,7 @@ use cluster::{Member, Placement, ServerId, Table};
 
 use crate::admin::{
     ClusterStatus, CompactionStatus, MemberStatus, MetaStatus, PartitionStatus, ServerStatus,
-    TableStats,
+    TableUsage,
 };
 use crate::catalogue::{Meta, MetaMode, now_ms};
 use crate::leading::LAG_MAX;
@@ -104,9 +104,9 @@ impl Meta {
     }
 
     /// What a table holds, as far as it was reported.
-    pub fn figures_of(&self, picture: &Picture, table: &Table) -> TableStats {
+    pub fn figures_of(&self, picture: &Picture, table: &Table) -> TableUsage {
         let roster = self.roster.lock();
-        let mut figures = TableStats::default();
+        let mut figures = TableUsage::default();
         for placement in picture.state.placements_of(table.id) {
             let partition = placement.partition;
             match roster.leading(partition) {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use cluster::Table;
-use meta::admin::{CompactionStatus, HostProcess, NodeStatus, TableStats};
+use meta::admin::{CompactionStatus, HostProcess, NodeStatus, TableUsage};
 use serde_json::{Value, json};
 
 mod kit;
@@ -39,8 +39,8 @@ impl HostProcess for Node {
     fn server_figures(&self) -> cluster::meta_protocol::ServerStats {
         cluster::meta_protocol::ServerStats { disk_free_bytes: 7, ..Default::default() }
     }
-    fn figures(&self, table: &Table) -> TableStats {
-        TableStats { rows: u64::from(table.id.0) * 100, ..TableStats::default() }
+    fn figures(&self, table: &Table) -> TableUsage {
+        TableUsage { rows: u64::from(table.id.0) * 100, ..TableUsage::default() }
     }
     fn compact(&self, table: &Arc<Table>) -> CompactionStatus {
         CompactionStatus {

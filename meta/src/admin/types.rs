@@ -60,12 +60,12 @@ pub struct TableStatus {
     pub envs: BTreeMap<String, String>,
     /// What it holds.
     #[serde(flatten)]
-    pub figures: TableStats,
+    pub figures: TableUsage,
 }
 
 /// What a table holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TableStats {
+pub struct TableUsage {
     /// Rows, expired ones that the expiry cycle has not reached yet included; each
     /// counted once.
     pub rows: u64,

@@ -20,7 +20,7 @@ use engine::log::{Log, LogOptions};
 use engine::raft::{Node, RaftMessage, Ticker, Transport, TransportError};
 use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
-use meta::admin::{CompactionStatus, HostProcess, NodeStatus, TableStats};
+use meta::admin::{CompactionStatus, HostProcess, NodeStatus, TableUsage};
 use meta::{Meta, MetaMode, MetaOptions};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -56,7 +56,7 @@ impl HostProcess for Nobody {
     fn server_figures(&self) -> cluster::meta_protocol::ServerStats {
         cluster::meta_protocol::ServerStats { disk_free_bytes: 7, ..Default::default() }
     }
-    fn figures(&self, _: &Table) -> TableStats {
+    fn figures(&self, _: &Table) -> TableUsage {
         panic!("the reports say what tables hold")
     }
     fn compact(&self, _: &Arc<Table>) -> CompactionStatus {
