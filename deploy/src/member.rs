@@ -416,8 +416,10 @@ pub(crate) async fn transfer_meta_leadership(meta: &Meta, timeout: Duration) {
     if !status.stats.is_leader {
         return;
     }
-    let near =
-        status.followers.iter().filter(|follower| follower.is_voter && follower.heard.is_some());
+    let near = status
+        .followers
+        .iter()
+        .filter(|follower| follower.is_voter && follower.last_contact.is_some());
     let Some(next) = near.max_by_key(|follower| follower.matched) else { return };
     // Meta's leases end with the decision that they were acquired for.
     match tokio::time::timeout(

@@ -374,7 +374,9 @@ impl Node {
                         Arc::new(self.rebuild(peers, &held.placement, held.raft_id))
                     })
                     .clone();
-                tasks::spawn(async move { rebuild.ask().await }, |why| tasks::tell("rebuild", why));
+                tasks::spawn(async move { rebuild.request_snapshot().await }, |why| {
+                    tasks::tell("rebuild", why)
+                });
                 (held.since, held.pause) = (now, (held.pause * 2).min(MEND_LAST));
             }
         }

@@ -11,11 +11,11 @@
 //! promise that the follower has not given: the leader's lease would outlive it. So no
 //! request is asked for before the last one's answer is handed on.
 //!
-//! Followers that no majority waits for get what has gathered in a while (`prompt.rs`).
+//! Followers that no majority waits for get what has gathered in a while (`thrifty.rs`).
 //!
 //! That something is committed is told with the next entries. openraft would tell it in a
 //! letter of its own as soon as a round is over; here such a letter leaves only when no
-//! entries have come for [`NEWS_DELAY`]. And it is told only every [`NEWS_PERIOD`]: what
+//! entries have come for [`COMMIT_NOTICE_DELAY`]. And it is told only every [`COMMIT_NOTICE_INTERVAL`]: what
 //! a follower applies at once it writes as one.
 
 use std::sync::Arc;
@@ -27,38 +27,46 @@ use openraft::errors::RPCError;
 use openraft::network::RPCOption;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendResult};
 
-use super::peers::{Peer, unsaid};
-use super::prompt::{LAZY_PERIOD, Prompt};
+use super::peers::{Peer, to_unreachable};
+use super::thrifty::{LAZY_INTERVAL, ThriftyQuorum};
 use super::types::{LogId, RaftId, Types};
 
 /// Letters with entries that are under way to one follower at one time.
-const LETTERS_MAX: usize = 1;
+const IN_FLIGHT_MAX: usize = 1;
 const _: () = assert!(
-    LETTERS_MAX == 1,
+    IN_FLIGHT_MAX == 1,
     "a second letter under way would lengthen the leader's lease beyond its followers' promise"
 );
 /// How long followers may be left without the news that something is committed. Nobody
 /// waits for it: who is elected applies everything first.
-const NEWS_DELAY: Duration = Duration::from_millis(50);
+const COMMIT_NOTICE_DELAY: Duration = Duration::from_millis(50);
 /// How often followers are told with entries what is committed.
-const NEWS_PERIOD: Duration = Duration::from_millis(20);
+const COMMIT_NOTICE_INTERVAL: Duration = Duration::from_millis(20);
 
-type Answer = Result<StreamAppendResult<Types>, RPCError<Types>>;
+type AppendAnswer = Result<StreamAppendResult<Types>, RPCError<Types>>;
 
 /// Sends requests, and gives their answers in the same order; ends with the first that is
 /// not a whole success.
-pub(super) fn stream<'s, S>(peer: &'s Peer, input: S, option: RPCOption) -> BoxStream<'s, Answer>
+pub(super) fn stream<'s, S>(
+    peer: &'s Peer,
+    input: S,
+    option: RPCOption,
+) -> BoxStream<'s, AppendAnswer>
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
     let send = move |request| {
         let option = option.clone();
-        async move { exchange(peer, request, &option).await }
+        async move { send_append(peer, request, &option).await }
     };
     let answers = Box::pin(
-        with_less_news(news_with_entries(gathered(input, peer.peers.prompt.clone(), peer.target)))
-            .map(send)
-            .buffered(LETTERS_MAX),
+        thin_commit_notices(delay_commit_notices(batch_for_lazy_follower(
+            input,
+            peer.peers.quorum.clone(),
+            peer.target,
+        )))
+        .map(send)
+        .buffered(IN_FLIGHT_MAX),
     );
     Box::pin(stream::unfold(Some(answers), |answers| async move {
         let mut answers = answers?;
@@ -72,23 +80,23 @@ pub(super) async fn heartbeat<'s, S>(
     peer: &'s Peer,
     mut input: S,
     option: RPCOption,
-) -> BoxStream<'s, Answer>
+) -> BoxStream<'s, AppendAnswer>
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
     let answer = match input.next().await {
-        Some(request) => Some(exchange(peer, request, &option).await.0),
+        Some(request) => Some(send_append(peer, request, &option).await.0),
         None => None,
     };
     Box::pin(stream::iter(answer))
 }
 
 /// Sends a request; its answer, and whether that is a whole success.
-async fn exchange(
+async fn send_append(
     peer: &Peer,
     request: AppendEntriesRequest<Types>,
     option: &RPCOption,
-) -> (Answer, bool) {
+) -> (AppendAnswer, bool) {
     let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
     let response = match peer.append(&request, option).await {
         Ok(response) => response,
@@ -97,14 +105,14 @@ async fn exchange(
     if response.is_success()
         && let Some(last) = last
     {
-        peer.peers.prompt.acknowledged(peer.target, last.index, Instant::now());
+        peer.peers.quorum.acknowledged(peer.target, last.index, Instant::now());
     }
     let is_whole = match &response {
         AppendEntriesResponse::Success => true,
         AppendEntriesResponse::PartialSuccess(matched) => *matched == last,
         AppendEntriesResponse::Conflict if request.prev_log_id.is_none() => {
             return (
-                Err(unsaid("the beginning of a log conflicts with nothing".to_owned())),
+                Err(to_unreachable("the beginning of a log conflicts with nothing".to_owned())),
                 false,
             );
         }
@@ -115,9 +123,9 @@ async fn exchange(
 
 /// The requests; for a follower that need not be prompt, each a while after the one
 /// before, so that it brings all that has come meanwhile.
-fn gathered<S>(
+fn batch_for_lazy_follower<S>(
     input: S,
-    prompt: Arc<Prompt>,
+    quorum: Arc<ThriftyQuorum>,
     target: RaftId,
 ) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static
 where
@@ -125,12 +133,12 @@ where
 {
     // Fused: it is asked again after it has ended.
     Box::pin(stream::unfold((input.fuse(), None), move |(mut input, last)| {
-        let prompt = prompt.clone();
+        let quorum = quorum.clone();
         async move {
             if let Some(last) = last
-                && !prompt.is_prompt(target)
+                && !quorum.is_in_quorum(target)
             {
-                tokio::time::sleep_until(last + LAZY_PERIOD).await;
+                tokio::time::sleep_until(last + LAZY_INTERVAL).await;
             }
             let request = input.next().await?;
             Some((request, (input, Some(tokio::time::Instant::now()))))
@@ -139,9 +147,9 @@ where
 }
 
 /// The requests without those that bring no entries, as long as others follow within
-/// [`NEWS_DELAY`]. A later request says all that an earlier one without entries did, and
+/// [`COMMIT_NOTICE_DELAY`]. A later request says all that an earlier one without entries did, and
 /// its answer stands for both.
-fn news_with_entries<S>(
+fn delay_commit_notices<S>(
     input: S,
 ) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + 'static
 where
@@ -152,7 +160,7 @@ where
         let mut request = input.next().await?;
         let mut due = None;
         while request.entries.is_empty() {
-            let due = *due.get_or_insert_with(|| tokio::time::Instant::now() + NEWS_DELAY);
+            let due = *due.get_or_insert_with(|| tokio::time::Instant::now() + COMMIT_NOTICE_DELAY);
             match tokio::time::timeout_at(due, input.next()).await {
                 Ok(Some(next)) => request = next,
                 // The last one, as a heartbeat is; or long enough.
@@ -165,14 +173,16 @@ where
 
 /// The requests, those with entries with what was told before instead of news, if that is
 /// not long ago.
-fn with_less_news(
+fn thin_commit_notices(
     input: impl Stream<Item = AppendEntriesRequest<Types>>,
 ) -> impl Stream<Item = AppendEntriesRequest<Types>> {
     let mut told: Option<(Instant, Option<LogId>)> = None;
     input.map(move |mut request| {
         let now = Instant::now();
         match told {
-            Some((at, committed)) if !request.entries.is_empty() && now < at + NEWS_PERIOD => {
+            Some((at, committed))
+                if !request.entries.is_empty() && now < at + COMMIT_NOTICE_INTERVAL =>
+            {
                 request.leader_commit = committed
             }
             _ => told = Some((now, request.leader_commit)),
@@ -202,7 +212,7 @@ mod tests {
         }
     }
 
-    fn said(request: Option<AppendEntriesRequest<Types>>) -> (u64, bool) {
+    fn parts(request: Option<AppendEntriesRequest<Types>>) -> (u64, bool) {
         let request = request.expect("a request");
         (request.leader_commit.expect("the news").index + 1, !request.entries.is_empty())
     }
@@ -210,24 +220,24 @@ mod tests {
     #[tokio::test]
     async fn news_travels_with_entries_or_alone_after_a_while() {
         let (mut give, input) = futures::channel::mpsc::channel(8);
-        let mut output = Box::pin(news_with_entries(input));
+        let mut output = Box::pin(delay_commit_notices(input));
         for (last, entries) in [(5, true), (6, false), (6, true), (7, false)] {
             give.send(request(last, entries)).await.unwrap();
         }
-        assert_eq!(said(output.next().await), (5, true));
-        assert_eq!(said(output.next().await), (6, true));
+        assert_eq!(parts(output.next().await), (5, true));
+        assert_eq!(parts(output.next().await), (6, true));
         let began = std::time::Instant::now();
-        assert_eq!(said(output.next().await), (7, false));
-        assert!(began.elapsed() >= NEWS_DELAY);
+        assert_eq!(parts(output.next().await), (7, false));
+        assert!(began.elapsed() >= COMMIT_NOTICE_DELAY);
         // A heartbeat is a stream of one, made by openraft in a way that must not be
         // asked again.
         let once = Box::pin(futures::stream::unfold(Some(8), |last| async move {
             last.map(|last| (request(last, false), None))
         }));
-        let mut output = Box::pin(news_with_entries(once));
+        let mut output = Box::pin(delay_commit_notices(once));
         let began = std::time::Instant::now();
-        assert_eq!(said(output.next().await), (8, false));
-        assert!(began.elapsed() < NEWS_DELAY);
+        assert_eq!(parts(output.next().await), (8, false));
+        assert!(began.elapsed() < COMMIT_NOTICE_DELAY);
         assert!(output.next().await.is_none());
     }
 }

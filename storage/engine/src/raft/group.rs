@@ -31,13 +31,13 @@ use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::log_store::LogWatch;
-use super::machine::Named;
+use super::log_store::WeakGroupLog;
+use super::machine::AnnouncedIndex;
 use super::peers::Peers;
-use super::purge::Kept;
-use super::snapshot::Receiving;
-use super::suspect::Amnesia;
-use super::ticker::{Pulse, Standing, Ticker};
+use super::purge::RetainedLog;
+use super::snapshot::IncomingSnapshot;
+use super::suspect::SuspectState;
+use super::ticker::{ElectionTimer, HeartbeatPacer, Ticker};
 use super::transport::MESSAGE_BYTES_MAX;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::{Machine, Progress};
@@ -153,24 +153,24 @@ pub(super) struct Inner {
     pub(super) number: u64,
     /// For people.
     pub(super) name: String,
-    pub(super) log: LogWatch,
+    pub(super) log: WeakGroupLog,
     /// What it keeps of its log for others.
-    pub(super) kept: Kept,
+    pub(super) retained: RetainedLog,
     /// When leadership was last to be handed over because of the disk.
-    pub(super) left_at: Mutex<Option<Instant>>,
+    pub(super) evicted_at: Mutex<Option<Instant>>,
     pub(super) store: Store,
     /// The term of ours in which everything of earlier terms was seen to be applied.
     pub(super) caught_up_term: AtomicU64,
     pub(super) progress: Progress,
-    pub(super) named: Named,
+    pub(super) announced: AnnouncedIndex,
     pub(super) ticker: Option<Arc<Ticker>>,
     /// Until when this replica neither votes nor stands.
     pub(super) guard_until: Instant,
-    pub(super) standing: Mutex<Standing>,
+    pub(super) election_timer: Mutex<ElectionTimer>,
     /// Why leadership was last sought, given or given up here, until it is asked for.
     pub(super) cause: Mutex<Option<String>>,
-    pub(super) suspect: Mutex<Amnesia>,
-    pub(super) pulse: Pulse,
+    pub(super) suspect: Mutex<SuspectState>,
+    pub(super) heartbeats: HeartbeatPacer,
     pub(super) initial: BTreeMap<RaftId, Node>,
     pub(super) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     pub(super) role: watch::Sender<Role>,
@@ -178,19 +178,19 @@ pub(super) struct Inner {
     /// The index before that of the first entry in the log when it was started.
     pub(super) purged_at_start: u64,
     /// While leadership is being handed over, nobody may rely on a lease of ours.
-    pub(super) is_handing_over: AtomicBool,
-    /// How many proposals have passed the look at `is_handing_over` and are not in Raft's
+    pub(super) is_transferring: AtomicBool,
+    /// How many proposals have passed the look at `is_transferring` and are not in Raft's
     /// queue yet.
     pub(super) submitting: AtomicUsize,
     /// While leadership is being handed over and all leases of ours are revoked: whoever
     /// stands may have our vote. Held while a vote is given.
-    pub(super) has_revoked: tokio::sync::RwLock<bool>,
+    pub(super) leases_revoked: tokio::sync::RwLock<bool>,
     /// Held while a letter with entries is taken in.
-    pub(super) admitting: tokio::sync::Mutex<()>,
+    pub(super) append_lock: tokio::sync::Mutex<()>,
     /// One change of members or leader at a time.
-    pub(super) changing: Arc<tokio::sync::Mutex<()>>,
+    pub(super) change_lock: Arc<tokio::sync::Mutex<()>>,
     pub(super) peers: Peers,
-    pub(super) receiving: Arc<tokio::sync::Mutex<Receiving>>,
+    pub(super) incoming: Arc<tokio::sync::Mutex<IncomingSnapshot>>,
     /// Why Raft has ended.
     pub(super) ended: watch::Sender<Option<String>>,
 }
@@ -270,7 +270,7 @@ impl Group {
 
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
         let inner = &self.inner;
-        inner.pulse.used();
+        inner.heartbeats.on_request();
         // A leader that was removed leads on for a moment, and hands over without a word
         // to those who rely on its lease.
         if !inner.is_voter() {
@@ -279,7 +279,7 @@ impl Group {
                 leader: inner.other_leader(),
             });
         }
-        if inner.is_handing_over.load(Ordering::SeqCst) {
+        if inner.is_transferring.load(Ordering::SeqCst) {
             return Err(GroupError::NotLeader {
                 why: "leadership is being handed over".to_owned(),
                 leader: None,
@@ -324,7 +324,7 @@ impl Group {
                 let why = format!("a batch of {} bytes is too large to be replicated", batch.len());
                 return Err(GroupError::NotLeader { why, leader: None });
             }
-            self.inner.pulse.used();
+            self.inner.heartbeats.on_request();
             let (responder, result) = ProgressResponder::complete_only();
             {
                 // In this order: a handover says so first, and then waits for those that
@@ -332,7 +332,7 @@ impl Group {
                 // this server's vote for the next leader is on its disk, and nobody knew
                 // until then.
                 let _submitting = Submitting::new(&self.inner.submitting);
-                if self.inner.is_handing_over.load(Ordering::SeqCst) {
+                if self.inner.is_transferring.load(Ordering::SeqCst) {
                     return Err(GroupError::NotLeader {
                         why: "leadership is being handed over".to_owned(),
                         leader: None,
@@ -463,12 +463,12 @@ impl Group {
 impl Inner {
     /// Does what is to be done at a moment, and says when to be asked again if no leader
     /// changes before; `None`: at every heartbeat.
-    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) -> Option<Instant> {
-        self.forget_arrivals(now);
+    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_heartbeat: bool) -> Option<Instant> {
+        self.expire_incoming(now);
         let (voters, rank, is_formed, term) = {
             let server = self.server.borrow_watched();
             if server.state == ServerState::Leader {
-                if is_beat && self.pulse.beats() {
+                if is_heartbeat && self.heartbeats.should_send() {
                     // A full queue has more urgent things in it.
                     let _ = self.raft.trigger().heartbeat().now_or_never();
                 }
@@ -482,28 +482,28 @@ impl Inner {
             let is_formed = !voters.is_empty();
             (voters, rank, is_formed, server.vote.leader_id.term.0)
         };
-        let mut standing = self.standing.lock();
-        standing.in_term(now, term);
+        let mut election_timer = self.election_timer.lock();
+        election_timer.on_term(now, term);
         if !is_formed {
             if self.abstains() {
-                return self.may_stand(now, &voters).err();
+                return self.may_campaign(now, &voters).err();
             }
-            if standing.forms(now) {
+            if election_timer.should_bootstrap(now) {
                 self.note_cause("the group was formed".to_owned());
-                tokio::spawn(self.clone().form());
+                tokio::spawn(self.clone().bootstrap());
             }
-            return standing.forms_at();
+            return election_timer.bootstrap_at();
         }
         // Who does not vote may do so soon.
         let rank = rank?;
-        if let Err(next) = self.may_stand(now, &voters) {
+        if let Err(next) = self.may_campaign(now, &voters) {
             return Some(next);
         }
-        if let Some(why) = standing.stands(now, rank) {
+        if let Some(why) = election_timer.should_campaign(now, rank) {
             self.note_cause(why);
             let _ = self.raft.trigger().elect(true).now_or_never();
         }
-        Some(standing.stands_at(rank))
+        Some(election_timer.campaign_at(rank))
     }
 
     pub(super) fn note_cause(&self, why: String) {
@@ -512,7 +512,7 @@ impl Inner {
 
     /// Forms the group of its first members. All of them may: their first entries
     /// conflict, and the first elected leader's stands.
-    async fn form(self: Arc<Self>) {
+    async fn bootstrap(self: Arc<Self>) {
         match self.raft.initialize(self.initial.clone()).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => tracing::error!(group = self.number, %error, "a group can't be formed"),
@@ -520,7 +520,7 @@ impl Inner {
     }
 
     /// Tells who leads as it changes, and in the end why Raft ended.
-    pub(super) async fn follow(self: Arc<Self>) {
+    pub(super) async fn watch_role(self: Arc<Self>) {
         let mut server = self.server.clone();
         loop {
             let role = {
@@ -533,19 +533,19 @@ impl Inner {
                 let membership = &server.membership_config;
                 let followers = membership.voter_ids().filter(|id| *id != self.id).collect();
                 self.peers
-                    .prompt
+                    .quorum
                     .set_voters(followers, membership.membership().get_joint_config().len() == 1);
                 Role { term, is_leader: server.state == ServerState::Leader, leader }
             };
             if self.role.send_if_modified(|old| std::mem::replace(old, role) != role) {
                 if role.is_leader && self.log.is_suspect() {
-                    self.remembers();
+                    self.clear_suspicion();
                 }
                 let mut since = self.leads_since.lock();
                 *since = role.is_leader.then(|| since.unwrap_or_else(Instant::now));
                 drop(since);
                 if let Some(ticker) = &self.ticker {
-                    ticker.upset();
+                    ticker.wake_all();
                 }
             }
             if server.changed().await.is_err() {

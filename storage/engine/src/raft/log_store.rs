@@ -41,12 +41,12 @@ pub struct GroupLog {
 
 /// Looks at a group's log and the disk under it, and keeps neither open.
 #[derive(Clone, Debug)]
-pub(super) struct LogWatch {
+pub(super) struct WeakGroupLog {
     log: Weak<Log>,
     group: Arc<Group>,
 }
 
-impl LogWatch {
+impl WeakGroupLog {
     /// As [`GroupLog::writable`].
     pub(super) fn writable(&self) -> Result<(), LogError> {
         let log = self.log.upgrade().ok_or(LogError::Closed)?;
@@ -65,7 +65,7 @@ impl LogWatch {
 
     /// What was wrong with the disk within the last minute, and how long the last fsync
     /// took.
-    pub(super) fn lately(&self) -> (Option<DiskProblem>, Duration) {
+    pub(super) fn recent_disk_state(&self) -> (Option<DiskProblem>, Duration) {
         self.log
             .upgrade()
             .map_or((None, Duration::ZERO), |log| (log.recent_disk_problem(), log.last_fsync()))
@@ -146,8 +146,8 @@ impl GroupLog {
         &self.log
     }
 
-    pub(super) fn watch(&self) -> LogWatch {
-        LogWatch { log: Arc::downgrade(&self.log), group: self.group.clone() }
+    pub(super) fn watch(&self) -> WeakGroupLog {
+        WeakGroupLog { log: Arc::downgrade(&self.log), group: self.group.clone() }
     }
 
     /// May something be proposed? As [`Log::writable`]; beside that, not while more of
@@ -185,7 +185,7 @@ impl GroupLog {
     }
 
     /// Why a state that ends at `applied` can't stand on this log, if so.
-    pub(super) fn unfit(&self, applied: Option<LogId>) -> Option<String> {
+    pub(super) fn mismatch(&self, applied: Option<LogId>) -> Option<String> {
         let visible = &self.group.views.lock().visible;
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
         if index(applied) < index(visible.purged) {

@@ -66,8 +66,8 @@ pub struct Machine {
     applied: Option<LogId>,
     membership: StoredMembership,
     progress: watch::Sender<Option<LogId>>,
-    named: Named,
-    ahead: Ahead,
+    announced: AnnouncedIndex,
+    ahead: SnapshotAhead,
 }
 
 /// What openraft was told of a state that was installed, as long as it holds more than
@@ -75,19 +75,19 @@ pub struct Machine {
 /// over itself. It would take a leader's state of that age for one that it has, and
 /// answer that it is in place.
 #[derive(Clone, Default)]
-struct Ahead(Arc<Mutex<Option<SnapshotMeta>>>);
+struct SnapshotAhead(Arc<Mutex<Option<SnapshotMeta>>>);
 
 /// Index of the newest state on disk that was named to openraft.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Named(Arc<AtomicU64>);
+pub(super) struct AnnouncedIndex(Arc<AtomicU64>);
 
-impl Named {
+impl AnnouncedIndex {
     pub(super) fn index(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 }
 
-impl Ahead {
+impl SnapshotAhead {
     /// A state is about to be installed.
     fn announced(&self, meta: &SnapshotMeta) {
         *self.0.lock() = Some(meta.clone());
@@ -158,8 +158,8 @@ impl Machine {
                 applied,
                 membership,
                 progress,
-                named: Named::default(),
-                ahead: Ahead::default(),
+                announced: AnnouncedIndex::default(),
+                ahead: SnapshotAhead::default(),
             },
             news,
         ))
@@ -171,19 +171,19 @@ impl Machine {
     }
 
     /// Up to where openraft knows of the state on disk, as it goes.
-    pub(super) fn named(&self) -> Named {
-        self.named.clone()
+    pub(super) fn announced(&self) -> AnnouncedIndex {
+        self.announced.clone()
     }
 
-    fn flushed_state(&self) -> SnapshotBuilder {
+    fn snapshot_builder(&self) -> SnapshotBuilder {
         SnapshotBuilder {
             store: self.store.clone(),
-            named: self.named.clone(),
+            announced: self.announced.clone(),
             ahead: self.ahead.clone(),
         }
     }
 
-    async fn write(&mut self, pending: &mut Pending) -> io::Result<()> {
+    async fn write(&mut self, pending: &mut ApplyBatch) -> io::Result<()> {
         let Some(last) = pending.last.take() else { return Ok(()) };
         let writes = std::mem::take(&mut pending.writes);
         let inline = pending.bytes <= INLINE_BYTES_MAX;
@@ -194,7 +194,7 @@ impl Machine {
             Ok(()) => {}
             Err(Fault::Stalled | Fault::DiskFull(_)) => {
                 let store = self.store.clone();
-                tokio::task::spawn_blocking(move || write_patiently(&store, &writes))
+                tokio::task::spawn_blocking(move || write_until_space(&store, &writes))
                     .await
                     .map_err(io::Error::other)??;
             }
@@ -214,7 +214,7 @@ impl Machine {
 
 /// Writes until it succeeds or the store is broken or closed; a full disk is waited out,
 /// because a committed entry cannot be refused.
-fn write_patiently(store: &Store, writes: &[EntryWrite]) -> Result<(), Fault> {
+fn write_until_space(store: &Store, writes: &[EntryWrite]) -> Result<(), Fault> {
     let mut told = false;
     loop {
         match store.apply(writes, OnStall::Wait) {
@@ -238,7 +238,7 @@ fn write_patiently(store: &Store, writes: &[EntryWrite]) -> Result<(), Fault> {
 
 /// Entries collected for one write.
 #[derive(Default)]
-struct Pending {
+struct ApplyBatch {
     writes: Vec<EntryWrite>,
     bytes: usize,
     last: Option<LogId>,
@@ -246,7 +246,7 @@ struct Pending {
     responders: Vec<ApplyResponder<Types>>,
 }
 
-impl Pending {
+impl ApplyBatch {
     fn add(&mut self, entry: Entry, responder: Option<ApplyResponder<Types>>) -> io::Result<()> {
         let log_id = entry.log_id;
         let membership = entry
@@ -282,7 +282,7 @@ impl RaftStateMachine<Types> for Machine {
     where
         Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + Send,
     {
-        let mut pending = Pending::default();
+        let mut pending = ApplyBatch::default();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             // An installed state may be newer than was announced: what it holds already
@@ -304,11 +304,11 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
         let is_pointless = !force && matches!(self.store.health(), StoreHealth::DiskFull(_));
-        (!is_pointless).then(|| self.flushed_state())
+        (!is_pointless).then(|| self.snapshot_builder())
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        self.flushed_state()
+        self.snapshot_builder()
     }
 
     async fn install_snapshot(
@@ -355,8 +355,8 @@ impl RaftStateMachine<Types> for Machine {
 /// flushes if that was named before.
 pub struct SnapshotBuilder {
     store: Store,
-    named: Named,
-    ahead: Ahead,
+    announced: AnnouncedIndex,
+    ahead: SnapshotAhead,
 }
 
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
@@ -372,7 +372,7 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
         let mut flushed = self.store.flushed()?;
         let index =
             |flushed: &Option<AppliedPoint>| flushed.as_ref().map_or(0, |flushed| flushed.index);
-        if index(&flushed) <= self.named.index() {
+        if index(&flushed) <= self.announced.index() {
             match tokio::task::spawn_blocking(move || store.flush())
                 .await
                 .map_err(io::Error::other)?
@@ -383,7 +383,7 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
                 Err(fault) => return Err(fault.into()),
             }
         }
-        self.named.0.store(index(&flushed), Ordering::Release);
+        self.announced.0.store(index(&flushed), Ordering::Release);
         Ok(self.ahead.or(snapshot(&self.store, flushed)?))
     }
 }
@@ -482,13 +482,14 @@ mod tests {
             if index > 5 {
                 receiver.apply(stream::iter([Ok((blank(index), None))])).await.unwrap();
             }
-            let named = receiver.get_snapshot_builder().await.build_snapshot().await.unwrap().meta;
+            let announced =
+                receiver.get_snapshot_builder().await.build_snapshot().await.unwrap().meta;
             assert_eq!(
-                named.last_log_id,
+                announced.last_log_id,
                 Some(id(if is_known { 8 } else { 5 })),
                 "openraft has handed over {index}"
             );
-            assert_eq!(receiver.get_current_snapshot().await.unwrap().unwrap().meta, named);
+            assert_eq!(receiver.get_current_snapshot().await.unwrap().unwrap().meta, announced);
         }
     }
 }

@@ -23,7 +23,7 @@ use openraft::{ChangeMembers, Instant as _};
 use serde::{Deserialize, Serialize};
 
 use super::group::{Group, GroupError, GroupStats, Inner, fatal};
-use super::log_store::LogWatch;
+use super::log_store::WeakGroupLog;
 use super::message;
 use super::peers::Peer;
 use super::transport::MessageKind;
@@ -34,21 +34,21 @@ use crate::log::{DiskProblem, HEALTHY_FSYNC_MAX};
 
 /// A member that was heard of within this is there: a group at rest sends a heartbeat
 /// every 600 ms.
-const HEARD_LATELY: Duration = Duration::from_millis(1500);
+const CONTACT_AGE_MAX: Duration = Duration::from_millis(1500);
 /// How many entries a member may lack that is to lead or to vote: what is on its way to
 /// it under load.
 const LAG_MAX: u64 = 2000;
 /// How long a handover may take. A failed one ends in an election.
-const HANDOVER_PATIENCE: Duration = Duration::from_secs(4);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long what was proposed may take to be applied before leadership is handed over
 /// because of a disk.
-const LANDING_PATIENCE: Duration = Duration::from_millis(500);
-const LANDING_LOOK: Duration = Duration::from_millis(50);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the member that is to lead may take to say that it can.
-const READY_PATIENCE: Duration = Duration::from_millis(500);
+const READINESS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long after an attempt to hand over because of a disk another one is made.
-const LEAVE_EVERY: Duration = Duration::from_secs(2);
+const EVICTION_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why leadership is handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +82,8 @@ pub(super) struct Readiness {
 }
 
 impl Readiness {
-    pub(super) fn of(log: &LogWatch) -> Readiness {
-        let (ailing, last_fsync) = log.lately();
+    pub(super) fn of(log: &WeakGroupLog) -> Readiness {
+        let (ailing, last_fsync) = log.recent_disk_state();
         Readiness {
             last_fsync_ms: last_fsync.as_millis() as u64,
             ailing: ailing.map(|disk_problem| disk_problem.to_string()),
@@ -92,7 +92,7 @@ impl Readiness {
 
     /// Whether such a member may be given a leadership for this reason, by a server that
     /// is itself as `own`; why not.
-    fn serves(&self, why: &TransferReason, own: &Readiness) -> Result<(), String> {
+    fn allows(&self, why: &TransferReason, own: &Readiness) -> Result<(), String> {
         match (&self.ailing, why) {
             (Some(_), TransferReason::Stopping) => Ok(()),
             (Some(ailing), TransferReason::Disk(_)) => Err(ailing.clone()),
@@ -121,7 +121,7 @@ pub struct Follower {
     /// The last entry that it is known to have; 0 when nothing is known.
     pub matched: u64,
     /// How long ago the leader sent what it last acknowledged; `None`: nothing yet.
-    pub heard: Option<Duration>,
+    pub last_contact: Option<Duration>,
 }
 
 /// Figures and members of a group.
@@ -158,11 +158,11 @@ impl Group {
         let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
         let members =
             membership.nodes().map(|(id, node)| (*id, node.server, voters.contains(id))).collect();
-        let heard = |id: &RaftId| {
+        let last_contact = |id: &RaftId| {
             metrics
                 .heartbeat
                 .as_ref()
-                .and_then(|heard| heard.get(id).copied())
+                .and_then(|last_contact| last_contact.get(id).copied())
                 .flatten()
                 .map(|at| at.elapsed())
         };
@@ -172,7 +172,7 @@ impl Group {
             server: membership.get_node(id).map_or(0, |node| node.server),
             is_voter: voters.contains(id),
             matched: matched.as_ref().map_or(0, |id| id.index),
-            heard: heard(id),
+            last_contact: last_contact(id),
         });
         let is_changing = membership.get_joint_config().len() > 1
             || metrics.membership_config != metrics.committed_membership_config;
@@ -187,7 +187,8 @@ impl Group {
         }
         let voters = status.members.iter().filter(|(_, _, is_voter)| *is_voter).count();
         let is_there = |follower: &&Follower| {
-            follower.is_voter && follower.heard.is_some_and(|heard| heard <= HEARD_LATELY)
+            follower.is_voter
+                && follower.last_contact.is_some_and(|last_contact| last_contact <= CONTACT_AGE_MAX)
         };
         // And this one.
         let there = status.followers.iter().filter(is_there).count() + 1;
@@ -234,8 +235,8 @@ impl Group {
         Box::pin(async move {
             let group = self.clone();
             let done = tokio::spawn(async move {
-                let _one_at_a_time = group.inner.changing.lock().await;
-                group.hand_over(to, &why, revoke).await
+                let _one_at_a_time = group.inner.change_lock.lock().await;
+                group.run_transfer(to, &why, revoke).await
             });
             done.await.unwrap_or_else(|error| Err(GroupError::Unknown(error.to_string()).into()))
         })
@@ -257,13 +258,13 @@ impl Group {
         Box::pin(async move {
             let status = self.status();
             {
-                let (mut left_at, now) = (self.inner.left_at.lock(), Instant::now());
-                let is_early =
-                    left_at.is_some_and(|at| now.saturating_duration_since(at) < LEAVE_EVERY);
+                let (mut evicted_at, now) = (self.inner.evicted_at.lock(), Instant::now());
+                let is_early = evicted_at
+                    .is_some_and(|at| now.saturating_duration_since(at) < EVICTION_INTERVAL);
                 if !status.stats.is_leader || is_early {
                     return Ok(None);
                 }
-                *left_at = Some(now);
+                *evicted_at = Some(now);
             }
             let why = TransferReason::Disk(disk_problem);
             let mut followers: Vec<_> =
@@ -272,7 +273,7 @@ impl Group {
             let mut refusal = "nobody else votes".to_owned();
             for follower in followers {
                 let to = follower.raft_id;
-                match self.able(to, &why).await {
+                match self.eligible(to, &why).await {
                     Ok(_) => {
                         return self.transfer_leader_with(to, why, revoke).await.map(|()| Some(to));
                     }
@@ -285,7 +286,7 @@ impl Group {
 
     /// The member `to` when it could lead now, and may be given leadership for this
     /// reason.
-    async fn able(&self, to: RaftId, why: &TransferReason) -> Result<Follower, ChangeError> {
+    async fn eligible(&self, to: RaftId, why: &TransferReason) -> Result<Follower, ChangeError> {
         let inner = &self.inner;
         let follower = self.follower(to)?;
         if !follower.is_voter {
@@ -297,12 +298,12 @@ impl Group {
             ChangeError::Refused(format!("member {to} is not ready to lead: {error}"))
         };
         let reply = peer
-            .ask(MessageKind::Readiness, Bytes::new(), READY_PATIENCE)
+            .call(MessageKind::Readiness, Bytes::new(), READINESS_TIMEOUT)
             .await
             .map_err(|error| refused(&error))?;
         let readiness: Readiness = message::decode(&reply).map_err(|error| refused(&error))?;
         readiness
-            .serves(why, &Readiness::of(&inner.log))
+            .allows(why, &Readiness::of(&inner.log))
             .map_err(|ailing| refused(&format!("its disk is not well: {ailing}")))?;
         Ok(follower)
     }
@@ -310,44 +311,44 @@ impl Group {
     /// Waits until everything that was proposed here is applied, for a moment. Nothing is
     /// proposed any more; what is under way when this replica gives its vote is answered
     /// only after the vote is on its disk.
-    async fn land(&self) {
-        let deadline = Instant::now() + LANDING_PATIENCE;
+    async fn drain_proposals(&self) {
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
         loop {
             // What is on its way to Raft at this moment is not in its stats yet.
-            tokio::time::sleep(LANDING_LOOK).await;
+            tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
             let stats = self.stats();
-            let is_landed = self.inner.submitting.load(Ordering::SeqCst) == 0
+            let is_drained = self.inner.submitting.load(Ordering::SeqCst) == 0
                 && stats.applied >= stats.last_log;
             // Those that are left are told that nobody knows.
-            if is_landed || Instant::now() >= deadline {
+            if is_drained || Instant::now() >= deadline {
                 return;
             }
         }
     }
 
-    async fn hand_over(
+    async fn run_transfer(
         &self,
         to: RaftId,
         why: &TransferReason,
         revoke: Box<dyn FnOnce() + Send>,
     ) -> Result<(), ChangeError> {
         let inner = &self.inner;
-        let node = Node { server: self.able(to, why).await?.server };
+        let node = Node { server: self.eligible(to, why).await?.server };
         let mut roles = self.leadership_changes();
         let term = roles.borrow_and_update().term;
-        inner.is_handing_over.store(true, Ordering::SeqCst);
+        inner.is_transferring.store(true, Ordering::SeqCst);
         inner.note_cause(format!("it is handed over to member {to} on {node}"));
         revoke();
         let patience = match why {
             TransferReason::Disk(_) => {
-                self.land().await;
-                HANDOVER_PATIENCE * 3
+                self.drain_proposals().await;
+                TRANSFER_TIMEOUT * 3
             }
-            _ => HANDOVER_PATIENCE,
+            _ => TRANSFER_TIMEOUT,
         };
         // Not before: a vote lets another leader write, and nobody may be read from here
         // by then.
-        *inner.has_revoked.write().await = true;
+        *inner.leases_revoked.write().await = true;
         let outcome = match inner.raft.trigger().transfer_leader(to).await {
             Err(error) => Err(fatal(error)),
             Ok(()) => {
@@ -368,8 +369,8 @@ impl Group {
         };
         // If nobody else leads by now, openraft goes on refusing by itself: it forgets a
         // handover only with its leadership.
-        *inner.has_revoked.write().await = false;
-        inner.is_handing_over.store(false, Ordering::SeqCst);
+        *inner.leases_revoked.write().await = false;
+        inner.is_transferring.store(false, Ordering::SeqCst);
         if outcome.is_err() {
             // If it is lost all the same, others say how.
             inner.cause.lock().take();
@@ -399,11 +400,11 @@ impl Group {
         let follower = status.followers.into_iter().find(|follower| follower.raft_id == id);
         let follower = follower
             .ok_or_else(|| ChangeError::Refused(format!("there is no other member {id}")))?;
-        match follower.heard {
-            Some(heard) if heard <= HEARD_LATELY => {}
-            heard => {
+        match follower.last_contact {
+            Some(last_contact) if last_contact <= CONTACT_AGE_MAX => {}
+            last_contact => {
                 return Err(ChangeError::Refused(format!(
-                    "member {id} was not heard of lately ({heard:?})"
+                    "member {id} was not heard of lately ({last_contact:?})"
                 )));
             }
         }
@@ -417,7 +418,7 @@ impl Group {
     /// Adds a member that only learns; harmless when it is a member already.
     pub fn add_learner(&self, id: RaftId, node: Node) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
-            let _one_at_a_time = self.inner.changing.lock().await;
+            let _one_at_a_time = self.inner.change_lock.lock().await;
             if self.status().members.iter().any(|(member, ..)| *member == id) {
                 return Ok(());
             }
@@ -426,14 +427,14 @@ impl Group {
                 .add_learner(id, node, false)
                 .await
                 .map(drop)
-                .map_err(|error| self.inner.unchanged(error))
+                .map_err(|error| self.inner.change_error(error))
         })
     }
 
     /// Removes a member that only learns; harmless when it is gone.
     pub fn remove_learner(&self, id: RaftId) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
-            let _one_at_a_time = self.inner.changing.lock().await;
+            let _one_at_a_time = self.inner.change_lock.lock().await;
             if !self.status().members.iter().any(|(member, ..)| *member == id) {
                 return Ok(());
             }
@@ -443,7 +444,7 @@ impl Group {
                 .change_membership(change, true)
                 .await
                 .map(drop)
-                .map_err(|error| self.inner.unchanged(error))
+                .map_err(|error| self.inner.change_error(error))
         })
     }
 
@@ -459,7 +460,7 @@ impl Group {
         voters: &'a BTreeSet<RaftId>,
     ) -> BoxFuture<'a, Result<(), ChangeError>> {
         Box::pin(async move {
-            let _one_at_a_time = self.inner.changing.lock().await;
+            let _one_at_a_time = self.inner.change_lock.lock().await;
             let status = self.status();
             let now: BTreeMap<RaftId, bool> =
                 status.members.iter().map(|(id, _, votes)| (*id, *votes)).collect();
@@ -484,13 +485,13 @@ impl Group {
                 .change_membership(voters.clone(), false)
                 .await
                 .map(drop)
-                .map_err(|error| self.inner.unchanged(error))
+                .map_err(|error| self.inner.change_error(error))
         })
     }
 }
 
 impl Inner {
-    fn unchanged(
+    fn change_error(
         self: &Arc<Self>,
         error: RaftError<Types, ClientWriteError<Types>>,
     ) -> ChangeError {

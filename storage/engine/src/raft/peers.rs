@@ -22,19 +22,19 @@ use openraft::storage::Snapshot;
 use super::append;
 use super::machine::SnapshotSource;
 use super::message;
-use super::prompt::Prompt;
-use super::snapshot::{Holds, Transfers};
+use super::snapshot::{LogPins, SnapshotThrottle};
+use super::thrifty::ThriftyQuorum;
 use super::transport::{MessageKind, RaftMessage, Transport, TransportError};
 use super::types::{LeaderId, Node, RaftId, Types};
 
 /// How long a letter with entries may take, beside the time for its bytes.
-const APPEND_PATIENCE: Duration = Duration::from_secs(2);
+const APPEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// The slowest network and disk that are waited for, bytes a second.
-const SLOWEST: f64 = 2e6;
+const THROUGHPUT_MIN: f64 = 2e6;
 /// How long to leave alone a server that can't be reached: doubled from the first to the
 /// last.
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
-const PAUSE_LAST: Duration = Duration::from_millis(400);
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_millis(400);
 
 /// A replica's way to the other members of its group.
 #[derive(Clone)]
@@ -42,9 +42,9 @@ pub(super) struct Peers {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) group: u64,
     pub(super) id: RaftId,
-    pub(super) transfers: Arc<Transfers>,
-    pub(super) holds: Arc<Holds>,
-    pub(super) prompt: Arc<Prompt>,
+    pub(super) throttle: Arc<SnapshotThrottle>,
+    pub(super) pins: Arc<LogPins>,
+    pub(super) quorum: Arc<ThriftyQuorum>,
 }
 
 impl RaftNetworkFactory<Types> for Peers {
@@ -69,7 +69,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) async fn ask(
+    pub(super) async fn call(
         &self,
         kind: MessageKind,
         body: Bytes,
@@ -104,23 +104,23 @@ impl Peer {
         let body = message::encode_append(request);
         let timeout = match request.entries.is_empty() {
             true => option.hard_ttl(),
-            false => APPEND_PATIENCE + Duration::from_secs_f64(body.len() as f64 / SLOWEST),
+            false => APPEND_TIMEOUT + Duration::from_secs_f64(body.len() as f64 / THROUGHPUT_MIN),
         };
-        self.ask_as(MessageKind::Append, Ok(body), timeout).await
+        self.call_as(MessageKind::Append, Ok(body), timeout).await
     }
 
-    async fn ask_as<T: serde::de::DeserializeOwned>(
+    async fn call_as<T: serde::de::DeserializeOwned>(
         &self,
         kind: MessageKind,
         body: Result<Bytes, String>,
         timeout: Duration,
     ) -> Result<T, RPCError<Types>> {
-        let reply = self.ask(kind, body.map_err(unsaid)?, timeout).await.map_err(rpc)?;
-        message::decode(&reply).map_err(unsaid)
+        let reply = self.call(kind, body.map_err(to_unreachable)?, timeout).await.map_err(rpc)?;
+        message::decode(&reply).map_err(to_unreachable)
     }
 }
 
-pub(super) fn unsaid(why: String) -> RPCError<Types> {
+pub(super) fn to_unreachable(why: String) -> RPCError<Types> {
     Unreachable::from_string(why).into()
 }
 
@@ -168,7 +168,7 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask_as(MessageKind::Vote, message::encode(&rpc), option.hard_ttl()).await
+        self.call_as(MessageKind::Vote, message::encode(&rpc), option.hard_ttl()).await
     }
 
     async fn pre_vote(
@@ -176,7 +176,7 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask_as(MessageKind::PreVote, message::encode(&rpc), option.hard_ttl()).await
+        self.call_as(MessageKind::PreVote, message::encode(&rpc), option.hard_ttl()).await
     }
 
     async fn transfer_leader(
@@ -184,7 +184,7 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        self.ask_as(MessageKind::TransferLeader, message::encode(&rpc), option.hard_ttl()).await
+        self.call_as(MessageKind::TransferLeader, message::encode(&rpc), option.hard_ttl()).await
     }
 
     async fn full_snapshot(
@@ -201,8 +201,8 @@ impl RaftNetworkV2<Types> for Peer {
     }
 
     fn backoff(&self) -> Option<Backoff> {
-        Some(Backoff::new(std::iter::successors(Some(PAUSE_FIRST), |pause| {
-            Some((*pause * 2).min(PAUSE_LAST))
+        Some(Backoff::new(std::iter::successors(Some(BACKOFF_MIN), |pause| {
+            Some((*pause * 2).min(BACKOFF_MAX))
         })))
     }
 }

@@ -72,22 +72,22 @@ impl Default for LogPolicy {
 }
 
 /// What all groups of a process keep, bytes.
-pub(super) type KeptInAll = Arc<AtomicU64>;
+pub(super) type RetainedTotal = Arc<AtomicU64>;
 
 /// What one group keeps, counted in what all do as long as it is there.
 #[derive(Debug)]
-pub(super) struct Kept {
-    in_all: KeptInAll,
+pub(super) struct RetainedLog {
+    in_all: RetainedTotal,
     own: AtomicU64,
 }
 
-impl Kept {
-    pub(super) fn new(in_all: KeptInAll) -> Kept {
-        Kept { in_all, own: AtomicU64::new(0) }
+impl RetainedLog {
+    pub(super) fn new(in_all: RetainedTotal) -> RetainedLog {
+        RetainedLog { in_all, own: AtomicU64::new(0) }
     }
 
     /// It keeps so much now.
-    fn note(&self, bytes: u64) {
+    fn set(&self, bytes: u64) {
         let before = self.own.swap(bytes, Ordering::Relaxed);
         // Wraps around, and back with the next one's share.
         self.in_all.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
@@ -104,22 +104,22 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for RetainedLog {
     fn drop(&mut self) {
-        self.note(0);
+        self.set(0);
     }
 }
 
 /// How often a busy store is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it is looked whether followers still need what is kept for them.
-const LOOK_FOR_FOLLOWERS_EVERY: Duration = Duration::from_secs(2);
+const FOLLOWER_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The most flushes that are remembered.
-const MARKS_MAX: usize = 1024;
+const FLUSH_POINTS_MAX: usize = 1024;
 
 /// A flush: up to which entry, and how many bytes had been applied by then.
 #[derive(Debug, Clone, Copy)]
-struct Mark {
+struct FlushPoint {
     index: u64,
     bytes: u64,
 }
@@ -137,26 +137,29 @@ pub async fn run_log_compaction(
         |progress: &mut Progress| progress.borrow_and_update().as_ref().map_or(0, |id| id.index);
     // What the log holds beyond the state on disk at the start was written before: it
     // counts.
-    let mut last =
-        Mark { index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), bytes: 0 };
+    let mut last = FlushPoint {
+        index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index),
+        bytes: 0,
+    };
     // How many bytes lie before it is not known; they count from now on.
-    let mut marks = VecDeque::from([Mark { index: group.inner.purged_at_start, bytes: 0 }, last]);
+    let mut flush_points =
+        VecDeque::from([FlushPoint { index: group.inner.purged_at_start, bytes: 0 }, last]);
     // What an earlier process flushed as it stopped may need no log any more; a group
     // that is only read now would keep it.
-    let mut is_kept = last.index > 0;
+    let mut has_unpurged = last.index > 0;
     let mut dirty_since = None;
     loop {
         // A flush that was asked for here has what came until it began. It is not to be
         // told of again: that would be another flush.
-        last.index = last.index.max(group.inner.named.index());
+        last.index = last.index.max(group.inner.announced.index());
         if index(&mut progress) <= last.index {
             dirty_since = None;
-            if !is_kept && progress.changed().await.is_err() {
+            if !has_unpurged && progress.changed().await.is_err() {
                 return;
             }
         }
         let is_dirty = index(&mut progress) > last.index;
-        let mut wake = Instant::now() + LOOK_FOR_FOLLOWERS_EVERY;
+        let mut wake = Instant::now() + FOLLOWER_POLL_INTERVAL;
         if is_dirty {
             let (flushed, now) = (
                 store.flushed().ok().flatten().map_or(0, |flushed| flushed.index),
@@ -172,31 +175,31 @@ pub async fn run_log_compaction(
                 || bytes >= policy.bytes_max
                 || Instant::now() >= due
             {
-                last = Mark {
+                last = FlushPoint {
                     index: if has_flushed { flushed } else { index(&mut progress) },
                     bytes: now,
                 };
-                marks.push_back(last);
+                flush_points.push_back(last);
                 dirty_since = None;
                 if let Err(error) = group.flush().await {
                     tracing::debug!(%error, "the group has ended");
                     return;
                 }
-                is_kept = true;
+                has_unpurged = true;
             } else {
-                wake = if is_kept { wake.min(due) } else { due };
+                wake = if has_unpurged { wake.min(due) } else { due };
             }
         }
-        if is_kept {
-            match group.purge_what_nobody_needs(&mut marks, &store, &policy).await {
-                Ok(kept) => is_kept = kept,
+        if has_unpurged {
+            match group.purge_unneeded(&mut flush_points, &store, &policy).await {
+                Ok(retained) => has_unpurged = retained,
                 Err(error) => {
                     tracing::debug!(%error, "the group has ended");
                     return;
                 }
             }
         }
-        sleep(LOOK_EVERY).await;
+        sleep(BUSY_POLL_INTERVAL).await;
         tokio::select! {
             // Nothing new until then is an outcome like any other.
             _ = timeout_at(wake, progress.changed()) => {}
@@ -211,9 +214,9 @@ pub async fn run_log_compaction(
 impl Group {
     /// Purges what is flushed and nobody needs; says whether something flushed is left
     /// that is to go later.
-    async fn purge_what_nobody_needs(
+    async fn purge_unneeded(
         &self,
-        marks: &mut VecDeque<Mark>,
+        flush_points: &mut VecDeque<FlushPoint>,
         store: &Store,
         policy: &LogPolicy,
     ) -> Result<bool, super::GroupError> {
@@ -228,13 +231,13 @@ impl Group {
                     .inner
                     .leads_since()
                     .is_none_or(|since| since.elapsed() < policy.retention_time);
-                let is_there = |heard: Option<Duration>| {
-                    heard.map_or(is_new, |heard| heard < policy.retention_time)
+                let is_there = |last_contact: Option<Duration>| {
+                    last_contact.map_or(is_new, |last_contact| last_contact < policy.retention_time)
                 };
                 // Who lacks what is gone already gets a state; a new leader knows of
                 // nobody how much he has.
                 let is_served = |follower: &&Follower| {
-                    is_there(follower.heard) && (is_new || follower.matched >= purged)
+                    is_there(follower.last_contact) && (is_new || follower.matched >= purged)
                 };
                 status
                     .followers
@@ -245,40 +248,49 @@ impl Group {
                     .unwrap_or(u64::MAX)
             }
             // All but what came since the flush before the last.
-            false => marks.iter().rev().nth(1).map_or(0, |mark| mark.index),
+            false => flush_points.iter().rev().nth(1).map_or(0, |flush_point| flush_point.index),
         };
         let bytes = store.applied_bytes();
         let within = |factor: u64| {
-            let is_within = |mark: &&Mark| {
-                bytes.saturating_sub(mark.bytes)
-                    <= self.inner.kept.share(
+            let is_within = |flush_point: &&FlushPoint| {
+                bytes.saturating_sub(flush_point.bytes)
+                    <= self.inner.retained.share(
                         policy.retention_bytes.saturating_mul(factor),
                         policy.retention_total_bytes,
                     )
-                    && applied.saturating_sub(mark.index)
+                    && applied.saturating_sub(flush_point.index)
                         <= policy.retention_entries.saturating_mul(factor)
             };
             // Without any, the newest: nothing flushed is kept.
-            marks.iter().find(is_within).or(marks.back()).map_or(0, |mark| mark.index)
+            flush_points
+                .iter()
+                .find(is_within)
+                .or(flush_points.back())
+                .map_or(0, |flush_point| flush_point.index)
         };
-        let held = self.inner.peers.holds.lowest();
-        let upto = match held {
-            Some(held) => needed.max(within(1)).min(held.max(within(4))),
+        let pinned = self.inner.peers.pins.lowest_pinned();
+        let upto = match pinned {
+            Some(pinned) => needed.max(within(1)).min(pinned.max(within(4))),
             None => needed.max(within(1)),
         };
         let upto = upto.min(flushed);
-        while marks.len() > 2 && marks[1].index <= upto || marks.len() > MARKS_MAX {
-            marks.pop_front();
+        while flush_points.len() > 2 && flush_points[1].index <= upto
+            || flush_points.len() > FLUSH_POINTS_MAX
+        {
+            flush_points.pop_front();
         }
-        let before =
-            marks.iter().rev().find(|mark| mark.index <= upto).map_or(bytes, |mark| mark.bytes);
-        self.inner.kept.note(bytes.saturating_sub(before));
+        let before = flush_points
+            .iter()
+            .rev()
+            .find(|flush_point| flush_point.index <= upto)
+            .map_or(bytes, |flush_point| flush_point.bytes);
+        self.inner.retained.set(bytes.saturating_sub(before));
         if upto > purged {
             self.purge(upto).await?;
         }
         // A follower's last cycle goes with the next flush.
-        let newest = marks.back().map_or(0, |mark| mark.index);
-        Ok(upto < newest && (status.stats.is_leader || flushed < newest || held.is_some()))
+        let newest = flush_points.back().map_or(0, |flush_point| flush_point.index);
+        Ok(upto < newest && (status.stats.is_leader || flushed < newest || pinned.is_some()))
     }
 }
 
@@ -288,16 +300,16 @@ mod tests {
 
     #[test]
     fn many_groups_share_what_may_be_kept() {
-        let in_all = KeptInAll::default();
-        let groups: Vec<Kept> = (0..10).map(|_| Kept::new(in_all.clone())).collect();
-        groups.iter().for_each(|group| group.note(100));
+        let in_all = RetainedTotal::default();
+        let groups: Vec<RetainedLog> = (0..10).map(|_| RetainedLog::new(in_all.clone())).collect();
+        groups.iter().for_each(|group| group.set(100));
         assert_eq!(groups[0].share(250, 1000), 250, "there is room");
-        groups[0].note(1100);
+        groups[0].set(1100);
         // Each looks in turn, and lets go of what is beyond its share.
         for _ in 0..10 {
             for group in &groups {
                 let share = group.share(250, 1000);
-                group.note(group.own.load(Ordering::Relaxed).min(share));
+                group.set(group.own.load(Ordering::Relaxed).min(share));
             }
         }
         assert!((500..=1000).contains(&in_all.load(Ordering::Relaxed)), "{in_all:?}");

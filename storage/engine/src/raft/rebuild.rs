@@ -48,7 +48,7 @@ use super::machine::{read_state, snapshot};
 use super::message;
 use super::peers::Peer;
 use super::receive::ReceiveError;
-use super::snapshot::{self, RECEIVED, Receiving, SnapshotInstall, blocking};
+use super::snapshot::{self, INCOMING_DIR, IncomingSnapshot, SnapshotInstall, blocking};
 use super::suspect::LogStatus;
 use super::ticker::Ticker;
 use super::transport::{MessageKind, RaftMessage, Transport};
@@ -56,7 +56,7 @@ use super::types::{LogId, Node, RaftId, Types};
 use crate::store::{Fault, SharedResources, Store};
 
 /// How long a member may take to say whether it sends a state.
-const ASK_PATIENCE: Duration = Duration::from_secs(1);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 const FRESH: &str = "fresh";
 const READY: &str = "ready";
@@ -83,7 +83,7 @@ pub struct RebuildOptions {
 /// A replica that is being rebuilt.
 pub struct Rebuild {
     options: RebuildOptions,
-    receiving: Arc<tokio::sync::Mutex<Receiving>>,
+    incoming: Arc<tokio::sync::Mutex<IncomingSnapshot>>,
     failed_requests: AtomicU32,
     is_done: AtomicBool,
 }
@@ -93,7 +93,7 @@ impl Rebuild {
     pub fn new(options: RebuildOptions) -> Rebuild {
         Rebuild {
             options,
-            receiving: Arc::default(),
+            incoming: Arc::default(),
             failed_requests: 0.into(),
             is_done: false.into(),
         }
@@ -101,7 +101,7 @@ impl Rebuild {
 
     /// Asks the others for a state, once. Asking again, while one is under way too, is
     /// harmless.
-    pub async fn ask(&self) {
+    pub async fn request_snapshot(&self) {
         let RebuildOptions { id, log, members, transport, .. } = &self.options;
         let asked = members.iter().filter(|(member, _)| member != id).map(|(member, node)| {
             let message = RaftMessage {
@@ -110,7 +110,7 @@ impl Rebuild {
                 target: *member,
                 kind: MessageKind::SnapshotRequest,
                 body: Bytes::new(),
-                timeout: ASK_PATIENCE,
+                timeout: REQUEST_TIMEOUT,
             };
             transport.send(node, message)
         });
@@ -138,7 +138,7 @@ impl Rebuild {
 
     /// Waits for what is under way, and takes nothing more.
     pub async fn stop(&self) {
-        let _receiving = self.receiving.lock().await;
+        let _receiving = self.incoming.lock().await;
         self.is_done.store(true, Ordering::Release);
     }
 
@@ -153,7 +153,7 @@ impl Rebuild {
                 return Err(ReceiveError::NoSuchReplica(message.target));
             }
             // One letter at a time, as in a replica that runs.
-            let receiving = self.receiving.clone().lock_owned().await;
+            let incoming = self.incoming.clone().lock_owned().await;
             if self.is_done() {
                 return Err(ReceiveError::Unavailable(
                     "this replica is not being rebuilt any more".to_owned(),
@@ -163,29 +163,29 @@ impl Rebuild {
                 MessageKind::Ping => Ok(Bytes::new()),
                 // Until it has a state again it can neither vote nor lead.
                 MessageKind::LogStatus => {
-                    let intact = LogStatus { is_suspect: true, has_leader: false, last: None };
-                    message::encode(&intact).map_err(ReceiveError::Malformed)
+                    let log_status = LogStatus { is_suspect: true, has_leader: false, last: None };
+                    message::encode(&log_status).map_err(ReceiveError::Malformed)
                 }
                 MessageKind::SnapshotOffer => {
-                    shared.room(directory).map_err(not_now)?;
+                    shared.room(directory).map_err(unavailable)?;
                     let term = vote(log).await?.map_or(0, |vote| vote.leader_id.term.0);
-                    Receiving::offer(
-                        receiving,
+                    IncomingSnapshot::offer(
+                        incoming,
                         &message.body,
-                        beside(directory, FRESH).join(RECEIVED),
+                        sibling(directory, FRESH).join(INCOMING_DIR),
                         term,
                     )
                     .await
                 }
                 MessageKind::SnapshotChunk => {
-                    shared.room(directory).map_err(not_now)?;
-                    Receiving::piece(receiving, message.body).await
+                    shared.room(directory).map_err(unavailable)?;
+                    IncomingSnapshot::chunk(incoming, message.body).await
                 }
                 MessageKind::SnapshotInstall => {
-                    let (install, mut receiving) =
-                        Receiving::whole(receiving, &message.body).await?;
+                    let (install, mut incoming) =
+                        IncomingSnapshot::complete(incoming, &message.body).await?;
                     // Consumed, whatever becomes of it.
-                    receiving.forget();
+                    incoming.clear();
                     self.install(&install).await?;
                     self.is_done.store(true, Ordering::Release);
                     message::encode(&SnapshotResponse::<Types>::new(install.vote))
@@ -203,12 +203,12 @@ impl Rebuild {
         if !install.vote.committed || own.is_some_and(|own| own > install.vote) {
             return Err(ReceiveError::Unavailable("a state of a leader of the past".to_owned()));
         }
-        let (fresh, ready) = (beside(directory, FRESH), beside(directory, READY));
+        let (fresh, ready) = (sibling(directory, FRESH), sibling(directory, READY));
         let made = {
             let (shared, fresh) = (shared.clone(), fresh.clone());
             move || {
-                Store::make(&fresh.join(RECEIVED), &fresh).map_err(not_now)?;
-                last_of(&shared, &fresh).map_err(not_now)
+                Store::make(&fresh.join(INCOMING_DIR), &fresh).map_err(unavailable)?;
+                last_log_id_of(&shared, &fresh).map_err(unavailable)
             }
         };
         let last = blocking(made).await?;
@@ -217,11 +217,11 @@ impl Rebuild {
                 "the received state ends at {last:?}, which is not far enough"
             )));
         }
-        log.clone().save_vote(&install.vote).await.map_err(not_now)?;
-        blocking(move || rename(&fresh, &ready).map_err(not_now)).await?;
-        finish_rebuild(directory, log, shared).await.map_err(not_now)?;
+        log.clone().save_vote(&install.vote).await.map_err(unavailable)?;
+        blocking(move || rename(&fresh, &ready).map_err(unavailable)).await?;
+        finish_rebuild(directory, log, shared).await.map_err(unavailable)?;
         // The sender takes the reply for a promise that no other is elected for a while.
-        ticker.note_word(log.id());
+        ticker.record_promise(log.id());
         Ok(())
     }
 }
@@ -237,13 +237,13 @@ pub async fn finish_rebuild(
     log: &GroupLog,
     shared: &SharedResources,
 ) -> io::Result<()> {
-    let (fresh, ready) = (beside(directory, FRESH), beside(directory, READY));
+    let (fresh, ready) = (sibling(directory, FRESH), sibling(directory, READY));
     let found = {
         let (shared, ready) = (shared.clone(), ready.clone());
         move || -> io::Result<Option<Option<LogId>>> {
             // What an earlier process had not received to the end.
             snapshot::remove(&fresh)?;
-            Ok(if ready.exists() { Some(last_of(&shared, &ready)?) } else { None })
+            Ok(if ready.exists() { Some(last_log_id_of(&shared, &ready)?) } else { None })
         }
     };
     let Some(last) = tokio::task::spawn_blocking(found).await.map_err(io::Error::other)?? else {
@@ -258,8 +258,8 @@ pub async fn finish_rebuild(
     let directory = directory.to_owned();
     let placed = move || {
         if directory.exists() {
-            rename(&directory, &beside(&directory, DAMAGED))?;
-            tracing::warn!(kept = %beside(&directory, DAMAGED).display(), "a damaged store was moved aside, and may be removed");
+            rename(&directory, &sibling(&directory, DAMAGED))?;
+            tracing::warn!(kept = %sibling(&directory, DAMAGED).display(), "a damaged store was moved aside, and may be removed");
         }
         rename(&ready, &directory)
     };
@@ -268,10 +268,10 @@ pub async fn finish_rebuild(
 
 /// What may be left beside the store at `directory`.
 pub fn rebuild_dirs(directory: &Path) -> [PathBuf; 3] {
-    [FRESH, READY, DAMAGED].map(|what| beside(directory, what))
+    [FRESH, READY, DAMAGED].map(|what| sibling(directory, what))
 }
 
-fn beside(directory: &Path, what: &str) -> PathBuf {
+fn sibling(directory: &Path, what: &str) -> PathBuf {
     let mut name = directory.as_os_str().to_owned();
     name.push(".");
     name.push(what);
@@ -286,7 +286,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The last entry of the state in a store that nobody has open.
-fn last_of(shared: &SharedResources, directory: &Path) -> Result<Option<LogId>, Fault> {
+fn last_log_id_of(shared: &SharedResources, directory: &Path) -> Result<Option<LogId>, Fault> {
     let store = Store::open(shared, directory)?;
     let (last, _) = read_state(store.applied()?)?;
     store.close()?;
@@ -294,28 +294,28 @@ fn last_of(shared: &SharedResources, directory: &Path) -> Result<Option<LogId>, 
 }
 
 async fn vote(log: &GroupLog) -> Result<Option<super::types::Vote>, ReceiveError> {
-    log.clone().read_vote().await.map_err(not_now)
+    log.clone().read_vote().await.map_err(unavailable)
 }
 
-fn not_now(error: impl std::fmt::Display) -> ReceiveError {
+fn unavailable(error: impl std::fmt::Display) -> ReceiveError {
     ReceiveError::Unavailable(error.to_string())
 }
 
 impl Group {
     /// Begins to send this replica's state to a member that asks for it.
-    pub(super) async fn send_state(&self, to: RaftId) -> Result<Bytes, ReceiveError> {
+    pub(super) async fn send_snapshot(&self, to: RaftId) -> Result<Bytes, ReceiveError> {
         let inner = &self.inner;
         // Then the state has all that was committed before, and more than the other's log
         // can contradict.
-        self.confirm_leadership().await.map_err(not_now)?;
+        self.confirm_leadership().await.map_err(unavailable)?;
         let (vote, node) = {
             let server = inner.server.borrow_watched();
             (server.vote, server.membership_config.membership().get_node(&to).copied())
         };
-        let node = node.ok_or_else(|| not_now(format!("{to} is no member")))?;
-        if !inner.peers.holds.is_held(to) {
-            let state =
-                snapshot(&inner.store, inner.store.applied().map_err(not_now)?).map_err(not_now)?;
+        let node = node.ok_or_else(|| unavailable(format!("{to} is no member")))?;
+        if !inner.peers.pins.is_pinned(to) {
+            let state = snapshot(&inner.store, inner.store.applied().map_err(unavailable)?)
+                .map_err(unavailable)?;
             let peer =
                 Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
             tokio::spawn(async move {

@@ -42,20 +42,22 @@ impl Group {
             if (message.group, message.target) != (inner.number, inner.id) {
                 return Err(ReceiveError::NoSuchReplica(message.target));
             }
-            inner.standing.lock().met(Instant::now());
+            inner.election_timer.lock().peer_seen(Instant::now());
             match message.kind {
                 MessageKind::Append => inner.append(message.body).await,
                 MessageKind::Vote | MessageKind::PreVote | MessageKind::TransferLeader => {
-                    inner.elections(message.kind, message.from, &message.body).await
+                    inner.receive_election(message.kind, message.from, &message.body).await
                 }
                 MessageKind::SnapshotOffer
                 | MessageKind::SnapshotChunk
-                | MessageKind::SnapshotInstall => inner.arrivals(message.kind, message.body).await,
-                MessageKind::Readiness => inner.ready(),
+                | MessageKind::SnapshotInstall => {
+                    inner.receive_snapshot(message.kind, message.body).await
+                }
+                MessageKind::Readiness => inner.readiness(),
                 MessageKind::Ping => Ok(Bytes::new()),
-                MessageKind::SnapshotRequest => self.send_state(message.from).await,
+                MessageKind::SnapshotRequest => self.send_snapshot(message.from).await,
                 MessageKind::LogStatus => {
-                    message::encode(&inner.intact()).map_err(ReceiveError::Malformed)
+                    message::encode(&inner.log_status()).map_err(ReceiveError::Malformed)
                 }
             }
         })
@@ -71,7 +73,7 @@ impl Inner {
         // A leader has one with entries on its way. More are those that it has given up:
         // while this replica waits for its disk or its store, they would pile up in
         // Raft's queue.
-        let _admitted = match is_busy.then(|| self.admitting.try_lock()) {
+        let _admitted = match is_busy.then(|| self.append_lock.try_lock()) {
             Some(Err(_taken)) => {
                 return Err(ReceiveError::Unavailable(
                     "entries that came before are not taken in yet".to_owned(),
@@ -80,28 +82,37 @@ impl Inner {
             admitted => admitted,
         };
         let told = request.entries.iter().map(|entry| entry.log_id);
-        self.agree(&request.vote, request.leader_commit, told.chain(request.prev_log_id)).await?;
+        self.check_consistency(
+            &request.vote,
+            request.leader_commit,
+            told.chain(request.prev_log_id),
+        )
+        .await?;
         let (vote, committed) = (request.vote, request.leader_commit);
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         match &response {
-            AppendEntriesResponse::Success => self.caught_up(&vote, committed, last),
+            AppendEntriesResponse::Success => self.on_caught_up(&vote, committed, last),
             AppendEntriesResponse::PartialSuccess(matched) => {
-                self.caught_up(&vote, committed, *matched)
+                self.on_caught_up(&vote, committed, *matched)
             }
             AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => {}
         }
         // A leader of the past is nobody's leader.
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-            let mut standing = self.standing.lock();
-            if is_busy { standing.busy(received, term) } else { standing.heard(received, term) }
+            let mut election_timer = self.election_timer.lock();
+            if is_busy {
+                election_timer.entries_received(received, term)
+            } else {
+                election_timer.leader_seen(received, term)
+            }
         }
         message::encode(&response).map_err(ReceiveError::Malformed)
     }
 
     /// Makes sure that a leader of `vote` has what was committed here: openraft would
     /// take its word, or panic.
-    pub(super) async fn agree(
+    pub(super) async fn check_consistency(
         &self,
         vote: &Vote,
         committed: Option<LogId>,
@@ -117,7 +128,7 @@ impl Inner {
     }
 
     /// Whether this replica may vote and stand, and how its disk is.
-    fn ready(&self) -> Result<Bytes, ReceiveError> {
+    fn readiness(&self) -> Result<Bytes, ReceiveError> {
         let why = match () {
             () if Instant::now() < self.guard_until => {
                 "this replica has just started and may have promised its vote"
@@ -136,28 +147,28 @@ impl Inner {
     /// other than the one that is followed here is that taken: openraft does not listen
     /// to others either, and a term that nobody has reached would have this replica stand
     /// for ever.
-    fn given_up(&self, leader: &Vote, from: RaftId) {
+    fn leader_stepped_down(&self, leader: &Vote, from: RaftId) {
         if self.log.vote() == Some(*leader) && leader.committed && leader.leader_id.node_id == from
         {
-            self.standing.lock().given_up(Instant::now(), leader.leader_id.term.0);
+            self.election_timer.lock().leader_stepped_down(Instant::now(), leader.leader_id.term.0);
             if let Some(ticker) = &self.ticker {
-                ticker.upset();
+                ticker.wake_all();
             }
         }
     }
 
-    async fn elections(
+    async fn receive_election(
         &self,
         kind: MessageKind,
         from: RaftId,
         body: &[u8],
     ) -> Result<Bytes, ReceiveError> {
-        self.ready()?;
+        self.readiness()?;
         let reply = match kind {
             MessageKind::TransferLeader => {
                 let request: TransferLeaderRequest<Types> =
                     message::decode(body).map_err(ReceiveError::Malformed)?;
-                self.given_up(request.from_leader(), from);
+                self.leader_stepped_down(request.from_leader(), from);
                 if *request.to_node_id() == self.id {
                     self.note_cause(format!(
                         "member {} has handed it over",
@@ -178,20 +189,20 @@ impl Inner {
                 // A leader that gives up has revoked its leases, and whoever stands next
                 // has its word: the one that it chose may be gone. It may lead on, and
                 // grant itself new leases, only after such a vote is given.
-                let has_revoked = self.has_revoked.read().await;
+                let leases_revoked = self.leases_revoked.read().await;
                 let is_next_term = request.vote.leader_id.term.0 > self.role.borrow().term;
-                let has_word = *has_revoked && is_next_term;
+                let is_released = *leases_revoked && is_next_term;
                 let answer = if kind == MessageKind::Vote {
                     // Authorised by the leader of an earlier term, and so no longer of
                     // weight once there is another.
                     request.leadership_transfer =
-                        request.leadership_transfer && is_next_term || has_word;
+                        request.leadership_transfer && is_next_term || is_released;
                     self.raft.vote(request).await.map_err(stopped)?
                 } else {
                     let last_log_id = request.last_log_id;
                     let mut answer = self.raft.pre_vote(request).await.map_err(stopped)?;
                     // openraft would not let it stand within the lease.
-                    answer.vote_granted |= has_word && last_log_id >= answer.last_log_id;
+                    answer.vote_granted |= is_released && last_log_id >= answer.last_log_id;
                     answer
                 };
                 message::encode(&answer)

@@ -36,23 +36,25 @@ use std::path::Path;
 pub(super) use manifest::SnapshotInstall;
 #[cfg(test)]
 pub(super) use manifest::samples;
-pub(super) use receive::{Receiving, blocking, remove};
+pub(super) use receive::{IncomingSnapshot, blocking, remove};
 pub(super) use send::send;
-pub(super) use throttle::{Holds, Transfers};
+pub(super) use throttle::{LogPins, SnapshotThrottle};
 
 /// Bytes of a file that travel together.
-const PIECE_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 20;
 /// What the names of directories begin with that hold checkpoints being sent.
-const SENDING: &str = "send-";
+const OUTGOING_PREFIX: &str = "send-";
 /// The directory of what was received.
-pub(super) const RECEIVED: &str = "recv";
+pub(super) const INCOMING_DIR: &str = "recv";
 
 /// Removes what earlier transfers left behind. Blocks.
-pub(super) fn clean(store: &Path) -> std::io::Result<()> {
+pub(super) fn remove_leftovers(store: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(store)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name == RECEIVED || name.to_str().is_some_and(|name| name.starts_with(SENDING)) {
+        if name == INCOMING_DIR
+            || name.to_str().is_some_and(|name| name.starts_with(OUTGOING_PREFIX))
+        {
             std::fs::remove_dir_all(entry.path())?;
         }
     }

@@ -16,10 +16,10 @@ use tokio::sync::watch;
 
 use super::group::{Group, GroupError, Inner, LEADER_LEASE, fatal};
 use super::peers::Peers;
-use super::purge::{Kept, LogPolicy, run_log_compaction};
-use super::snapshot::{self, Holds};
-use super::suspect::Amnesia;
-use super::ticker::{HEARTBEAT, Pulse, Standing, Ticker};
+use super::purge::{LogPolicy, RetainedLog, run_log_compaction};
+use super::snapshot::{self, LogPins};
+use super::suspect::SuspectState;
+use super::ticker::{ElectionTimer, HEARTBEAT_INTERVAL, HeartbeatPacer, Ticker};
 use super::transport::{RaftMessage, Transport, TransportError};
 use super::types::{Node, RaftId};
 use super::{GroupLog, Machine};
@@ -28,7 +28,7 @@ use crate::store::Store;
 
 /// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be
 /// busy.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a replica of a group of any size is started with.
 pub struct GroupOptions {
@@ -53,7 +53,7 @@ pub struct GroupOptions {
 }
 
 /// What both ways to start have in common.
-struct Start {
+struct GroupBuilder {
     id: RaftId,
     name: String,
     log: GroupLog,
@@ -62,8 +62,8 @@ struct Start {
     initial: BTreeMap<RaftId, Node>,
     ticker: Option<Arc<Ticker>>,
     guard_until: Instant,
-    standing: Standing,
-    suspect: Amnesia,
+    election_timer: ElectionTimer,
+    suspect: SuspectState,
 }
 
 impl Group {
@@ -85,12 +85,12 @@ impl Group {
         Box::pin(async move {
             let initial = BTreeMap::from([(id, Node::default())]);
             let now = Instant::now();
-            let standing = Standing::new(now, None);
-            let (transport, ticker, guard_until) = (Arc::new(NoPeers), None, now);
+            let election_timer = ElectionTimer::new(now, None);
+            let (transport, ticker, guard_until) = (Arc::new(NoTransport), None, now);
             // Nobody has more than it.
             log.watch().clear();
-            let (members, suspect) = (initial.clone(), Amnesia::new(false, now, now));
-            let start = Start {
+            let (members, suspect) = (initial.clone(), SuspectState::new(false, now, now));
+            let start = GroupBuilder {
                 id,
                 name,
                 log,
@@ -99,7 +99,7 @@ impl Group {
                 initial: members,
                 ticker,
                 guard_until,
-                standing,
+                election_timer,
                 suspect,
             };
             let group = Self::build(start).await?;
@@ -114,7 +114,7 @@ impl Group {
                     Err(error) => return Err(GroupError::Fatal(error.to_string())),
                 }
                 let elected = raft
-                    .wait(Some(START_PATIENCE))
+                    .wait(Some(START_TIMEOUT))
                     .current_leader(id, "a group of one elects itself")
                     .await;
                 elected.map(drop).map_err(|error| GroupError::Fatal(error.to_string()))
@@ -160,18 +160,18 @@ impl Group {
                 || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
             let now = Instant::now();
             let guard_until = if has_past { ticker.guard_until(number) } else { now };
-            let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
+            let first_bootstrap = initial.as_ref().filter(|_| !has_past).map(|members| {
                 let is_first = members.first().is_some_and(|(first, _)| *first == id);
-                Standing::forming(now, is_first)
+                ElectionTimer::first_bootstrap(now, is_first)
             });
-            let standing = Standing::new(guard_until, forming);
+            let election_timer = ElectionTimer::new(guard_until, first_bootstrap);
             if !has_past {
                 log.watch().clear();
             }
-            let suspect = Amnesia::new(log.watch().is_suspect(), ticker.started(), now);
+            let suspect = SuspectState::new(log.watch().is_suspect(), ticker.started(), now);
             let initial = initial.unwrap_or_default().into_iter().collect();
             let with_ticker = Some(ticker.clone());
-            let group = Self::build(Start {
+            let group = Self::build(GroupBuilder {
                 id,
                 name,
                 log,
@@ -180,7 +180,7 @@ impl Group {
                 initial,
                 ticker: with_ticker,
                 guard_until,
-                standing,
+                election_timer,
                 suspect,
             })
             .await?;
@@ -191,8 +191,8 @@ impl Group {
         })
     }
 
-    async fn build(start: Start) -> Result<Group, GroupError> {
-        let Start {
+    async fn build(start: GroupBuilder) -> Result<Group, GroupError> {
+        let GroupBuilder {
             id,
             name,
             log,
@@ -201,25 +201,25 @@ impl Group {
             initial,
             ticker,
             guard_until,
-            standing,
+            election_timer,
             suspect,
         } = start;
         let (machine, progress) =
             Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
         let applied = *progress.borrow();
-        if let Some(why) = log.unfit(applied) {
+        if let Some(why) = log.mismatch(applied) {
             store.mark_diverged(&why);
             return Err(GroupError::Fatal(why));
         }
         log.note_applied(applied);
-        let named = machine.named();
+        let announced = machine.announced();
         let lease_ms = LEADER_LEASE.as_millis() as u64;
         let config = Config {
             cluster_name: name.clone(),
             // The ticker sends them; this is how long one may take.
-            heartbeat_interval: (HEARTBEAT + HEARTBEAT / 2).as_millis() as u64,
+            heartbeat_interval: (HEARTBEAT_INTERVAL + HEARTBEAT_INTERVAL / 2).as_millis() as u64,
             // A follower that has just acknowledged entries needs no heartbeat.
-            heartbeat_min_interval: Some(HEARTBEAT.as_millis() as u64 / 2),
+            heartbeat_min_interval: Some(HEARTBEAT_INTERVAL.as_millis() as u64 / 2),
             // How long a vote may take. When to stand is the ticker's affair.
             election_timeout_min: lease_ms - 100,
             election_timeout_max: lease_ms,
@@ -245,18 +245,18 @@ impl Group {
         let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
         let (number, purged_at_start) = (log.id(), log.range().start.saturating_sub(1));
         let watch = log.watch();
-        let transfers =
-            ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
+        let throttle =
+            ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.throttle().clone());
         let peers = Peers {
             transport,
             group: number,
             id,
-            transfers,
-            holds: Arc::<Holds>::default(),
-            prompt: Arc::default(),
+            throttle,
+            pins: Arc::<LogPins>::default(),
+            quorum: Arc::default(),
         };
         let directory = store.path().to_owned();
-        let cleaned = tokio::task::spawn_blocking(move || snapshot::clean(&directory))
+        let cleaned = tokio::task::spawn_blocking(move || snapshot::remove_leftovers(&directory))
             .await
             .map_err(|error| error.to_string());
         cleaned
@@ -289,43 +289,45 @@ impl Group {
             id,
             number,
             log: watch,
-            kept: Kept::new(ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.kept())),
-            left_at: Mutex::default(),
+            retained: RetainedLog::new(
+                ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.retained()),
+            ),
+            evicted_at: Mutex::default(),
             store: store.clone(),
             caught_up_term: AtomicU64::default(),
             progress: progress.clone(),
-            named,
+            announced,
             ticker,
             guard_until,
-            standing: Mutex::new(standing),
+            election_timer: Mutex::new(election_timer),
             cause: Mutex::default(),
             suspect: Mutex::new(suspect),
             name,
-            pulse: Pulse::default(),
+            heartbeats: HeartbeatPacer::default(),
             initial,
             role: watch::Sender::default(),
             leads_since: Mutex::default(),
             purged_at_start,
-            is_handing_over: AtomicBool::default(),
+            is_transferring: AtomicBool::default(),
             submitting: AtomicUsize::default(),
-            has_revoked: tokio::sync::RwLock::default(),
-            admitting: tokio::sync::Mutex::default(),
-            changing: Arc::default(),
+            leases_revoked: tokio::sync::RwLock::default(),
+            append_lock: tokio::sync::Mutex::default(),
+            change_lock: Arc::default(),
             peers,
-            receiving: Arc::default(),
+            incoming: Arc::default(),
             ended: watch::Sender::default(),
         });
         let group = Group { inner };
-        tokio::spawn(group.inner.clone().follow());
+        tokio::spawn(group.inner.clone().watch_role());
         tokio::spawn(run_log_compaction(group.clone(), store, progress, policy));
         Ok(group)
     }
 }
 
 /// The network of a group of one: there is nobody to reach.
-struct NoPeers;
+struct NoTransport;
 
-impl Transport for NoPeers {
+impl Transport for NoTransport {
     fn send(
         &self,
         _to: &Node,

@@ -11,8 +11,8 @@
 //!
 //! # Groups at rest
 //! What heartbeats cost, groups cost that nobody uses. A leader of whom nothing was asked
-//! for [`QUIET_BEATS`] heartbeats sends every other one only, and a follower that got no
-//! entry for [`QUIET`], which is shorter, waits for another [`LEADER_LEASE`] before it stands.
+//! for [`QUIESCE_HEARTBEATS`] heartbeats sends every other one only, and a follower that got no
+//! entry for [`QUIESCE_AFTER`], which is shorter, waits for another [`LEADER_LEASE`] before it stands.
 //! The first read from a leader at rest may have to ask for a quorum's word; nothing else
 //! changes, as leases rest on heartbeats that arrived.
 //!
@@ -52,48 +52,48 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::group::Inner;
-use super::purge::{KeptInAll, LogPolicy};
-use super::snapshot::Transfers;
+use super::purge::{LogPolicy, RetainedTotal};
+use super::snapshot::SnapshotThrottle;
 use super::{LEADER_LEASE, QUORUM_ACK_AGE_MAX};
 use crate::clocks::{Clocks, JumpDetector, SystemClocks};
 
 /// How often the groups are looked at.
-const TICK: Duration = Duration::from_millis(50);
+const TICK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a leader sends heartbeats.
-pub(super) const HEARTBEAT: Duration = Duration::from_millis(300);
+pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(300);
 /// A leader of whom nothing was asked for so many heartbeats (5 s) is at rest.
-const QUIET_BEATS: u32 = 17;
+const QUIESCE_HEARTBEATS: u32 = 17;
 /// A follower that got no entry for so long is at rest.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIESCE_AFTER: Duration = Duration::from_secs(3);
 /// Members stand for election one after another, this far apart, so that they don't take
 /// each other's votes.
-const STAGGER: Duration = Duration::from_millis(80);
+const CAMPAIGN_STAGGER: Duration = Duration::from_millis(80);
 /// The shortest wait beyond the lease.
-const MARGIN: Duration = Duration::from_millis(20);
+const CAMPAIGN_MARGIN: Duration = Duration::from_millis(20);
 /// How long a candidate waits for votes before it asks again; twice that at most, at
 /// random.
-const ROUND: Duration = Duration::from_millis(200);
+const VOTE_ROUND: Duration = Duration::from_millis(200);
 /// Who was told that another is to lead, and hears of no new leader for so long, stands
 /// itself.
-const HANDOVER: Duration = Duration::from_millis(400);
+const TRANSFER_WAIT: Duration = Duration::from_millis(400);
 /// How long a member of a new group waits for the first one to form it: it may have been
 /// lost.
-const FORMING: Duration = LEADER_LEASE.saturating_mul(3);
+const BOOTSTRAP_WAIT: Duration = LEADER_LEASE.saturating_mul(3);
 
 /// What the groups of a process share: the clock, and the pace of state transfers.
 pub struct Ticker {
     started: Instant,
     groups: Mutex<Groups>,
     /// What some group said of when to look at it may not be true any more.
-    is_upset: AtomicBool,
-    transfers: Arc<Transfers>,
+    wakes_all: AtomicBool,
+    throttle: Arc<SnapshotThrottle>,
     policy: Mutex<LogPolicy>,
     clocks: Arc<dyn Clocks>,
     detector: Mutex<JumpDetector>,
     /// Until when acknowledgements may be from before the last jump; behind the lock of
     /// the detector.
     clock_jumps: watch::Sender<Option<Instant>>,
-    kept: KeptInAll,
+    retained: RetainedTotal,
 }
 
 #[derive(Default)]
@@ -122,13 +122,13 @@ impl Ticker {
         let ticker = Arc::new(Ticker {
             started: Instant::now(),
             groups: Mutex::default(),
-            is_upset: false.into(),
-            transfers: Arc::default(),
+            wakes_all: false.into(),
+            throttle: Arc::default(),
             policy: Mutex::default(),
             detector: Mutex::new(JumpDetector::new(&*clocks)),
             clocks,
             clock_jumps: watch::Sender::default(),
-            kept: KeptInAll::default(),
+            retained: RetainedTotal::default(),
         });
         tokio::spawn(run(Arc::downgrade(&ticker)));
         ticker
@@ -142,7 +142,7 @@ impl Ticker {
     /// How fast states may be sent to other servers, all groups together, bytes a second;
     /// 0 is no limit.
     pub fn set_snapshot_rate(&self, bytes_per_s: u64) {
-        self.transfers.set_rate(bytes_per_s);
+        self.throttle.set_rate(bytes_per_s);
     }
 
     /// How long the logs of groups that are started from now on may get.
@@ -151,16 +151,16 @@ impl Ticker {
     }
 
     /// What its groups keep of their logs.
-    pub(super) fn kept(&self) -> KeptInAll {
-        self.kept.clone()
+    pub(super) fn retained(&self) -> RetainedTotal {
+        self.retained.clone()
     }
 
     pub(super) fn log_policy(&self) -> LogPolicy {
         *self.policy.lock()
     }
 
-    pub(super) fn transfers(&self) -> &Arc<Transfers> {
-        &self.transfers
+    pub(super) fn throttle(&self) -> &Arc<SnapshotThrottle> {
+        &self.throttle
     }
 
     /// The process's clocks.
@@ -177,11 +177,11 @@ impl Ticker {
     /// Whether acknowledgements as old as [`QUORUM_ACK_AGE_MAX`] may be relied on: not if the
     /// clocks have jumped since.
     pub(super) fn trusts_acks(&self, now: Instant) -> bool {
-        self.look_at_clocks(now);
+        self.check_clocks(now);
         self.clock_jumps.borrow().is_none_or(|until| now >= until)
     }
 
-    fn look_at_clocks(&self, now: Instant) {
+    fn check_clocks(&self, now: Instant) {
         let mut detector = self.detector.lock();
         if let Some(jump) = detector.jump(&*self.clocks) {
             self.clock_jumps.send_replace(Some(now + QUORUM_ACK_AGE_MAX));
@@ -208,30 +208,30 @@ impl Ticker {
 
     pub(super) fn remove(&self, group: &Arc<Inner>) {
         self.groups.lock().running.retain(|running| running.group.as_ptr() != Arc::as_ptr(group));
-        self.note_word(group.number);
+        self.record_promise(group.number);
     }
 
     /// A replica of `group` that does not run after this has given its leader a word that
     /// it is to keep.
-    pub(super) fn note_word(&self, group: u64) {
+    pub(super) fn record_promise(&self, group: u64) {
         self.groups.lock().stopped.insert(group, Instant::now());
     }
 
     /// A group has another leader, or none: to be called after that can be seen.
-    pub(super) fn upset(&self) {
-        self.is_upset.store(true, Ordering::Release);
+    pub(super) fn wake_all(&self) {
+        self.wakes_all.store(true, Ordering::Release);
     }
 
     /// Looks at those groups that are due.
-    fn tick(&self, now: Instant, is_beat: bool) {
-        self.look_at_clocks(now);
-        let is_upset = self.is_upset.swap(false, Ordering::AcqRel);
+    fn tick(&self, now: Instant, is_heartbeat: bool) {
+        self.check_clocks(now);
+        let wakes_all = self.wakes_all.swap(false, Ordering::AcqRel);
         let mut groups = self.groups.lock();
         groups.stopped.retain(|_, stopped| now < *stopped + LEADER_LEASE);
         groups.running.retain_mut(|running| {
-            if is_upset || running.due.map_or(is_beat, |due| now >= due) {
+            if wakes_all || running.due.map_or(is_heartbeat, |due| now >= due) {
                 let Some(group) = running.group.upgrade() else { return false };
-                running.due = group.tick(now, is_beat);
+                running.due = group.tick(now, is_heartbeat);
             }
             true
         });
@@ -239,58 +239,58 @@ impl Ticker {
 }
 
 async fn run(ticker: Weak<Ticker>) {
-    let mut tick = tokio::time::interval(TICK);
+    let mut tick = tokio::time::interval(TICK_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut beat = Instant::now();
+    let mut next_heartbeat = Instant::now();
     loop {
         tick.tick().await;
         let Some(ticker) = ticker.upgrade() else { return };
         let now = Instant::now();
-        let is_beat = now >= beat;
-        if is_beat {
+        let is_heartbeat = now >= next_heartbeat;
+        if is_heartbeat {
             // Not from `now`: ticks come late, and the period should not drift by that.
-            beat = (beat + HEARTBEAT).max(now);
+            next_heartbeat = (next_heartbeat + HEARTBEAT_INTERVAL).max(now);
         }
-        ticker.tick(now, is_beat);
+        ticker.tick(now, is_heartbeat);
     }
 }
 
 /// How often a leader sends heartbeats: less often while nobody asks anything of it.
 #[derive(Debug, Default)]
-pub(super) struct Pulse {
-    was_used: AtomicBool,
-    quiet_beats: AtomicU32,
+pub(super) struct HeartbeatPacer {
+    had_request: AtomicBool,
+    idle_heartbeats: AtomicU32,
 }
 
-impl Pulse {
+impl HeartbeatPacer {
     /// Something is asked of the group.
-    pub(super) fn used(&self) {
+    pub(super) fn on_request(&self) {
         // Most of the time it is set already: others' caches are left alone.
-        if !self.was_used.load(Ordering::Relaxed) {
-            self.was_used.store(true, Ordering::Relaxed);
+        if !self.had_request.load(Ordering::Relaxed) {
+            self.had_request.store(true, Ordering::Relaxed);
         }
     }
 
     /// Whether to send this heartbeat.
-    pub(super) fn beats(&self) -> bool {
-        if self.was_used.swap(false, Ordering::Relaxed) {
-            self.quiet_beats.store(0, Ordering::Relaxed);
+    pub(super) fn should_send(&self) -> bool {
+        if self.had_request.swap(false, Ordering::Relaxed) {
+            self.idle_heartbeats.store(0, Ordering::Relaxed);
             return true;
         }
-        let quiet = self.quiet_beats.fetch_add(1, Ordering::Relaxed);
-        quiet < QUIET_BEATS || quiet.is_multiple_of(2)
+        let quiet = self.idle_heartbeats.fetch_add(1, Ordering::Relaxed);
+        quiet < QUIESCE_HEARTBEATS || quiet.is_multiple_of(2)
     }
 }
 
 /// What a replica that does not lead knows of those who might.
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(super) struct ElectionTimer {
     /// When the leader was last heard of.
-    heard: Option<Instant>,
+    leader_seen: Option<Instant>,
     /// When it last sent entries.
-    busy: Option<Instant>,
+    entries_received: Option<Instant>,
     /// When the leader said that it gives up its leadership, and of which term that is.
-    given_up: Option<(Instant, u64)>,
+    leader_stepped_down: Option<(Instant, u64)>,
     /// The latest term that this replica was seen in.
     term: u64,
     /// Not to stand before this.
@@ -298,105 +298,116 @@ pub(super) struct Standing {
     /// Beyond the lease, drawn again for each attempt.
     jitter: Duration,
     /// When to form the group if nobody else does.
-    forming_due: Option<Instant>,
+    bootstrap_due: Option<Instant>,
 }
 
-impl Standing {
-    pub(super) fn new(not_before: Instant, forming_due: Option<Instant>) -> Self {
+impl ElectionTimer {
+    pub(super) fn new(not_before: Instant, bootstrap_due: Option<Instant>) -> Self {
         Self {
-            heard: None,
-            busy: None,
-            given_up: None,
+            leader_seen: None,
+            entries_received: None,
+            leader_stepped_down: None,
             term: 0,
             not_before,
-            jitter: random(STAGGER),
-            forming_due,
+            jitter: random_below(CAMPAIGN_STAGGER),
+            bootstrap_due,
         }
     }
 
     /// When a member forms a new group: the first one at once.
-    pub(super) fn forming(now: Instant, is_first: bool) -> Instant {
-        if is_first { now } else { now + FORMING + random(LEADER_LEASE) }
+    pub(super) fn first_bootstrap(now: Instant, is_first: bool) -> Instant {
+        if is_first { now } else { now + BOOTSTRAP_WAIT + random_below(LEADER_LEASE) }
     }
 
     /// A leader of `term` was heard of.
-    pub(super) fn heard(&mut self, at: Instant, term: u64) {
-        self.heard = self.heard.max(Some(at));
-        self.given_up = self.given_up.filter(|(_, given_up)| term <= *given_up);
+    pub(super) fn leader_seen(&mut self, at: Instant, term: u64) {
+        self.leader_seen = self.leader_seen.max(Some(at));
+        self.leader_stepped_down = self
+            .leader_stepped_down
+            .filter(|(_, leader_stepped_down)| term <= *leader_stepped_down);
     }
 
     /// Whether a leader was heard of lately.
-    pub(super) fn has_heard(&self, now: Instant) -> bool {
-        self.heard.is_some_and(|heard| now < heard + LEADER_LEASE * 2)
+    pub(super) fn has_recent_leader(&self, now: Instant) -> bool {
+        self.leader_seen.is_some_and(|leader_seen| now < leader_seen + LEADER_LEASE * 2)
     }
 
     /// A leader of `term` was heard of that sent entries.
-    pub(super) fn busy(&mut self, at: Instant, term: u64) {
-        self.heard(at, term);
-        self.busy = self.busy.max(Some(at));
+    pub(super) fn entries_received(&mut self, at: Instant, term: u64) {
+        self.leader_seen(at, term);
+        self.entries_received = self.entries_received.max(Some(at));
     }
 
     /// The leader of `term` hands over to some member: the lease on it is over.
-    pub(super) fn given_up(&mut self, at: Instant, term: u64) {
-        self.given_up = Some((at, term));
+    pub(super) fn leader_stepped_down(&mut self, at: Instant, term: u64) {
+        self.leader_stepped_down = Some((at, term));
     }
 
     /// The term that this replica is in. A new one begins with a vote, its own or
     /// another's: whoever stands is given time to win and to say so.
-    pub(super) fn in_term(&mut self, now: Instant, term: u64) {
+    pub(super) fn on_term(&mut self, now: Instant, term: u64) {
         if term > self.term {
             self.term = term;
-            self.not_before = self.not_before.max(now + ROUND + random(ROUND));
+            self.not_before = self.not_before.max(now + VOTE_ROUND + random_below(VOTE_ROUND));
         }
     }
 
     /// Some member was heard of: it will form the group, if that is still to be done.
-    pub(super) fn met(&mut self, at: Instant) {
-        if let Some(due) = &mut self.forming_due {
-            *due = (*due).max(at + FORMING);
+    pub(super) fn peer_seen(&mut self, at: Instant) {
+        if let Some(due) = &mut self.bootstrap_due {
+            *due = (*due).max(at + BOOTSTRAP_WAIT);
         }
     }
 
     /// Whether the group is to be formed now; says so once in a while.
-    pub(super) fn forms(&mut self, now: Instant) -> bool {
-        let is_due = self.forming_due.is_some_and(|due| now >= due);
+    pub(super) fn should_bootstrap(&mut self, now: Instant) -> bool {
+        let is_due = self.bootstrap_due.is_some_and(|due| now >= due);
         if is_due {
-            self.forming_due = Some(now + LEADER_LEASE);
+            self.bootstrap_due = Some(now + LEADER_LEASE);
             // Forming is standing, too.
-            self.not_before = now + ROUND;
+            self.not_before = now + VOTE_ROUND;
         }
         is_due
     }
 
     /// When there is something to do for a group that is not formed yet.
-    pub(super) fn forms_at(&self) -> Option<Instant> {
-        self.forming_due
+    pub(super) fn bootstrap_at(&self) -> Option<Instant> {
+        self.bootstrap_due
     }
 
     /// When to stand for election, if nobody is heard of before; `rank` is this replica's
     /// place among those who may.
-    pub(super) fn stands_at(&self, rank: u32) -> Instant {
-        let is_at_rest = |heard| self.busy.is_none_or(|busy| busy + QUIET <= heard);
-        let patience = |heard| if is_at_rest(heard) { LEADER_LEASE * 2 } else { LEADER_LEASE };
-        let silent_at = self.heard.map(|heard| heard + patience(heard) + MARGIN);
-        let over_at = self.given_up.map(|(at, _)| at + HANDOVER);
-        let free_at =
-            silent_at.into_iter().chain(over_at).min().map(|at| at + STAGGER * rank + self.jitter);
+    pub(super) fn campaign_at(&self, rank: u32) -> Instant {
+        let is_at_rest = |leader_seen| {
+            self.entries_received
+                .is_none_or(|entries_received| entries_received + QUIESCE_AFTER <= leader_seen)
+        };
+        let patience =
+            |leader_seen| if is_at_rest(leader_seen) { LEADER_LEASE * 2 } else { LEADER_LEASE };
+        let silent_at = self
+            .leader_seen
+            .map(|leader_seen| leader_seen + patience(leader_seen) + CAMPAIGN_MARGIN);
+        let over_at = self.leader_stepped_down.map(|(at, _)| at + TRANSFER_WAIT);
+        let free_at = silent_at
+            .into_iter()
+            .chain(over_at)
+            .min()
+            .map(|at| at + CAMPAIGN_STAGGER * rank + self.jitter);
         free_at.map_or(self.not_before, |free_at| free_at.max(self.not_before))
     }
 
     /// Whether to stand for election now, and why.
-    pub(super) fn stands(&mut self, now: Instant, rank: u32) -> Option<String> {
-        if now < self.stands_at(rank) {
+    pub(super) fn should_campaign(&mut self, now: Instant, rank: u32) -> Option<String> {
+        if now < self.campaign_at(rank) {
             return None;
         }
-        self.not_before = now + ROUND + random(ROUND);
-        self.jitter = random(STAGGER);
-        Some(match (self.heard, self.given_up) {
+        self.not_before = now + VOTE_ROUND + random_below(VOTE_ROUND);
+        self.jitter = random_below(CAMPAIGN_STAGGER);
+        Some(match (self.leader_seen, self.leader_stepped_down) {
             (_, Some(_)) => "the last leader gave up, and nobody else leads".to_owned(),
-            (Some(heard), None) => format!(
+            (Some(leader_seen), None) => format!(
                 "no leader was heard of for {} ms",
-                now.saturating_duration_since(heard).as_millis()
+                now.saturating_duration_since(leader_seen).as_millis()
             ),
             (None, None) => "no leader was heard of since the start".to_owned(),
         })
@@ -405,7 +416,7 @@ impl Standing {
 
 /// A duration below `most`. Not for secrets: it only keeps replicas from doing the same
 /// at the same time.
-fn random(most: Duration) -> Duration {
+fn random_below(most: Duration) -> Duration {
     let number = RandomState::new().build_hasher().finish();
     most.mul_f64((number >> 11) as f64 / (1u64 << 53) as f64)
 }
@@ -418,55 +429,61 @@ mod tests {
     /// follower stand: in use, on the way to rest, and at rest.
     #[test]
     fn followers_rest_before_their_leader() {
-        let (pulse, start) = (Pulse::default(), Instant::now());
-        let mut standing = Standing::new(start, None);
-        let beat = |number: u32| start + HEARTBEAT * number;
+        let (heartbeats, start) = (HeartbeatPacer::default(), Instant::now());
+        let mut election_timer = ElectionTimer::new(start, None);
+        let next_heartbeat = |number: u32| start + HEARTBEAT_INTERVAL * number;
         let mut sent = Vec::new();
         for number in 0..60 {
             // Entries with the first heartbeats only.
             if number < 3 {
-                pulse.used();
+                heartbeats.on_request();
             }
-            if pulse.beats() {
+            if heartbeats.should_send() {
                 sent.push(number);
             }
         }
         assert_eq!(sent[..20], *(0..20).collect::<Vec<_>>(), "all, until it is at rest");
         assert!(
-            sent[20..].windows(2).all(|beats| beats[1] - beats[0] == 2),
+            sent[20..].windows(2).all(|should_send| should_send[1] - should_send[0] == 2),
             "then every other one: {sent:?}"
         );
         for (index, number) in sent.iter().enumerate() {
             match *number < 3 {
-                true => standing.busy(beat(*number), 1),
-                false => standing.heard(beat(*number), 1),
+                true => election_timer.entries_received(next_heartbeat(*number), 1),
+                false => election_timer.leader_seen(next_heartbeat(*number), 1),
             }
             if let Some(next) = sent.get(index + 2) {
                 assert!(
-                    beat(*next) + TICK < standing.stands_at(0),
+                    next_heartbeat(*next) + TICK_INTERVAL < election_timer.campaign_at(0),
                     "beat {number}, the next but one {next}"
                 );
             }
         }
-        pulse.used();
-        assert!(pulse.beats() && pulse.beats(), "in use again");
-        let last = beat(60);
-        standing.heard(last, 1);
-        assert!(standing.stands_at(0) >= last + LEADER_LEASE * 2);
-        standing.busy(last, 1);
-        assert!(standing.stands_at(0) <= last + LEADER_LEASE + MARGIN + STAGGER);
+        heartbeats.on_request();
+        assert!(heartbeats.should_send() && heartbeats.should_send(), "in use again");
+        let last = next_heartbeat(60);
+        election_timer.leader_seen(last, 1);
+        assert!(election_timer.campaign_at(0) >= last + LEADER_LEASE * 2);
+        election_timer.entries_received(last, 1);
+        assert!(
+            election_timer.campaign_at(0)
+                <= last + LEADER_LEASE + CAMPAIGN_MARGIN + CAMPAIGN_STAGGER
+        );
         // A handover: words of the old leader may still be on their way, those of the
         // next say that it is over.
-        standing.given_up(last, 1);
-        standing.busy(last, 1);
-        assert!((last + HANDOVER..last + HANDOVER + STAGGER).contains(&standing.stands_at(0)));
+        election_timer.leader_stepped_down(last, 1);
+        election_timer.entries_received(last, 1);
+        assert!(
+            (last + TRANSFER_WAIT..last + TRANSFER_WAIT + CAMPAIGN_STAGGER)
+                .contains(&election_timer.campaign_at(0))
+        );
         // Its vote is given: until the new leader says so, it does not stand against it,
         // however long ago it heard of one.
-        standing.in_term(last + HANDOVER, 2);
-        assert!(standing.stands_at(0) >= last + HANDOVER + ROUND);
-        standing.in_term(last + HANDOVER * 9, 2);
-        assert!(standing.stands_at(0) <= last + HANDOVER + ROUND * 2);
-        standing.heard(last, 2);
-        assert!(standing.stands_at(0) >= last + LEADER_LEASE);
+        election_timer.on_term(last + TRANSFER_WAIT, 2);
+        assert!(election_timer.campaign_at(0) >= last + TRANSFER_WAIT + VOTE_ROUND);
+        election_timer.on_term(last + TRANSFER_WAIT * 9, 2);
+        assert!(election_timer.campaign_at(0) <= last + TRANSFER_WAIT + VOTE_ROUND * 2);
+        election_timer.leader_seen(last, 2);
+        assert!(election_timer.campaign_at(0) >= last + LEADER_LEASE);
     }
 }

@@ -125,7 +125,7 @@ fn appends() -> Vec<Sample> {
     ]
 }
 
-fn elections() -> Vec<Sample> {
+fn receive_election() -> Vec<Sample> {
     let candidate = Vote { leader_id: leader(), committed: false };
     let request: VoteRequest<Types> = VoteRequest::new(candidate, Some(log_id(7)));
     let authorised =
@@ -138,7 +138,7 @@ fn elections() -> Vec<Sample> {
     let vote_changed = TransferLeaderError::VoteChanged { expected: vote(), actual: candidate };
     let not_flushed =
         TransferLeaderError::LogNotFlushed { expected: Some(log_id(7)), actual: None };
-    let intact = |is_suspect, has_leader, last| LogStatus { is_suspect, has_leader, last };
+    let log_status = |is_suspect, has_leader, last| LogStatus { is_suspect, has_leader, last };
     vec![
         Sample::body("vote", &request),
         Sample::body("vote, by the leader's transfer", &authorised),
@@ -151,8 +151,8 @@ fn elections() -> Vec<Sample> {
             "transfer leader reply, the log is not flushed",
             &transferred(Err(not_flushed)),
         ),
-        Sample::body("log status reply, nothing lost", &intact(false, true, Some(log_id(7)))),
-        Sample::body("log status reply, a suspect", &intact(true, false, None)),
+        Sample::body("log status reply, nothing lost", &log_status(false, true, Some(log_id(7)))),
+        Sample::body("log status reply, a suspect", &log_status(true, false, None)),
     ]
 }
 
@@ -160,7 +160,7 @@ fn samples() -> Vec<Sample> {
     let installed: SnapshotResponse<Types> = SnapshotResponse::new(vote());
     let mut samples = messages();
     samples.extend(appends());
-    samples.extend(elections());
+    samples.extend(receive_election());
     samples.extend(members::samples());
     samples.extend(snapshot::samples());
     samples.push(Sample::body("snapshot install reply", &installed));

@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::alias::VoteOf;
 use serde::{Deserialize, Serialize};
 
-use super::PIECE_BYTES;
+use super::CHUNK_BYTES;
 use crate::raft::types::{SnapshotMeta, Types};
 #[cfg(test)]
 use crate::raft::vectors::{self, Sample};
@@ -17,9 +17,9 @@ use crate::raft::vectors::{self, Sample};
 const FILES_MAX: usize = 100_000;
 /// The longest file name, bytes.
 const NAME_BYTES_MAX: usize = 128;
-const PIECE_VERSION: u8 = 1;
+const CHUNK_VERSION: u8 = 1;
 /// Bytes of a piece before its data.
-const PIECE_HEADER: usize = 25;
+const CHUNK_HEADER: usize = 25;
 
 /// One file of a state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,8 +65,8 @@ pub(super) struct SnapshotChunk {
 
 impl SnapshotChunk {
     pub(super) fn encode(&self) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(PIECE_HEADER + self.data.len());
-        bytes.put_u8(PIECE_VERSION);
+        let mut bytes = BytesMut::with_capacity(CHUNK_HEADER + self.data.len());
+        bytes.put_u8(CHUNK_VERSION);
         bytes.put_u64_le(self.id);
         bytes.put_u32_le(self.file);
         bytes.put_u64_le(self.offset);
@@ -76,12 +76,12 @@ impl SnapshotChunk {
     }
 
     pub(super) fn decode(mut bytes: Bytes) -> Result<SnapshotChunk, String> {
-        if bytes.len() < PIECE_HEADER || bytes.get_u8() != PIECE_VERSION {
+        if bytes.len() < CHUNK_HEADER || bytes.get_u8() != CHUNK_VERSION {
             return Err("a piece of an unknown version".to_owned());
         }
         let (id, file, offset, crc) =
             (bytes.get_u64_le(), bytes.get_u32_le(), bytes.get_u64_le(), bytes.get_u32_le());
-        if bytes.len() > PIECE_BYTES {
+        if bytes.len() > CHUNK_BYTES {
             return Err("a piece is too large".to_owned());
         }
         if crc32c::crc32c(&bytes) != crc {
@@ -94,7 +94,7 @@ impl SnapshotChunk {
 /// The files in a directory, read to their ends for their checksums. Blocks.
 pub(super) fn list(directory: &Path) -> std::io::Result<Vec<SnapshotFile>> {
     let mut files = Vec::new();
-    let mut piece = vec![0; PIECE_BYTES];
+    let mut chunk = vec![0; CHUNK_BYTES];
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry
@@ -104,12 +104,12 @@ pub(super) fn list(directory: &Path) -> std::io::Result<Vec<SnapshotFile>> {
         let mut file = File::open(entry.path())?;
         let (mut bytes, mut crc) = (0, 0);
         loop {
-            let read = file.read(&mut piece)?;
+            let read = file.read(&mut chunk)?;
             if read == 0 {
                 break;
             }
             bytes += read as u64;
-            crc = crc32c::crc32c_append(crc, &piece[..read]);
+            crc = crc32c::crc32c_append(crc, &chunk[..read]);
         }
         files.push(SnapshotFile { name, bytes, crc });
     }
@@ -146,7 +146,7 @@ pub(super) fn check(files: &[SnapshotFile]) -> Result<(), String> {
 pub(in crate::raft) fn samples() -> Vec<Sample> {
     let file = |name: &str, bytes, crc| SnapshotFile { name: name.to_owned(), bytes, crc };
     let files = vec![file("000009.sst", 1 << 33, 0x0102_0304), file("CURRENT", 16, 0xffff_ffff)];
-    let piece = SnapshotChunk {
+    let chunk = SnapshotChunk {
         id: 0x0102_0304_0506_0708,
         file: 0x0a0b,
         offset: 1 << 32,
@@ -158,7 +158,7 @@ pub(in crate::raft) fn samples() -> Vec<Sample> {
     vec![
         Sample::body("snapshot offer", &SnapshotOffer { id: 300, vote: vectors::vote(), files }),
         Sample::body("snapshot offer reply", &SnapshotOfferReply { bytes: vec![0, 1 << 33] }),
-        Sample::new("snapshot chunk", piece.encode(), again),
+        Sample::new("snapshot chunk", chunk.encode(), again),
         Sample::body("snapshot install", &install),
     ]
 }
@@ -185,12 +185,12 @@ mod tests {
 
     #[test]
     fn a_piece_comes_back_as_it_was_or_not_at_all() {
-        let piece = SnapshotChunk { id: 1, file: 2, offset: 3, data: Bytes::from_static(b"data") };
-        let bytes = piece.encode();
-        assert_eq!(SnapshotChunk::decode(bytes.clone()).unwrap(), piece);
+        let chunk = SnapshotChunk { id: 1, file: 2, offset: 3, data: Bytes::from_static(b"data") };
+        let bytes = chunk.encode();
+        assert_eq!(SnapshotChunk::decode(bytes.clone()).unwrap(), chunk);
         let mut damaged = bytes.to_vec();
-        damaged[PIECE_HEADER] ^= 1;
+        damaged[CHUNK_HEADER] ^= 1;
         assert!(SnapshotChunk::decode(Bytes::from(damaged)).is_err());
-        assert!(SnapshotChunk::decode(bytes.slice(..PIECE_HEADER - 1)).is_err());
+        assert!(SnapshotChunk::decode(bytes.slice(..CHUNK_HEADER - 1)).is_err());
     }
 }

@@ -17,7 +17,7 @@ use openraft::storage::Snapshot;
 use super::manifest::{
     self, SnapshotChunk, SnapshotFile, SnapshotInstall, SnapshotOffer, SnapshotOfferReply,
 };
-use super::{PIECE_BYTES, SENDING};
+use super::{CHUNK_BYTES, OUTGOING_PREFIX};
 use crate::raft::machine::SnapshotSource;
 use crate::raft::message;
 use crate::raft::peers::Peer;
@@ -26,18 +26,18 @@ use crate::raft::types::{LeaderId, Node, Types};
 use crate::store::Store;
 
 /// How long the receiver may take to say that it is there.
-const HERE_PATIENCE: Duration = Duration::from_secs(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the receiver may take to compare an offer with what it has.
-const OFFER_PATIENCE: Duration = Duration::from_secs(30);
+const OFFER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a piece may take.
-const PIECE_PATIENCE: Duration = Duration::from_secs(10);
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a piece is sent that does not arrive whole.
-const PIECE_TRIES: u32 = 4;
+const CHUNK_TRIES: u32 = 4;
 /// How long it may take to sync and open what was received, beside the time for its
 /// bytes.
-const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The slowest disk that is waited for, bytes a second.
-const SLOWEST: f64 = 20e6;
+const THROUGHPUT_MIN: f64 = 20e6;
 
 /// Sends a state to a member, and waits until it has it in place.
 ///
@@ -54,16 +54,15 @@ pub(in crate::raft) async fn send(
     };
     let meta = snapshot.meta;
     // Nothing is flushed and read for somebody who is gone, however often openraft tries.
-    peer.ask(MessageKind::Ping, Bytes::new(), HERE_PATIENCE).await.map_err(undelivered)?;
+    peer.call(MessageKind::Ping, Bytes::new(), PING_TIMEOUT).await.map_err(transport_error)?;
     // Before the state is made: what comes after the state must be there when it has
     // arrived.
-    let _held =
-        peer.peers.holds.hold(peer.target, meta.last_log_id.as_ref().map_or(0, |id| id.index));
-    let _place =
-        peer.peers.transfers.places.acquire().await.map_err(|error| broken(error.to_string()))?;
+    let _pin = peer.peers.pins.pin(peer.target, meta.last_log_id.as_ref().map_or(0, |id| id.index));
+    let _permit =
+        peer.peers.throttle.permits.acquire().await.map_err(|error| aborted(error.to_string()))?;
     let target = peer.target;
     let checkpoint = tokio::task::spawn_blocking(move || Checkpoint::make(&store, target)).await;
-    let checkpoint = checkpoint.map_err(|error| broken(error.to_string()))?.map_err(broken)?;
+    let checkpoint = checkpoint.map_err(|error| aborted(error.to_string()))?.map_err(aborted)?;
     let id = RandomState::new().build_hasher().finish();
     let total: u64 = checkpoint.files.iter().map(|file| file.bytes).sum();
     tracing::info!(
@@ -75,21 +74,25 @@ pub(in crate::raft) async fn send(
     );
 
     let offer = message::encode(&SnapshotOffer { id, vote, files: checkpoint.files.clone() })
-        .map_err(broken)?;
-    let reply =
-        peer.ask(MessageKind::SnapshotOffer, offer, OFFER_PATIENCE).await.map_err(undelivered)?;
-    let have: SnapshotOfferReply = message::decode(&reply).map_err(broken)?;
+        .map_err(aborted)?;
+    let reply = peer
+        .call(MessageKind::SnapshotOffer, offer, OFFER_TIMEOUT)
+        .await
+        .map_err(transport_error)?;
+    let have: SnapshotOfferReply = message::decode(&reply).map_err(aborted)?;
     if have.bytes.len() != checkpoint.files.len() {
-        return Err(broken("the receiver tells of other files".to_owned()));
+        return Err(aborted("the receiver tells of other files".to_owned()));
     }
     for (at, (file, have)) in checkpoint.files.iter().zip(have.bytes).enumerate() {
         send_file(peer, id, &checkpoint, at, file, have).await?;
     }
-    let install = message::encode(&SnapshotInstall { id, vote, meta }).map_err(broken)?;
-    let patience = INSTALL_PATIENCE + Duration::from_secs_f64(total as f64 / SLOWEST);
-    let reply =
-        peer.ask(MessageKind::SnapshotInstall, install, patience).await.map_err(undelivered)?;
-    message::decode(&reply).map_err(broken)
+    let install = message::encode(&SnapshotInstall { id, vote, meta }).map_err(aborted)?;
+    let patience = INSTALL_TIMEOUT + Duration::from_secs_f64(total as f64 / THROUGHPUT_MIN);
+    let reply = peer
+        .call(MessageKind::SnapshotInstall, install, patience)
+        .await
+        .map_err(transport_error)?;
+    message::decode(&reply).map_err(aborted)
 }
 
 async fn send_file(
@@ -105,35 +108,35 @@ async fn send_file(
     }
     let path = checkpoint.directory.join(&entry.name);
     let file = Arc::new(
-        File::open(&path).map_err(|error| broken(format!("open {}: {error}", path.display())))?,
+        File::open(&path).map_err(|error| aborted(format!("open {}: {error}", path.display())))?,
     );
     let mut offset = have;
     while offset < entry.bytes {
-        let bytes = PIECE_BYTES.min(usize::try_from(entry.bytes - offset).unwrap_or(PIECE_BYTES));
+        let bytes = CHUNK_BYTES.min(usize::try_from(entry.bytes - offset).unwrap_or(CHUNK_BYTES));
         let reader = file.clone();
         let read = move || {
             let mut data = vec![0; bytes];
             reader.read_exact_at(&mut data, offset).map(|()| Bytes::from(data))
         };
         let data =
-            tokio::task::spawn_blocking(read).await.map_err(|error| broken(error.to_string()))?;
-        let data = data.map_err(|error| broken(format!("read {}: {error}", path.display())))?;
-        let piece = SnapshotChunk { id, file: at as u32, offset, data }.encode();
-        send_piece(peer, piece).await?;
+            tokio::task::spawn_blocking(read).await.map_err(|error| aborted(error.to_string()))?;
+        let data = data.map_err(|error| aborted(format!("read {}: {error}", path.display())))?;
+        let chunk = SnapshotChunk { id, file: at as u32, offset, data }.encode();
+        send_chunk(peer, chunk).await?;
         offset += bytes as u64;
     }
     Ok(())
 }
 
 /// Pieces may arrive twice: the receiver knows which it has.
-async fn send_piece(peer: &Peer, piece: Bytes) -> Result<(), StreamingError<Types>> {
+async fn send_chunk(peer: &Peer, chunk: Bytes) -> Result<(), StreamingError<Types>> {
     let mut tries = 0;
     loop {
-        peer.peers.transfers.wait_for(piece.len()).await;
+        peer.peers.throttle.wait_for_bytes(chunk.len()).await;
         tries += 1;
-        match peer.ask(MessageKind::SnapshotChunk, piece.clone(), PIECE_PATIENCE).await {
+        match peer.call(MessageKind::SnapshotChunk, chunk.clone(), CHUNK_TIMEOUT).await {
             Ok(_) => return Ok(()),
-            Err(error) if tries >= PIECE_TRIES => return Err(undelivered(error)),
+            Err(error) if tries >= CHUNK_TRIES => return Err(transport_error(error)),
             Err(error) => {
                 tracing::warn!(group = peer.peers.group, target = peer.target, %error, "a piece of a state is sent again")
             }
@@ -141,11 +144,11 @@ async fn send_piece(peer: &Peer, piece: Bytes) -> Result<(), StreamingError<Type
     }
 }
 
-fn broken(why: String) -> StreamingError<Types> {
+fn aborted(why: String) -> StreamingError<Types> {
     Unreachable::from_string(why).into()
 }
 
-fn undelivered(error: TransportError) -> StreamingError<Types> {
+fn transport_error(error: TransportError) -> StreamingError<Types> {
     match error {
         TransportError::Lost(why) => NetworkError::from_string(why).into(),
         TransportError::NotSent(why) | TransportError::Refused(why) => {
@@ -165,7 +168,7 @@ impl Checkpoint {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mut checkpoint = Checkpoint {
-            directory: store.path().join(format!("{SENDING}{target}-{number}")),
+            directory: store.path().join(format!("{OUTGOING_PREFIX}{target}-{number}")),
             files: Vec::new(),
         };
         store.checkpoint(&checkpoint.directory).map_err(|fault| fault.to_string())?;

@@ -11,36 +11,36 @@ use tokio::sync::Semaphore;
 use crate::raft::types::RaftId;
 
 /// How many states are sent at once by a process; the others wait.
-const SENT_AT_ONCE: usize = 2;
+const CONCURRENT_SENDS_MAX: usize = 2;
 /// How long the log is held after a transfer: until the follower's progress is known to
 /// have moved.
-const AFTERGLOW: Duration = Duration::from_secs(5);
+const PIN_LINGER: Duration = Duration::from_secs(5);
 
 /// The pace of a process.
-pub(in crate::raft) struct Transfers {
+pub(in crate::raft) struct SnapshotThrottle {
     bytes_per_s: AtomicU64,
     /// When the next piece may leave.
     next: Mutex<Option<Instant>>,
-    pub(super) places: Semaphore,
+    pub(super) permits: Semaphore,
 }
 
-impl Default for Transfers {
+impl Default for SnapshotThrottle {
     fn default() -> Self {
         Self {
             bytes_per_s: AtomicU64::new(0),
             next: Mutex::default(),
-            places: Semaphore::new(SENT_AT_ONCE),
+            permits: Semaphore::new(CONCURRENT_SENDS_MAX),
         }
     }
 }
 
-impl Transfers {
+impl SnapshotThrottle {
     pub(in crate::raft) fn set_rate(&self, bytes_per_s: u64) {
         self.bytes_per_s.store(bytes_per_s, Ordering::Relaxed);
     }
 
     /// Waits until so many bytes may leave.
-    pub(super) async fn wait_for(&self, bytes: usize) {
+    pub(super) async fn wait_for_bytes(&self, bytes: usize) {
         let rate = self.bytes_per_s.load(Ordering::Relaxed);
         if rate == 0 {
             return;
@@ -57,45 +57,45 @@ impl Transfers {
 
 /// The entries of a group that must stay in the log because a transfer ends before them.
 #[derive(Default)]
-pub(in crate::raft) struct Holds(Mutex<BTreeMap<RaftId, Hold>>);
+pub(in crate::raft) struct LogPins(Mutex<BTreeMap<RaftId, PinnedIndex>>);
 
-struct Hold {
+struct PinnedIndex {
     index: u64,
     until: Option<Instant>,
 }
 
-impl Holds {
+impl LogPins {
     /// The entry after which the log must stay.
-    pub(in crate::raft) fn lowest(&self) -> Option<u64> {
-        let mut holds = self.0.lock();
+    pub(in crate::raft) fn lowest_pinned(&self) -> Option<u64> {
+        let mut pins = self.0.lock();
         let now = Instant::now();
-        holds.retain(|_, hold| hold.until.is_none_or(|until| now < until));
-        holds.values().map(|hold| hold.index).min()
+        pins.retain(|_, pin| pin.until.is_none_or(|until| now < until));
+        pins.values().map(|pin| pin.index).min()
     }
 
     /// Whether a transfer to `target` is under way.
-    pub(in crate::raft) fn is_held(&self, target: RaftId) -> bool {
-        self.0.lock().get(&target).is_some_and(|hold| hold.until.is_none())
+    pub(in crate::raft) fn is_pinned(&self, target: RaftId) -> bool {
+        self.0.lock().get(&target).is_some_and(|pin| pin.until.is_none())
     }
 
     /// Holds the log for a transfer to `target`, until this is dropped and a little
     /// longer.
-    pub(super) fn hold(self: &Arc<Self>, target: RaftId, index: u64) -> Held {
-        self.0.lock().insert(target, Hold { index, until: None });
-        Held { holds: self.clone(), target }
+    pub(super) fn pin(self: &Arc<Self>, target: RaftId, index: u64) -> LogPin {
+        self.0.lock().insert(target, PinnedIndex { index, until: None });
+        LogPin { pins: self.clone(), target }
     }
 }
 
 /// A hold on the log.
-pub(super) struct Held {
-    holds: Arc<Holds>,
+pub(super) struct LogPin {
+    pins: Arc<LogPins>,
     target: RaftId,
 }
 
-impl Drop for Held {
+impl Drop for LogPin {
     fn drop(&mut self) {
-        if let Some(hold) = self.holds.0.lock().get_mut(&self.target) {
-            hold.until = Some(Instant::now() + AFTERGLOW);
+        if let Some(pin) = self.pins.0.lock().get_mut(&self.target) {
+            pin.until = Some(Instant::now() + PIN_LINGER);
         }
     }
 }
@@ -106,23 +106,23 @@ mod tests {
 
     #[tokio::test]
     async fn pieces_leave_at_the_pace_that_was_set() {
-        let transfers = Transfers::default();
-        transfers.set_rate(1_000_000);
+        let throttle = SnapshotThrottle::default();
+        throttle.set_rate(1_000_000);
         let started = Instant::now();
         for _ in 0..5 {
-            transfers.wait_for(20_000).await;
+            throttle.wait_for_bytes(20_000).await;
         }
         assert!(started.elapsed() >= Duration::from_millis(80), "{:?}", started.elapsed());
     }
 
     #[test]
     fn the_lowest_hold_counts_and_outlives_its_transfer_a_little() {
-        let holds = Arc::<Holds>::default();
-        assert_eq!(holds.lowest(), None);
-        let first = holds.hold(1, 10);
-        let _second = holds.hold(2, 20);
-        assert_eq!(holds.lowest(), Some(10));
+        let pins = Arc::<LogPins>::default();
+        assert_eq!(pins.lowest_pinned(), None);
+        let first = pins.pin(1, 10);
+        let _second = pins.pin(2, 20);
+        assert_eq!(pins.lowest_pinned(), Some(10));
         drop(first);
-        assert_eq!(holds.lowest(), Some(10));
+        assert_eq!(pins.lowest_pinned(), Some(10));
     }
 }
