@@ -50,7 +50,7 @@ impl Compactions {
 
     /// Progress of the table's last compaction.
     pub(crate) fn progress(&self, node: &Node, table: &Table) -> CompactionStatus {
-        let disk_bytes = node.table_figures(table.id).disk_bytes;
+        let disk_bytes = node.table_stats(table.id).disk_bytes;
         match self.0.lock().get_mut(&table.id) {
             Some(run) => run.progress(disk_bytes),
             None => CompactionStatus {
@@ -72,7 +72,7 @@ impl Compactions {
         runs.retain(|table, _| is_here(*table));
         let ordered = runs.iter_mut().filter(|(_, run)| run.number != 0);
         ordered
-            .map(|(table, run)| run.report(*table, node.table_figures(*table).disk_bytes))
+            .map(|(table, run)| run.report(*table, node.table_stats(*table).disk_bytes))
             .collect()
     }
 }
@@ -85,7 +85,7 @@ impl CompactionRun {
             started_at_ms: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_millis() as u64),
-            disk_bytes_before: node.table_figures(table.id).disk_bytes,
+            disk_bytes_before: node.table_stats(table.id).disk_bytes,
             replicas: 0,
             stores: Vec::new(),
             refused: None,

@@ -52,7 +52,7 @@ impl StartContext<'_> {
                 as usize,
             cluster_tag: cluster as u8,
             clock: self.clock.clone(),
-            unsure_after: self.config.proxy.call_deadline.0,
+            unknown_after: self.config.proxy.call_deadline.0,
             peers,
         }
     }

@@ -366,7 +366,7 @@ fn table_metrics(node: &Node, reports: &[Replica], table: &cluster::Table) {
         replica.matched.iter().map(|(_, matched)| replica.last_log.saturating_sub(*matched)).max()
     };
     show("bridle_raft_follower_lag_entries", led().filter_map(lag).max().unwrap_or(0));
-    show("bridle_partitions_not_serving", node.table_figures(table.id).faults.len() as u64);
+    show("bridle_partitions_not_serving", node.table_stats(table.id).faults.len() as u64);
     let store_metrics: [(&'static str, fn(&engine::store::StoreStats) -> u64); 15] = [
         ("bridle_rocksdb_memtable_bytes", |store| store.memtable_bytes),
         ("bridle_rocksdb_file_bytes", |store| store.file_bytes),

@@ -70,12 +70,12 @@ impl ProcessInfo {
     }
 
     /// Every serving table with its statistics on this process.
-    pub(crate) fn tables_here(&self) -> Vec<(Arc<Table>, storage::TableFigures)> {
+    pub(crate) fn tables_here(&self) -> Vec<(Arc<Table>, storage::TableStats)> {
         let Some(node) = &self.node else { return Vec::new() };
         self.catalogue
             .tables()
             .into_iter()
-            .map(|table| (table.clone(), node.table_figures(table.id)))
+            .map(|table| (table.clone(), node.table_stats(table.id)))
             .collect()
     }
 
@@ -275,7 +275,7 @@ impl proxy::Host for ProcessInfo {
     }
 
     fn tables(&self) -> Vec<TableStats> {
-        let figures = |(table, figures): (Arc<Table>, storage::TableFigures)| TableStats {
+        let figures = |(table, figures): (Arc<Table>, storage::TableStats)| TableStats {
             name: table.name.clone(),
             number: table.number,
             rows: figures.rows,
@@ -479,8 +479,7 @@ impl meta::admin::HostProcess for ProcessInfo {
     }
 
     fn figures(&self, table: &Table) -> TableUsage {
-        let figures =
-            self.node.as_ref().map(|node| node.table_figures(table.id)).unwrap_or_default();
+        let figures = self.node.as_ref().map(|node| node.table_stats(table.id)).unwrap_or_default();
         TableUsage {
             rows: figures.rows,
             expiring: figures.expiring,

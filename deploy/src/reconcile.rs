@@ -13,7 +13,7 @@ use cluster::meta_client::{Assignments, MetaClient};
 use cluster::meta_protocol::Instruction;
 use cluster::{Placement, Table, TableId};
 use meta::{Meta, Tables};
-use storage::{Assigned, Node};
+use storage::{Assignment, Node};
 use tokio::sync::mpsc;
 
 use crate::reporter::Reporter;
@@ -40,10 +40,10 @@ pub(crate) async fn reconcile_tables(meta: &Meta, node: &Node, tables: &Tables) 
         let placements = tables.placements.iter().filter(|(id, _)| id.table == table.id);
         placements.map(|(_, placement)| Placement::clone(placement)).collect()
     };
-    let assigned: Vec<Assigned> = tables
+    let assigned: Vec<Assignment> = tables
         .ready
         .iter()
-        .map(|table| Assigned { table: table.clone(), placements: placements(table) })
+        .map(|table| Assignment { table: table.clone(), placements: placements(table) })
         .collect();
     node.follow(&assigned).await;
     meta.opened(tables);
@@ -87,9 +87,9 @@ async fn reconcile_assignments(
 ) -> bool {
     let (gone, there): (Vec<_>, Vec<_>) =
         assignments.tables.values().partition(|assignment| assignment.destroy);
-    let assigned: Vec<Assigned> = there
+    let assigned: Vec<Assignment> = there
         .iter()
-        .map(|assignment| Assigned {
+        .map(|assignment| Assignment {
             table: Arc::new(assignment.table.clone()),
             placements: assignment.placements.clone(),
         })

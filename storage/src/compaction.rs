@@ -12,16 +12,16 @@ use crate::tasks;
 
 /// How long the cycle is waited for: elsewhere nobody may lead, or it may be switched
 /// off.
-const PATIENCE: Duration = Duration::from_secs(60);
+const EXPIRY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether it is through.
-const PERIOD: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A compaction of one replica's store, from the request on.
 #[derive(Debug)]
-pub struct Compaction(Mutex<State>);
+pub struct Compaction(Mutex<CompactionState>);
 
 #[derive(Debug)]
-enum State {
+enum CompactionState {
     Waiting,
     Begun(Arc<store::ManualCompaction>),
     Failed(String),
@@ -30,18 +30,18 @@ enum State {
 impl Compaction {
     /// Lets what is due by now go, and then compacts; on a task of its own.
     pub fn start(replica: Arc<Replica>) -> Arc<Compaction> {
-        let compaction = Arc::new(Compaction(Mutex::new(State::Waiting)));
+        let compaction = Arc::new(Compaction(Mutex::new(CompactionState::Waiting)));
         let begun = compaction.clone();
         let failed = compaction.clone();
         let begin = async move {
-            let began = wait_until_gone(&replica)
+            let began = wait_until_expired(&replica)
                 .await
                 .and_then(|()| replica.store().compact().map_err(|error| error.to_string()));
-            *begun.0.lock() = began.map_or_else(State::Failed, State::Begun);
+            *begun.0.lock() = began.map_or_else(CompactionState::Failed, CompactionState::Begun);
         };
         tasks::spawn(begin, move |why| {
-            tasks::tell("compaction", why);
-            *failed.0.lock() = State::Failed(format!("it panicked: {why}"));
+            tasks::report_panic("compaction", why);
+            *failed.0.lock() = CompactionState::Failed(format!("it panicked: {why}"));
         });
         compaction
     }
@@ -49,26 +49,26 @@ impl Compaction {
     /// How it ended; `None` while it runs.
     pub fn outcome(&self) -> Option<Result<(), String>> {
         match &*self.0.lock() {
-            State::Waiting => None,
-            State::Begun(compaction) => {
+            CompactionState::Waiting => None,
+            CompactionState::Begun(compaction) => {
                 compaction.outcome().map(|outcome| outcome.map_err(|error| error.to_string()))
             }
-            State::Failed(why) => Some(Err(why.clone())),
+            CompactionState::Failed(why) => Some(Err(why.clone())),
         }
     }
 }
 
 /// Waits until nothing is left in the replica's state that is due by now. Where another
 /// replica leads, that one's cycle removes it.
-async fn wait_until_gone(replica: &Arc<Replica>) -> Result<(), String> {
-    let (due_ms, deadline) = (replica.clock.now().now_ms, Instant::now() + PATIENCE);
+async fn wait_until_expired(replica: &Arc<Replica>) -> Result<(), String> {
+    let (due_ms, deadline) = (replica.clock.now().now_ms, Instant::now() + EXPIRY_WAIT_MAX);
     while Instant::now() < deadline {
         let looked_at = replica.clone();
         let look = tokio::task::spawn_blocking(move || looked_at.has_due(due_ms));
         if !look.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
             return Ok(());
         }
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     tracing::warn!(partition = ?replica.partition(), "a compaction begins before the expiry cycle is through");
     Ok(())

@@ -8,7 +8,7 @@ use cluster::{PartitionId, TableId};
 
 /// A replica's directory as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ReplicaDir {
     pub(crate) partition: PartitionId,
     pub(crate) raft_id: u64,
     pub(crate) path: PathBuf,
@@ -20,20 +20,20 @@ pub(crate) fn path(dir: &Path, partition: PartitionId, raft_id: u64) -> PathBuf 
 }
 
 /// All replicas that have a directory; none when there is no `dir` yet.
-pub(crate) fn list(dir: &Path) -> io::Result<Vec<Place>> {
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<ReplicaDir>> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut places = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if let Some((partition, raft_id)) = parse(name) {
-            places.push(Place { partition, raft_id, path });
+            found.push(ReplicaDir { partition, raft_id, path });
         }
     }
-    Ok(places)
+    Ok(found)
 }
 
 fn parse(name: &str) -> Option<(PartitionId, u64)> {
@@ -58,7 +58,8 @@ mod tests {
         for name in ["7-3-12", "7-3-12.damaged", "lost+found", "7-3", "7-3-12-1", "a-b-c"] {
             std::fs::create_dir(dir.path().join(name)).expect("a directory");
         }
-        let place = Place { partition, raft_id: 12, path: path(dir.path(), partition, 12) };
-        assert_eq!(list(dir.path()).expect("the directory"), [place]);
+        let replica_dir =
+            ReplicaDir { partition, raft_id: 12, path: path(dir.path(), partition, 12) };
+        assert_eq!(list(dir.path()).expect("the directory"), [replica_dir]);
     }
 }

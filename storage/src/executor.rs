@@ -16,7 +16,7 @@
 //! - Leadership is established again only when nothing is in flight.
 //! - Nothing is evaluated or answered under another term than that of the lease: a
 //!   leadership that went and came back is another one, in which nothing is known of what
-//!   others wrote (`storage/tests/three.rs`,
+//!   others wrote (`storage/tests/replication.rs`,
 //!   `a_watched_row_that_another_leader_wrote_is_touched`,
 //!   `a_leader_that_comes_back_evaluates_on_what_others_wrote`).
 
@@ -37,10 +37,10 @@ use row::{eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
-use crate::group_commit::{FULL_OPS, Pace};
-use crate::queue::{Amount, Outcome, Waiting, refuse};
+use crate::group_commit::{BatchDelay, FULL_OPS};
+use crate::queue::{BatchSize, Outcome, QueuedRequest, refuse};
 use crate::quota::{Quota, Reservation};
-use crate::reads::{ANSWERS_BYTES, Applied};
+use crate::reads::{ANSWERS_BYTES, ReadView};
 use crate::replica::{Leadership, ProposeError, Replica};
 use crate::row_cache::WriteTicket;
 use crate::stripes::{self, Stripes};
@@ -57,27 +57,27 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 const REQUEST_EDITS_MAX: usize = 16 << 20;
 
 /// Batches that replicate at one time: one is synced while the next waits in the log.
-const FLIGHTS_MAX: usize = 2;
+const PIPELINE_DEPTH: usize = 2;
 
 /// An answer of so many bytes is counted at once, smaller ones with their batch.
-const LARGE_BYTES: usize = 64 << 10;
+const LARGE_ANSWER_BYTES: usize = 64 << 10;
 
 /// While a batch is in flight, so many ops are worth being evaluated at once.
 const EAGER_OPS: usize = 64;
 
 /// The rows of so many requests are fetched from memory side by side.
-const AHEAD: usize = 64;
+const PREFETCH_MAX: usize = 64;
 
 /// A chain is ended before its places run out.
-const CHAIN_MAX: u32 = 1 << 31;
+const CHAIN_PLACES_MAX: u32 = 1 << 31;
 
 /// How often batches that are under way are looked at: do they wait for the disk, or for
 /// a quorum?
-const STUCK_PERIOD: Duration = Duration::from_millis(500);
+const STUCK_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs until the replica stops.
 pub(crate) async fn run(replica: Arc<Replica>) {
-    let mut stuck = tokio::time::interval(STUCK_PERIOD);
+    let mut stuck = tokio::time::interval(STUCK_CHECK_INTERVAL);
     stuck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut executor = Executor {
         replica,
@@ -85,23 +85,23 @@ pub(crate) async fn run(replica: Arc<Replica>) {
         leadership: None,
         link: BatchDependency { term: 0, chain: 0, position: 0 },
         stripes: Stripes::default(),
-        pace: Pace::default(),
+        batch_delay: BatchDelay::default(),
         next: Batch::default(),
-        flights: VecDeque::new(),
-        is_rule_unsure: false,
+        in_flight: VecDeque::new(),
+        is_default_ttl_tentative: false,
     };
     while executor.replica.queue.closed().is_none() {
         executor.wait().await;
-        executor.gather().await;
-        executor.depart().await;
-        executor.make_sure_of_rule();
+        executor.collect().await;
+        executor.propose_next().await;
+        executor.reload_tentative_default_ttl();
     }
     // What is under way is finished.
     if let Some(why) = executor.replica.queue.closed() {
         executor.next.refuse(&why);
     }
-    while !executor.flights.is_empty() {
-        executor.land().await;
+    while !executor.in_flight.is_empty() {
+        executor.await_oldest().await;
     }
 }
 
@@ -114,21 +114,21 @@ struct Executor {
     /// The next batch's place.
     link: BatchDependency,
     stripes: Stripes,
-    pace: Pace,
+    batch_delay: BatchDelay,
     /// What was evaluated and not yet proposed.
     next: Batch,
     /// What was proposed, oldest first.
-    flights: VecDeque<Flight>,
+    in_flight: VecDeque<InFlight>,
     /// Whether the table's `default_ttl` in force is that of a batch that may not come
     /// about.
-    is_rule_unsure: bool,
+    is_default_ttl_tentative: bool,
 }
 
 /// Requests evaluated as one.
 #[derive(Default)]
 struct Batch {
     edits: Edits,
-    amount: Amount,
+    size: BatchSize,
     outcomes: Vec<Outcome>,
     answers: Vec<oneshot::Sender<Outcome>>,
     /// What the answers in `outcomes` take.
@@ -138,31 +138,31 @@ struct Batch {
     /// Of the last request.
     stamp_ms: u64,
     /// The latest moment that an answer rests on, ms.
-    past_ms: u64,
+    observed_expiry_ms: u64,
     /// Rows that it wrote first and then deleted with all others are not in its edits.
-    forgets: bool,
+    loses_own_writes: bool,
 }
 
 /// Raft's word on a batch.
-type Verdict = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
+type CommitFuture = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
 
 /// A batch under way. One that was not proposed changes nothing, and only waits for those
 /// before it.
-struct Flight {
+struct InFlight {
     batch: Batch,
     proposed: Option<Proposed>,
     began: Instant,
 }
 
 struct Proposed {
-    verdict: Verdict,
+    committed: CommitFuture,
     ticket: WriteTicket,
 }
 
-impl Flight {
-    async fn landed(&mut self) -> Result<(), ProposeError> {
+impl InFlight {
+    async fn outcome(&mut self) -> Result<(), ProposeError> {
         match &mut self.proposed {
-            Some(proposed) => proposed.verdict.as_mut().await,
+            Some(proposed) => proposed.committed.as_mut().await,
             None => Ok(()),
         }
     }
@@ -173,17 +173,17 @@ impl Batch {
         self.answers.is_empty()
     }
 
-    fn room(&self) -> Amount {
-        Amount {
+    fn room(&self) -> BatchSize {
+        BatchSize {
             requests: usize::MAX,
-            ops: BATCH_OPS_MAX.saturating_sub(self.amount.ops),
-            bytes: BATCH_BYTES_MAX.saturating_sub(self.amount.bytes),
+            ops: BATCH_OPS_MAX.saturating_sub(self.size.ops),
+            bytes: BATCH_BYTES_MAX.saturating_sub(self.size.bytes),
         }
     }
 
     fn has_room(&self) -> bool {
-        self.amount.ops < BATCH_OPS_MAX
-            && self.amount.bytes < BATCH_BYTES_MAX
+        self.size.ops < BATCH_OPS_MAX
+            && self.size.bytes < BATCH_BYTES_MAX
             && self.edits.bytes() < BATCH_BYTES_MAX
             && self.answer_bytes < ANSWERS_BYTES
     }
@@ -191,7 +191,7 @@ impl Batch {
     /// Counts what it takes by now: edits twice, as they are and as an entry of the log.
     fn reserve(&mut self, quota: &Arc<Quota>) {
         let bytes = 2 * self.edits.bytes() + self.answer_bytes;
-        self.reservation.get_or_insert_with(|| quota.reservation()).hold(bytes);
+        self.reservation.get_or_insert_with(|| quota.reservation()).resize(bytes);
     }
 
     fn answer(self) {
@@ -210,68 +210,68 @@ impl Executor {
     /// Waits until there is something to do: the oldest batch has landed (and is
     /// settled), or enough is in line.
     async fn wait(&mut self) {
-        let (replica, flights) = (self.replica.clone(), self.flights.len());
-        let Some(first) = self.flights.front_mut() else {
+        let (replica, in_flight) = (self.replica.clone(), self.in_flight.len());
+        let Some(first) = self.in_flight.front_mut() else {
             if self.next.is_empty() {
-                replica.queue.filled(1, 1).await;
-                self.pace.gather(&replica.queue, 0).await;
+                replica.queue.wait_until_queued(1, 1).await;
+                self.batch_delay.wait(&replica.queue, 0).await;
             }
             return;
         };
         // Another batch of the same size is worth a flight of its own; a smaller one had
         // better grow.
-        let missing = match flights {
-            FLIGHTS_MAX.. => usize::MAX,
-            _ => first.batch.amount.requests.saturating_sub(self.next.amount.requests).max(1),
+        let missing = match in_flight {
+            PIPELINE_DEPTH.. => usize::MAX,
+            _ => first.batch.size.requests.saturating_sub(self.next.size.requests).max(1),
         };
         tokio::select! {
             biased;
-            verdict = first.landed() => {
-                self.settle(verdict).await;
-                if self.flights.is_empty() && self.pace.is_small() {
-                    self.pace.gather(&replica.queue, self.next.amount.requests).await;
+            outcome = first.outcome() => {
+                self.complete(outcome).await;
+                if self.in_flight.is_empty() && self.batch_delay.is_small() {
+                    self.batch_delay.wait(&replica.queue, self.next.size.requests).await;
                 }
             }
-            () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() && replica.queue.quota().left() > 0 => {}
-            _ = self.stuck.tick() => self.tell_if_stuck().await,
+            () = replica.queue.wait_until_queued(missing, EAGER_OPS), if self.next.has_room() && replica.queue.quota().left() > 0 => {}
+            _ = self.stuck.tick() => self.fail_if_stuck().await,
         }
     }
 
     /// With nothing under way any more, the state says by which `default_ttl` to go.
-    fn make_sure_of_rule(&mut self) {
-        if self.is_rule_unsure && self.flights.is_empty() && self.next.is_empty() {
+    fn reload_tentative_default_ttl(&mut self) {
+        if self.is_default_ttl_tentative && self.in_flight.is_empty() && self.next.is_empty() {
             // A store that can't be read has stopped the replica.
-            self.is_rule_unsure = self.replica.recall_default_ttl().is_err();
+            self.is_default_ttl_tentative = self.replica.reload_default_ttl().is_err();
         }
     }
 
     /// Waits for the oldest batch alone.
-    async fn land(&mut self) {
-        if let Some(verdict) = self.landed().await {
-            self.settle(verdict).await;
+    async fn await_oldest(&mut self) {
+        if let Some(outcome) = self.oldest_outcome().await {
+            self.complete(outcome).await;
         }
     }
 
     /// What Raft says of the oldest batch. Whoever would wait for it, or behind it, for
     /// too long is told.
-    async fn landed(&mut self) -> Option<Result<(), ProposeError>> {
+    async fn oldest_outcome(&mut self) -> Option<Result<(), ProposeError>> {
         loop {
-            let first = self.flights.front_mut()?;
+            let first = self.in_flight.front_mut()?;
             tokio::select! {
                 biased;
-                verdict = first.landed() => return Some(verdict),
+                outcome = first.outcome() => return Some(outcome),
                 _ = self.stuck.tick() => {}
             }
-            self.tell_if_stuck().await;
+            self.fail_if_stuck().await;
         }
     }
 
     /// The oldest batch has landed.
-    async fn settle(&mut self, verdict: Result<(), ProposeError>) {
-        let Some(flight) = self.flights.pop_front() else { return };
-        self.finish(flight, verdict.as_ref().err().map(CallError::from));
-        self.replica.note_in_flight(self.flights.len());
-        let Err(error) = verdict else {
+    async fn complete(&mut self, outcome: Result<(), ProposeError>) {
+        let Some(flight) = self.in_flight.pop_front() else { return };
+        self.finish(flight, outcome.as_ref().err().map(CallError::from));
+        self.replica.set_in_flight(self.in_flight.len());
+        let Err(error) = outcome else {
             // Another leader may have committed it, and gone on from there.
             self.end_leadership_if_over();
             return;
@@ -283,15 +283,15 @@ impl Executor {
             ProposeError::NotProposed(why) => CallError::NoLeader(why.clone()),
             ProposeError::Unknown(why) => CallError::Unknown(why.clone()),
         };
-        while let Some(verdict) = self.landed().await {
-            let Some(flight) = self.flights.pop_front() else { break };
+        while let Some(outcome) = self.oldest_outcome().await {
+            let Some(flight) = self.in_flight.pop_front() else { break };
             let is_void =
-                matches!(verdict, Err(ProposeError::NotProposed(_))) || flight.proposed.is_none();
-            let why = if is_void { lost() } else { base.clone() };
+                matches!(outcome, Err(ProposeError::NotProposed(_))) || flight.proposed.is_none();
+            let why = if is_void { leadership_lost() } else { base.clone() };
             self.finish(flight, Some(why));
         }
-        self.replica.note_in_flight(0);
-        std::mem::take(&mut self.next).refuse(&lost());
+        self.replica.set_in_flight(0);
+        std::mem::take(&mut self.next).refuse(&leadership_lost());
     }
 
     /// Ends a leadership that is not the lease's, and with it what was evaluated under it
@@ -302,15 +302,15 @@ impl Executor {
             return;
         }
         self.leadership = None;
-        std::mem::take(&mut self.next).refuse(&lost());
+        std::mem::take(&mut self.next).refuse(&leadership_lost());
     }
 
     /// Answers a batch that has landed: as evaluated, or with the error.
-    fn finish(&mut self, mut flight: Flight, error: Option<CallError>) {
+    fn finish(&mut self, mut flight: InFlight, error: Option<CallError>) {
         let replica = &self.replica;
         let is_proposed = flight.proposed.is_some();
         if let Some(proposed) = flight.proposed {
-            self.pace.took(flight.began.elapsed());
+            self.batch_delay.record_round(flight.began.elapsed());
             replica.row_cache.end_write(
                 &replica.cache_scope,
                 &flight.batch.edits,
@@ -324,14 +324,15 @@ impl Executor {
         if is_proposed {
             replica.clock.advance(flight.batch.stamp_ms);
         }
-        replica.expiry.note(expiry::earliest(&flight.batch.edits));
-        metrics::histogram!("bridle_batch_requests").record(flight.batch.amount.requests as f64);
-        self.pace.answered(flight.batch.amount, replica.queue.len() + self.next.amount.requests);
+        replica.expiry.note_expiry(expiry::earliest_expiry(&flight.batch.edits));
+        metrics::histogram!("bridle_batch_requests").record(flight.batch.size.requests as f64);
+        self.batch_delay
+            .record_batch(flight.batch.size, replica.queue.len() + self.next.size.requests);
         flight.batch.answer();
     }
 
     /// Evaluates what is in line, as far as it fits into the next batch.
-    async fn gather(&mut self) {
+    async fn collect(&mut self) {
         // One request is larger than any room: it must not come on top of others.
         if !self.next.has_room() {
             return;
@@ -340,7 +341,7 @@ impl Executor {
         if self.replica.queue.quota().left() == 0 {
             // What is under way gives its memory back as it lands. Without any, the queue
             // gives back its own, request by request.
-            if !self.flights.is_empty() || !self.next.is_empty() {
+            if !self.in_flight.is_empty() || !self.next.is_empty() {
                 return;
             }
             room.requests = 1;
@@ -349,7 +350,7 @@ impl Executor {
         if waiting.is_empty() {
             return;
         }
-        if let Err(error) = self.lead().await {
+        if let Err(error) = self.ensure_leadership().await {
             return refuse(waiting.into_iter().map(|waiting| waiting.answer), &error);
         }
         // Those that only read (or watch) go first: all in line are concurrent, and so
@@ -362,7 +363,7 @@ impl Executor {
             };
         let left = waiting.split_off(*evaluated.as_ref().unwrap_or(&waiting.len()));
         for waiting in waiting {
-            self.next.amount.add(&waiting);
+            self.next.size.add(&waiting);
             self.next.answers.push(waiting.answer);
         }
         match evaluated {
@@ -373,18 +374,18 @@ impl Executor {
 
     /// Makes sure that there is a leadership to evaluate under, with everything of
     /// earlier terms applied.
-    async fn lead(&mut self) -> Result<(), CallError> {
+    async fn ensure_leadership(&mut self) -> Result<(), CallError> {
         self.end_leadership_if_over();
         if self.leadership.is_some() {
             return Ok(());
         }
-        if !self.flights.is_empty() {
+        if !self.in_flight.is_empty() {
             // What was proposed under the last leadership is committed by the next
             // leader, or lost: soon it is known which.
-            return Err(lost());
+            return Err(leadership_lost());
         }
-        let leadership = self.replica.establish().await?;
-        self.stripes.forget();
+        let leadership = self.replica.acquire_leadership().await?;
+        self.stripes.touch_all();
         self.link =
             BatchDependency { term: leadership.term(), chain: self.link.chain + 1, position: 0 };
         self.leadership = Some(leadership);
@@ -393,25 +394,26 @@ impl Executor {
 
     /// Evaluates requests on top of everything in flight and of the next batch so far,
     /// until that has no more room; how many.
-    fn evaluate(&mut self, waiting: &[Waiting]) -> Result<usize, CallError> {
-        let Executor { replica, flights, next, stripes, link, is_rule_unsure, .. } = self;
-        let applied = Applied::at_rest(replica);
+    fn evaluate(&mut self, waiting: &[QueuedRequest]) -> Result<usize, CallError> {
+        let Executor { replica, in_flight, next, stripes, link, is_default_ttl_tentative, .. } =
+            self;
+        let state = ReadView::for_executor(replica);
         let (stamp, rules) = (replica.clock.now(), replica.rules());
         next.stamp_ms = stamp.now_ms;
-        let mut flights = flights.iter().map(|flight| &flight.batch.edits);
-        let evaluated = on_top_of(&mut flights, &applied, &mut |view| {
+        let mut in_flight = in_flight.iter().map(|flight| &flight.batch.edits);
+        let evaluated = on_top_of(&mut in_flight, &state, &mut |view| {
             let mut evaluation = Evaluation {
                 replica,
-                applied: &applied,
+                state: &state,
                 view,
                 stamp,
                 rules,
                 term: link.term,
                 stripes,
-                is_rule_unsure: &mut *is_rule_unsure,
+                is_default_ttl_tentative: &mut *is_default_ttl_tentative,
             };
             let mut evaluated = 0;
-            for waiting in waiting.chunks(AHEAD) {
+            for waiting in waiting.chunks(PREFETCH_MAX) {
                 let keys = waiting
                     .iter()
                     .flat_map(|waiting| &waiting.request.ops)
@@ -425,8 +427,8 @@ impl Executor {
                     }
                     let outcome = match evaluation.request(&waiting.request, next) {
                         Ok(response) => Ok(response),
-                        Err(Undone::OutOfMemory) => Err(CallError::OutOfMemory),
-                        Err(Undone::Fault(fault)) => return Err(fault),
+                        Err(RequestError::OutOfMemory) => Err(CallError::OutOfMemory),
+                        Err(RequestError::Fault(fault)) => return Err(fault),
                     };
                     next.outcomes.push(outcome);
                     evaluated += 1;
@@ -435,20 +437,20 @@ impl Executor {
             Ok(evaluated)
         });
         next.reserve(replica.queue.quota());
-        next.past_ms = next.past_ms.max(applied.past_ms());
+        next.observed_expiry_ms = next.observed_expiry_ms.max(state.observed_expiry_ms());
         evaluated
     }
 
     /// Proposes the next batch, if it is time.
-    async fn depart(&mut self) {
-        let amount = self.next.amount;
-        let is_worth_it = |first: &Flight| {
-            amount.requests >= first.batch.amount.requests && amount.ops >= FULL_OPS
+    async fn propose_next(&mut self) {
+        let size = self.next.size;
+        let is_worth_it = |first: &InFlight| {
+            size.requests >= first.batch.size.requests && size.ops >= FULL_OPS
                 || !self.next.has_room()
         };
-        let is_full = self.flights.len() >= FLIGHTS_MAX
-            || (self.link.position >= CHAIN_MAX && !self.flights.is_empty());
-        if self.next.is_empty() || is_full || !self.flights.front().is_none_or(is_worth_it) {
+        let is_full = self.in_flight.len() >= PIPELINE_DEPTH
+            || (self.link.position >= CHAIN_PLACES_MAX && !self.in_flight.is_empty());
+        if self.next.is_empty() || is_full || !self.in_flight.front().is_none_or(is_worth_it) {
             return;
         }
         let batch = std::mem::take(&mut self.next);
@@ -461,41 +463,41 @@ impl Executor {
             }
         };
         let is_proposed = proposed.is_some();
-        self.flights.push_back(Flight { batch, proposed, began: Instant::now() });
-        self.replica.note_in_flight(self.flights.len());
-        if !is_proposed && self.flights.len() == 1 {
-            self.land().await;
+        self.in_flight.push_back(InFlight { batch, proposed, began: Instant::now() });
+        self.replica.set_in_flight(self.in_flight.len());
+        if !is_proposed && self.in_flight.len() == 1 {
+            self.await_oldest().await;
         }
     }
 
     /// Whether what a batch takes for past is so by the stamps of those before it.
-    fn is_past_before(&self, batch: &Batch) -> bool {
+    fn is_time_covered(&self, batch: &Batch) -> bool {
         let mut stamps = self
-            .flights
+            .in_flight
             .iter()
             .filter(|flight| flight.proposed.is_some())
             .map(|flight| flight.batch.stamp_ms);
-        batch.past_ms <= self.replica.clock.committed_ms()
-            || stamps.any(|stamp_ms| batch.past_ms <= stamp_ms)
+        batch.observed_expiry_ms <= self.replica.clock.committed_ms()
+            || stamps.any(|stamp_ms| batch.observed_expiry_ms <= stamp_ms)
     }
 
     /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as
     /// those before it are.
     async fn propose(&mut self, batch: &Batch) -> Result<Option<Proposed>, CallError> {
         let replica = self.replica.clone();
-        let Some(leadership) = &self.leadership else { return Err(lost()) };
-        if batch.edits.is_empty() && self.is_past_before(batch) {
+        let Some(leadership) = &self.leadership else { return Err(leadership_lost()) };
+        if batch.edits.is_empty() && self.is_time_covered(batch) {
             // What was only read is only answered by a leader, and in the term in which
             // it was evaluated: what Raft checks with an entry.
             let term = match replica.lease.term() {
                 Some(term) => term,
-                None => replica.confirm_lease().await?,
+                None => replica.renew_lease().await?,
             };
             let is_covered = term == leadership.term() || mutants::breaks(Rule::Term);
-            return if is_covered { Ok(None) } else { Err(lost()) };
+            return if is_covered { Ok(None) } else { Err(leadership_lost()) };
         }
         replica.writable()?;
-        if self.flights.is_empty() && self.link.position >= CHAIN_MAX {
+        if self.in_flight.is_empty() && self.link.position >= CHAIN_PLACES_MAX {
             self.link = BatchDependency { chain: self.link.chain + 1, position: 0, ..self.link };
         }
         let payload = batch::encode(&batch.edits, batch.stamp_ms, self.link);
@@ -503,43 +505,43 @@ impl Executor {
         metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
         let ticket = replica.row_cache.begin_write(&replica.cache_scope, &batch.edits);
         self.stripes.touch(&batch.edits);
-        if batch.forgets {
-            self.stripes.forget();
+        if batch.loses_own_writes {
+            self.stripes.touch_all();
         }
-        let verdict: Verdict = match replica.submit(leadership, payload).await {
-            Ok(verdict) => Box::pin(verdict),
+        let committed: CommitFuture = match replica.submit(leadership, payload).await {
+            Ok(outcome) => Box::pin(outcome),
             // The group has stopped; the flight tells so in its turn.
             Err(error) => Box::pin(async move { Err(error) }),
         };
-        Ok(Some(Proposed { verdict, ticket }))
+        Ok(Some(Proposed { committed, ticket }))
     }
 
     /// A disk that is suddenly full holds up what is in the log already, and so does a
     /// quorum that is out of reach. Who waits behind it is refused, and those in flight
     /// are told that nobody knows: neither is to wait until there is space or a quorum
     /// again.
-    async fn tell_if_stuck(&mut self) {
-        if self.flights.front().is_none_or(|first| first.began.elapsed() < STUCK_PERIOD) {
+    async fn fail_if_stuck(&mut self) {
+        if self.in_flight.front().is_none_or(|first| first.began.elapsed() < STUCK_CHECK_INTERVAL) {
             return;
         }
         // The next look would be too late for those whose time is up before it.
-        let unsure_after = self.replica.unsure_after.saturating_sub(STUCK_PERIOD);
-        let (refusal, unknown, patience) = match self.replica.writable() {
+        let unknown_after = self.replica.unknown_after.saturating_sub(STUCK_CHECK_INTERVAL);
+        let (refusal, unknown, timeout) = match self.replica.writable() {
             Err(CallError::ReadOnly(why)) => (
                 CallError::ReadOnly(why.clone()),
                 format!("it takes effect when there is space again: {why}"),
-                STUCK_PERIOD,
+                STUCK_CHECK_INTERVAL,
             ),
-            _ => match self.replica.confirm_lease().await {
+            _ => match self.replica.renew_lease().await {
                 Ok(_) => return,
                 Err(error) => (
                     CallError::NoLeader(error.to_string()),
                     format!("no quorum has confirmed it: {error}"),
-                    unsure_after,
+                    unknown_after,
                 ),
             },
         };
-        for flight in self.flights.iter_mut().filter(|flight| flight.began.elapsed() >= patience) {
+        for flight in self.in_flight.iter_mut().filter(|flight| flight.began.elapsed() >= timeout) {
             flight.batch.refuse(&CallError::Unknown(unknown.clone()));
         }
         std::mem::take(&mut self.next).refuse(&refusal);
@@ -548,7 +550,7 @@ impl Executor {
 }
 
 /// It was not proposed, and is not answered.
-fn lost() -> CallError {
+fn leadership_lost() -> CallError {
     CallError::NoLeader("leadership was lost".to_owned())
 }
 
@@ -567,17 +569,17 @@ fn on_top_of<'e, R>(
 /// What requests are evaluated with.
 struct Evaluation<'a> {
     replica: &'a Replica,
-    applied: &'a Applied<'a>,
+    state: &'a ReadView<'a>,
     view: &'a dyn View,
     stamp: Stamp,
     rules: Rules,
     term: u64,
     stripes: &'a mut Stripes,
-    is_rule_unsure: &'a mut bool,
+    is_default_ttl_tentative: &'a mut bool,
 }
 
 /// Why a request has no response of its own.
-enum Undone {
+enum RequestError {
     /// Its answers do not fit the node's memory now. Nothing of it is done.
     OutOfMemory,
     /// The state can't be read.
@@ -587,9 +589,9 @@ enum Undone {
 impl Evaluation<'_> {
     /// Does the commands of a request, at least the first; those that follow large
     /// answers are left alone.
-    fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, Undone> {
+    fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, RequestError> {
         for watched in &request.watched {
-            if !self.is_untouched(watched, batch).map_err(Undone::Fault)? {
+            if !self.is_untouched(watched, batch).map_err(RequestError::Fault)? {
                 return Ok(Response::Touched);
             }
         }
@@ -601,24 +603,25 @@ impl Evaluation<'_> {
                 break;
             }
             // What was written before that in the same batch leaves no trace.
-            batch.forgets |= ops.contains(&Op::Clear) && (ops.len() > 1 || !batch.edits.is_empty());
+            batch.loses_own_writes |=
+                ops.contains(&Op::Clear) && (ops.len() > 1 || !batch.edits.is_empty());
             if batch.edits.bytes() >= edits_max && ops.iter().any(Op::is_write) {
                 outcomes.extend(ops.iter().map(|_| Err(Refusal::TooMuch)));
             } else if let [op] = ops {
-                let step = matches!(op, Op::ExpireDue { .. }).then(|| self.applied.begin_step());
-                outcomes.push(self.op(op, &mut batch.edits).map_err(Undone::Fault)?);
+                let step = matches!(op, Op::ExpireDue { .. }).then(|| self.state.begin_step());
+                outcomes.push(self.op(op, &mut batch.edits).map_err(RequestError::Fault)?);
                 if matches!(op, Op::SetDefaultTtl { .. }) {
-                    self.enforce_default_ttl(batch).map_err(Undone::Fault)?;
+                    self.apply_default_ttl(batch).map_err(RequestError::Fault)?;
                 }
                 if let Some(began) = step {
-                    self.replica.expiry.held(self.applied.since(began));
+                    self.replica.expiry.record_step(self.state.since(began));
                 }
             } else {
-                match self.together(ops, &mut batch.edits) {
+                match self.all_or_nothing(ops, &mut batch.edits) {
                     Ok(all) => outcomes.extend(all),
                     // Of what comes before it, the answers are given; whoever is answered
                     // gives back what it takes.
-                    Err(Undone::OutOfMemory) if done > 0 => break,
+                    Err(RequestError::OutOfMemory) if done > 0 => break,
                     Err(undone) => return Err(undone),
                 }
             }
@@ -632,13 +635,13 @@ impl Evaluation<'_> {
                 } else if !self.fits(bytes) {
                     outcomes.truncate(done);
                     if done == 0 {
-                        return Err(Undone::OutOfMemory);
+                        return Err(RequestError::OutOfMemory);
                     }
                     break;
                 }
             }
             batch.answer_bytes += bytes;
-            if bytes > LARGE_BYTES {
+            if bytes > LARGE_ANSWER_BYTES {
                 batch.reserve(self.replica.queue.quota());
             }
         }
@@ -653,13 +656,13 @@ impl Evaluation<'_> {
     /// What follows is evaluated by the `default_ttl` that the batch sets, and later, as
     /// older rows count from its millisecond. Should the batch not come about, nothing
     /// was told by then that rests on the rule: it would have to be committed behind it.
-    fn enforce_default_ttl(&mut self, batch: &mut Batch) -> Result<(), CallError> {
+    fn apply_default_ttl(&mut self, batch: &mut Batch) -> Result<(), CallError> {
         let Some(Some(record)) = batch.edits.get(Family::State, key::DEFAULT_TTL) else {
             return Ok(());
         };
         let rule = DefaultTtl::decode(record).map_err(|fault| self.replica.fault(fault))?;
-        self.replica.enforce(&rule);
-        *self.is_rule_unsure = true;
+        self.replica.apply_default_ttl(&rule);
+        *self.is_default_ttl_tentative = true;
         self.rules = self.replica.rules();
         self.stamp = self.replica.clock.after(self.stamp);
         batch.stamp_ms = self.stamp.now_ms;
@@ -681,11 +684,11 @@ impl Evaluation<'_> {
     }
 
     /// Ops that are all done, or none of them when that would be too much.
-    fn together(
+    fn all_or_nothing(
         &mut self,
         ops: &[Op],
         edits: &mut Edits,
-    ) -> Result<Vec<Result<Answer, Refusal>>, Undone> {
+    ) -> Result<Vec<Result<Answer, Refusal>>, RequestError> {
         let bytes_max = self.rules.edits_bytes_max().unwrap_or(usize::MAX);
         let answers_max = self.answers_max();
         let mut is_out_of_memory = false;
@@ -705,9 +708,9 @@ impl Evaluation<'_> {
         });
         match done {
             Ok(done) => Ok(done),
-            Err(EvalError::Refused(_)) if is_out_of_memory => Err(Undone::OutOfMemory),
+            Err(EvalError::Refused(_)) if is_out_of_memory => Err(RequestError::OutOfMemory),
             Err(EvalError::Refused(refusal)) => Ok(ops.iter().map(|_| Err(refusal)).collect()),
-            Err(EvalError::Fault(fault)) => Err(Undone::Fault(self.replica.fault(fault))),
+            Err(EvalError::Fault(fault)) => Err(RequestError::Fault(self.replica.fault(fault))),
         }
     }
 
@@ -729,18 +732,18 @@ impl Evaluation<'_> {
     /// Batches in flight have left their mark as they departed.
     fn is_untouched(&self, watched: &WatchToken, batch: &Batch) -> Result<bool, CallError> {
         if watched.term == 0 {
-            return self.is_unwritten(&batch.edits);
+            return self.was_never_written(&batch.edits);
         }
         let head_key = key::head(&watched.key);
         Ok(watched.term == self.term
-            && !batch.forgets
+            && !batch.loses_own_writes
             && self.stripes.last_touch(&head_key, watched.existed) <= watched.touched
             && !stripes::changes(&batch.edits, &head_key, watched.existed)
             && watched.expires_at_ms.is_none_or(|at| at > self.stamp.now_ms))
     }
 
     /// Whether no row of the partition has ever been written: whatever is, counts.
-    fn is_unwritten(&self, edits: &Edits) -> Result<bool, CallError> {
+    fn was_never_written(&self, edits: &Edits) -> Result<bool, CallError> {
         let count = Overlay { edits, view: self.view }.get(Family::State, key::ROWS);
         Ok(count.map_err(|fault| self.replica.fault(fault))?.is_none())
     }

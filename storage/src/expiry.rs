@@ -20,21 +20,21 @@ use row::{Family, key};
 /// Whoever finds something to be due earlier than was known sounds it after having noted
 /// that, so that a look that comes after sees it.
 #[derive(Debug, Default)]
-pub(crate) struct Alarm(AtomicU64);
+pub(crate) struct NextExpiry(AtomicU64);
 
-impl Alarm {
+impl NextExpiry {
     /// Somebody is to look at once.
-    pub(crate) fn sound(&self) {
+    pub(crate) fn wake(&self) {
         self.0.store(0, Ordering::Release);
     }
 
     /// Somebody is to look then, or before.
-    pub(crate) fn set(&self, at_ms: u64) {
+    pub(crate) fn schedule(&self, at_ms: u64) {
         self.0.fetch_min(at_ms, Ordering::AcqRel);
     }
 
     /// Whether to look now; who does must set it again.
-    pub(crate) fn rings(&self, now_ms: u64) -> bool {
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
         self.0.load(Ordering::Acquire) <= now_ms
             && self.0.swap(u64::MAX, Ordering::AcqRel) <= now_ms
     }
@@ -43,16 +43,16 @@ impl Alarm {
 /// What the expiry cycle knows of a partition.
 #[derive(Debug)]
 pub(crate) struct Expiry {
-    known: Mutex<Known>,
+    state: Mutex<ExpiryState>,
     /// Whether the cycle is at work in the partition.
     is_busy: AtomicBool,
     /// The longest that a step has held the executor, ns.
     longest_step_ns: AtomicU64,
-    alarm: Arc<Alarm>,
+    next_expiry: Arc<NextExpiry>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct ExpiryState {
     /// Where the time index begins: below it was nothing when it was last searched, and
     /// nothing was put there since. What is removed leaves tombstones there.
     from: Bytes,
@@ -63,7 +63,7 @@ struct Known {
     /// began.
     noted_ms: u64,
     /// Grows whenever all this is forgotten.
-    era: u64,
+    epoch: u64,
     /// Where the walk over rows that only the table's `default_ttl` expires stands;
     /// `None`: it is through.
     walk: Option<u64>,
@@ -73,7 +73,7 @@ struct Known {
 
 /// What the expiry cycle has to do in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Due {
+pub(crate) enum ExpiryWork {
     /// To search for what is due.
     Now,
     /// Nothing for so long, ms.
@@ -87,103 +87,103 @@ pub(crate) struct Search {
     pub(crate) from: Bytes,
     /// Where the walk over old rows stands, if one is under way.
     pub(crate) walk: Option<u64>,
-    era: u64,
+    epoch: u64,
 }
 
 impl Expiry {
     /// At start something may be due.
-    pub(crate) fn new(alarm: Arc<Alarm>) -> Expiry {
+    pub(crate) fn new(next_expiry: Arc<NextExpiry>) -> Expiry {
         Expiry {
-            known: Mutex::default(),
+            state: Mutex::default(),
             is_busy: AtomicBool::new(false),
             longest_step_ns: AtomicU64::new(0),
-            alarm,
+            next_expiry,
         }
     }
 
     /// Something else has changed that [`due`](Expiry::due) or the caller goes by: the
     /// rules, who leads.
-    pub(crate) fn look(&self) {
-        self.alarm.sound();
+    pub(crate) fn wake(&self) {
+        self.next_expiry.wake();
     }
 
     /// Forgets what is known: others may have led meanwhile, or what was found is not
     /// removed.
-    pub(crate) fn forget(&self) {
-        let mut known = self.known.lock();
-        (known.from, known.next_due_ms, known.noted_ms) = (Bytes::new(), 0, 0);
-        known.era += 1;
-        drop(known);
-        self.alarm.sound();
+    pub(crate) fn reset(&self) {
+        let mut state = self.state.lock();
+        (state.from, state.next_due_ms, state.noted_ms) = (Bytes::new(), 0, 0);
+        state.epoch += 1;
+        drop(state);
+        self.next_expiry.wake();
     }
 
     /// A batch that is applied put this time into the time index (or left it there);
     /// `u64::MAX`: none.
-    pub(crate) fn note(&self, due_ms: u64) {
+    pub(crate) fn note_expiry(&self, due_ms: u64) {
         if due_ms == u64::MAX {
             return;
         }
-        let mut known = self.known.lock();
-        known.noted_ms = known.noted_ms.min(due_ms);
-        let is_news = due_ms < known.next_due_ms;
-        known.next_due_ms = known.next_due_ms.min(due_ms);
-        if key_of(due_ms) < known.from {
-            known.from = key_of(due_ms);
+        let mut state = self.state.lock();
+        state.noted_ms = state.noted_ms.min(due_ms);
+        let is_news = due_ms < state.next_due_ms;
+        state.next_due_ms = state.next_due_ms.min(due_ms);
+        if key_of(due_ms) < state.from {
+            state.from = key_of(due_ms);
         }
-        drop(known);
+        drop(state);
         if is_news {
-            self.alarm.sound();
+            self.next_expiry.wake();
         }
     }
 
     /// Is there something to do now? `rules` tell of a `default_ttl` that is due.
-    pub(crate) fn due(&self, now_ms: u64, rules: &Rules) -> Due {
-        let mut known = self.known.lock();
-        let mut next_ms = known.next_due_ms;
-        if rules.default_ttl_ms > 0 && known.walk_of_ms != rules.default_ttl_since_ms {
+    pub(crate) fn due(&self, now_ms: u64, rules: &Rules) -> ExpiryWork {
+        let mut state = self.state.lock();
+        let mut next_ms = state.next_due_ms;
+        if rules.default_ttl_ms > 0 && state.walk_of_ms != rules.default_ttl_since_ms {
             let walk_ms = rules.default_ttl_since_ms.saturating_add(rules.default_ttl_ms);
             if walk_ms <= now_ms {
-                known.walk_of_ms = rules.default_ttl_since_ms;
-                known.walk = Some(0);
+                state.walk_of_ms = rules.default_ttl_since_ms;
+                state.walk = Some(0);
             }
             next_ms = next_ms.min(walk_ms);
         }
         match next_ms.saturating_sub(now_ms) {
-            0 => Due::Now,
-            _ if known.walk.is_some() => Due::Now,
-            left_ms => Due::In(left_ms),
+            0 => ExpiryWork::Now,
+            _ if state.walk.is_some() => ExpiryWork::Now,
+            left_ms => ExpiryWork::In(left_ms),
         }
     }
 
     /// The cycle begins to work in the partition; `None`: it is at work there already.
-    pub(crate) fn begin(self: &Arc<Self>) -> Option<Work> {
-        (!self.is_busy.swap(true, Ordering::AcqRel)).then(|| Work(self.clone()))
+    pub(crate) fn start_work(self: &Arc<Self>) -> Option<WorkGuard> {
+        (!self.is_busy.swap(true, Ordering::AcqRel)).then(|| WorkGuard(self.clone()))
     }
 
     /// Before the state to be searched is taken.
-    pub(crate) fn search(&self) -> Search {
-        let mut known = self.known.lock();
-        known.noted_ms = u64::MAX;
-        Search { from: known.from.clone(), walk: known.walk, era: known.era }
+    pub(crate) fn begin_search(&self) -> Search {
+        let mut state = self.state.lock();
+        state.noted_ms = u64::MAX;
+        Search { from: state.from.clone(), walk: state.walk, epoch: state.epoch }
     }
 
     /// A search is over: what it found in the time index, and where its walk over old
     /// rows has come to (0 = through).
-    pub(crate) fn searched(&self, search: &Search, found: &Found, walked_to: u64) {
-        let mut known = self.known.lock();
-        if known.era != search.era {
+    pub(crate) fn end_search(&self, search: &Search, found: &Found, walked_to: u64) {
+        let mut state = self.state.lock();
+        if state.epoch != search.epoch {
             return;
         }
         // What came meanwhile may have come behind the state that was searched.
-        known.from = found.from.clone().min(key_of(known.noted_ms));
-        known.next_due_ms = found.next_ms.min(known.noted_ms);
-        if search.walk.is_some() && known.walk == search.walk {
-            known.walk = (walked_to > 0).then_some(walked_to);
+        state.from = found.from.clone().min(key_of(state.noted_ms));
+        state.next_due_ms = found.next_ms.min(state.noted_ms);
+        if search.walk.is_some() && state.walk == search.walk {
+            state.walk = (walked_to > 0).then_some(walked_to);
         }
     }
 
     /// A step has held the executor for so long.
-    pub(crate) fn held(&self, time: Duration) {
+    pub(crate) fn record_step(&self, time: Duration) {
         self.longest_step_ns.fetch_max(time.as_nanos() as u64, Ordering::Relaxed);
         metrics::histogram!("bridle_expiry_step_seconds").record(time.as_secs_f64());
     }
@@ -196,13 +196,13 @@ impl Expiry {
 
 /// The cycle is at work in a partition, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Work(Arc<Expiry>);
+pub(crate) struct WorkGuard(Arc<Expiry>);
 
-impl Drop for Work {
+impl Drop for WorkGuard {
     fn drop(&mut self) {
         self.0.is_busy.store(false, Ordering::Release);
         // What is due next was not asked while it was.
-        self.0.alarm.sound();
+        self.0.next_expiry.wake();
     }
 }
 
@@ -212,7 +212,7 @@ fn key_of(at_ms: u64) -> Bytes {
 }
 
 /// The earliest expiry that a batch sets, ms; `u64::MAX` when it sets none.
-pub(crate) fn earliest(edits: &Edits) -> u64 {
+pub(crate) fn earliest_expiry(edits: &Edits) -> u64 {
     edits
         .iter()
         .take_while(|(family, ..)| *family == Family::State)
@@ -239,76 +239,79 @@ mod tests {
 
     #[test]
     fn what_is_due_earlier_than_was_known_sounds_the_alarm() {
-        let alarm = Arc::new(Alarm::default());
-        let expiry = Expiry::new(alarm.clone());
-        assert!(alarm.rings(1000) && !alarm.rings(1000), "it rings once");
-        assert_eq!(expiry.due(1000, &rules(0, 0)), Due::Now);
-        expiry.searched(&expiry.search(), &nothing(u64::MAX), 0);
-        assert_eq!(expiry.due(1000, &rules(0, 0)), Due::In(u64::MAX - 1000));
-        expiry.note(u64::MAX);
-        assert!(!alarm.rings(1000));
-        expiry.note(5000);
-        assert!(alarm.rings(1000));
-        assert_eq!(expiry.due(1000, &rules(0, 0)), Due::In(4000));
-        alarm.set(5000);
-        expiry.note(6000);
-        assert!(!alarm.rings(4999) && alarm.rings(5000));
-        assert_eq!(expiry.due(5000, &rules(0, 0)), Due::Now);
+        let next_expiry = Arc::new(NextExpiry::default());
+        let expiry = Expiry::new(next_expiry.clone());
+        assert!(next_expiry.is_due(1000) && !next_expiry.is_due(1000), "it rings once");
+        assert_eq!(expiry.due(1000, &rules(0, 0)), ExpiryWork::Now);
+        expiry.end_search(&expiry.begin_search(), &nothing(u64::MAX), 0);
+        assert_eq!(expiry.due(1000, &rules(0, 0)), ExpiryWork::In(u64::MAX - 1000));
+        expiry.note_expiry(u64::MAX);
+        assert!(!next_expiry.is_due(1000));
+        expiry.note_expiry(5000);
+        assert!(next_expiry.is_due(1000));
+        assert_eq!(expiry.due(1000, &rules(0, 0)), ExpiryWork::In(4000));
+        next_expiry.schedule(5000);
+        expiry.note_expiry(6000);
+        assert!(!next_expiry.is_due(4999) && next_expiry.is_due(5000));
+        assert_eq!(expiry.due(5000, &rules(0, 0)), ExpiryWork::Now);
     }
 
     #[test]
     fn a_search_begins_where_the_last_one_found_the_index_to_begin() {
         let expiry = Expiry::new(Arc::default());
-        let first = expiry.search();
+        let first = expiry.begin_search();
         assert!(first.from.is_empty());
-        expiry.searched(&first, &nothing(7000), 0);
-        assert_eq!(expiry.search().from, key_of(7000));
+        expiry.end_search(&first, &nothing(7000), 0);
+        assert_eq!(expiry.begin_search().from, key_of(7000));
         // What comes while a search is under way may have come behind the state that it
         // looks at.
-        let second = expiry.search();
-        expiry.note(3000);
-        expiry.searched(&second, &nothing(7000), 0);
+        let second = expiry.begin_search();
+        expiry.note_expiry(3000);
+        expiry.end_search(&second, &nothing(7000), 0);
         assert_eq!(
-            (expiry.search().from, expiry.due(1000, &rules(0, 0))),
-            (key_of(3000), Due::In(2000))
+            (expiry.begin_search().from, expiry.due(1000, &rules(0, 0))),
+            (key_of(3000), ExpiryWork::In(2000))
         );
         // Before or after, it is not passed over.
-        expiry.searched(&expiry.search(), &nothing(7000), 0);
-        expiry.note(4000);
-        assert_eq!(expiry.search().from, key_of(4000));
+        expiry.end_search(&expiry.begin_search(), &nothing(7000), 0);
+        expiry.note_expiry(4000);
+        assert_eq!(expiry.begin_search().from, key_of(4000));
         // A search that another leadership began tells nothing.
-        let third = expiry.search();
-        expiry.forget();
-        expiry.searched(&third, &nothing(7000), 0);
-        assert!(expiry.search().from.is_empty());
-        assert_eq!(expiry.due(1000, &rules(0, 0)), Due::Now);
+        let third = expiry.begin_search();
+        expiry.reset();
+        expiry.end_search(&third, &nothing(7000), 0);
+        assert!(expiry.begin_search().from.is_empty());
+        assert_eq!(expiry.due(1000, &rules(0, 0)), ExpiryWork::Now);
     }
 
     #[test]
     fn one_works_at_a_time_and_looks_again_when_done() {
-        let alarm = Arc::new(Alarm::default());
-        let expiry = Arc::new(Expiry::new(alarm.clone()));
-        let work = expiry.begin().expect("nobody is at work");
-        assert!(expiry.begin().is_none());
-        alarm.rings(0);
+        let next_expiry = Arc::new(NextExpiry::default());
+        let expiry = Arc::new(Expiry::new(next_expiry.clone()));
+        let work = expiry.start_work().expect("nobody is at work");
+        assert!(expiry.start_work().is_none());
+        next_expiry.is_due(0);
         drop(work);
-        assert!(alarm.rings(0) && expiry.begin().is_some());
+        assert!(next_expiry.is_due(0) && expiry.start_work().is_some());
     }
 
     #[test]
     fn a_default_ttl_walks_once_when_it_is_due() {
         let expiry = Expiry::new(Arc::default());
-        expiry.searched(&expiry.search(), &nothing(u64::MAX), 0);
-        assert_eq!(expiry.due(1000, &rules(500, 900)), Due::In(400));
-        assert_eq!((expiry.due(1400, &rules(500, 900)), expiry.search().walk), (Due::Now, Some(0)));
-        expiry.searched(&expiry.search(), &nothing(u64::MAX), 7);
+        expiry.end_search(&expiry.begin_search(), &nothing(u64::MAX), 0);
+        assert_eq!(expiry.due(1000, &rules(500, 900)), ExpiryWork::In(400));
         assert_eq!(
-            (expiry.due(1400, &rules(500, 900)), expiry.search().walk),
-            (Due::Now, Some(7)),
+            (expiry.due(1400, &rules(500, 900)), expiry.begin_search().walk),
+            (ExpiryWork::Now, Some(0))
+        );
+        expiry.end_search(&expiry.begin_search(), &nothing(u64::MAX), 7);
+        assert_eq!(
+            (expiry.due(1400, &rules(500, 900)), expiry.begin_search().walk),
+            (ExpiryWork::Now, Some(7)),
             "it goes on"
         );
-        expiry.searched(&expiry.search(), &nothing(u64::MAX), 0);
-        assert!(matches!(expiry.due(1400, &rules(500, 900)), Due::In(_)));
-        assert_eq!(expiry.due(1400, &rules(500, 1000)), Due::In(100));
+        expiry.end_search(&expiry.begin_search(), &nothing(u64::MAX), 0);
+        assert!(matches!(expiry.due(1400, &rules(500, 900)), ExpiryWork::In(_)));
+        assert_eq!(expiry.due(1400, &rules(500, 1000)), ExpiryWork::In(100));
     }
 }

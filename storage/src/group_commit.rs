@@ -17,61 +17,63 @@
 
 use std::time::{Duration, Instant};
 
-use crate::queue::{Amount, Queue};
+use crate::queue::{BatchSize, Queue};
 
 /// The part of a round that may be spent on gathering, and its bound.
-const GATHER_PART: u32 = 4;
-const GATHER_MAX: Duration = Duration::from_micros(250);
+const YIELD_FRACTION: u32 = 4;
+const YIELD_TIME_MAX: Duration = Duration::from_micros(250);
 /// The longest sleep for those who were seen lately and do not come: the shortest that a
 /// timer can do.
-const PATIENCE: Duration = Duration::from_millis(1);
+const WAIT_TIMEOUT: Duration = Duration::from_millis(1);
 /// Waiting for so many rounds' time is worth a full round.
-const WORTH: u32 = 3;
+const WAIT_ROUNDS_MAX: u32 = 3;
 /// A batch that leaves more than this part of its requests waiting as it lands was not
 /// what clients waited for.
-const LEFT_PART: usize = 4;
+const LEFT_FRACTION: usize = 4;
 /// So many rounds for which patience was of no use, more than those for which it was, end
 /// it for so many rounds.
-const STRIKES: u32 = 4;
-const REST: u32 = 500;
+const MISSES_MAX: u32 = 4;
+const COOLDOWN_ROUNDS: u32 = 500;
 /// So many ops are worth a round of their own.
 pub(crate) const FULL_OPS: usize = 64;
 
 /// What the last batch tells about the next.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct BatchDelay {
     /// How many requests the last batch answered, and how many waited by then.
-    seen: usize,
+    expected: usize,
     /// How many ops the last batch had.
     ops: usize,
     /// How long the last batch took from its proposal to its application.
-    round: Duration,
+    last_round: Duration,
     /// Whether those seen lately were waited for in vain, or for longer than that was
     /// worth.
-    was_in_vain: bool,
+    has_missed: bool,
     /// Rounds for which patience was of no use, less those for which it was.
-    strikes: u32,
+    misses: u32,
     /// Rounds to go without patience.
-    rest: u32,
+    cooldown: u32,
 }
 
-impl Pace {
-    /// Waits until as many wait as were seen lately, `gathered` of them already
+impl BatchDelay {
+    /// Waits until as many wait as were seen lately, `collected` of them already
     /// evaluated, or the time is up: asleep while batches are small and that is of use,
     /// else letting others run.
-    pub(crate) async fn gather(&mut self, queue: &Queue, gathered: usize) {
-        let missing = self.seen.saturating_sub(gathered);
+    pub(crate) async fn wait(&mut self, queue: &Queue, collected: usize) {
+        let missing = self.expected.saturating_sub(collected);
         if queue.len() >= missing {
             return;
         }
-        if self.is_small() && self.rest == 0 {
+        if self.is_small() && self.cooldown == 0 {
             let began = Instant::now();
             // When they do not come, it goes on with those that are there.
-            let came = tokio::time::timeout(PATIENCE, queue.filled(missing, FULL_OPS)).await;
-            self.was_in_vain = came.is_err() || began.elapsed() > self.round * WORTH;
+            let came =
+                tokio::time::timeout(WAIT_TIMEOUT, queue.wait_until_queued(missing, FULL_OPS))
+                    .await;
+            self.has_missed = came.is_err() || began.elapsed() > self.last_round * WAIT_ROUNDS_MAX;
             return;
         }
-        let until = Instant::now() + (self.round / GATHER_PART).min(GATHER_MAX);
+        let until = Instant::now() + (self.last_round / YIELD_FRACTION).min(YIELD_TIME_MAX);
         while queue.len() < missing && Instant::now() < until {
             tokio::task::yield_now().await;
         }
@@ -83,24 +85,24 @@ impl Pace {
     }
 
     /// A batch was applied so long after it was proposed.
-    pub(crate) fn took(&mut self, round: Duration) {
-        self.round = round;
+    pub(crate) fn record_round(&mut self, last_round: Duration) {
+        self.last_round = last_round;
     }
 
     /// A batch was answered while so many requests waited already.
-    pub(crate) fn answered(&mut self, batch: Amount, waiting: usize) {
-        (self.seen, self.ops) = (batch.requests + waiting, batch.ops);
+    pub(crate) fn record_batch(&mut self, batch: BatchSize, waiting: usize) {
+        (self.expected, self.ops) = (batch.requests + waiting, batch.ops);
         let is_of_use =
-            !std::mem::take(&mut self.was_in_vain) && waiting * LEFT_PART <= batch.requests;
-        if self.rest > 0 {
-            self.rest -= 1;
+            !std::mem::take(&mut self.has_missed) && waiting * LEFT_FRACTION <= batch.requests;
+        if self.cooldown > 0 {
+            self.cooldown -= 1;
         } else if is_of_use {
-            self.strikes = self.strikes.saturating_sub(1);
+            self.misses = self.misses.saturating_sub(1);
         } else {
-            self.strikes += 1;
+            self.misses += 1;
         }
-        if self.strikes == STRIKES {
-            (self.strikes, self.rest) = (0, REST);
+        if self.misses == MISSES_MAX {
+            (self.misses, self.cooldown) = (0, COOLDOWN_ROUNDS);
         }
     }
 }
@@ -110,34 +112,34 @@ mod tests {
     use super::*;
     use crate::quota::Quota;
 
-    fn batch(requests: usize) -> Amount {
-        Amount { requests, ops: requests, bytes: 0 }
+    fn batch(requests: usize) -> BatchSize {
+        BatchSize { requests, ops: requests, bytes: 0 }
     }
 
     #[test]
     fn patience_ends_when_full_rounds_do_not_come_about_and_returns() {
-        let mut pace = Pace::default();
+        let mut delay = BatchDelay::default();
         for _ in 0..100 {
-            pace.answered(batch(25), 25);
-            pace.answered(batch(50), 0);
-            assert_eq!(pace.rest, 0, "halves become a full round");
+            delay.record_batch(batch(25), 25);
+            delay.record_batch(batch(50), 0);
+            assert_eq!(delay.cooldown, 0, "halves become a full round");
         }
-        (0..STRIKES).for_each(|_| pace.answered(batch(10), 6));
-        assert_eq!(pace.rest, REST);
-        (0..REST).for_each(|_| pace.answered(batch(6), 6));
-        assert_eq!(pace.rest, 0);
+        (0..MISSES_MAX).for_each(|_| delay.record_batch(batch(10), 6));
+        assert_eq!(delay.cooldown, COOLDOWN_ROUNDS);
+        (0..COOLDOWN_ROUNDS).for_each(|_| delay.record_batch(batch(6), 6));
+        assert_eq!(delay.cooldown, 0);
     }
 
     #[tokio::test]
     async fn who_does_not_come_is_not_waited_for_again_and_again() {
-        let (mut pace, queue) = (Pace::default(), Queue::new(Quota::new(1 << 20)));
-        pace.took(Duration::from_secs(1));
+        let (mut delay, queue) = (BatchDelay::default(), Queue::new(Quota::new(1 << 20)));
+        delay.record_round(Duration::from_secs(1));
         let mut in_vain = 0;
-        for _ in 0..STRIKES + REST {
-            pace.answered(batch(3), 0);
-            pace.gather(&queue, 0).await;
-            in_vain += u32::from(pace.was_in_vain);
+        for _ in 0..MISSES_MAX + COOLDOWN_ROUNDS {
+            delay.record_batch(batch(3), 0);
+            delay.wait(&queue, 0).await;
+            in_vain += u32::from(delay.has_missed);
         }
-        assert_eq!(in_vain, STRIKES);
+        assert_eq!(in_vain, MISSES_MAX);
     }
 }

@@ -38,11 +38,11 @@ pub(crate) struct Lease {
     valid_until_ns: AtomicU64,
     epoch: AtomicU64,
     /// Also the lock under which the lease changes.
-    granted: Mutex<Granted>,
+    state: Mutex<LeaseState>,
 }
 
 #[derive(Debug, Default)]
-struct Granted {
+struct LeaseState {
     /// Grows with every revocation, so that a confirmation that was under way meanwhile
     /// counts for nothing.
     revoked: u64,
@@ -52,7 +52,7 @@ struct Granted {
 
 /// A confirmation under way: when it was asked for, and under which revocation count.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
+pub(crate) struct LeaseRequest {
     at_ns: u64,
     revoked: u64,
 }
@@ -67,7 +67,7 @@ impl Lease {
             clocks,
             valid_until_ns: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
-            granted: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
@@ -92,34 +92,34 @@ impl Lease {
 
     /// The term in which reads may be answered now, if they may.
     pub(crate) fn term(&self) -> Option<u64> {
-        let granted = self.granted.lock();
-        self.is_valid().then_some(granted.term)
+        let state = self.state.lock();
+        self.is_valid().then_some(state.term)
     }
 
     /// Before leadership is confirmed.
-    pub(crate) fn ask(&self) -> Asked {
-        Asked { at_ns: self.now_ns(), revoked: self.granted.lock().revoked }
+    pub(crate) fn request(&self) -> LeaseRequest {
+        LeaseRequest { at_ns: self.now_ns(), revoked: self.state.lock().revoked }
     }
 
     /// Leadership of a term was confirmed with an acknowledgement at most `age` old, and
     /// Raft's lease is twice that: good for `age` from the question on. Whatever was
     /// known of rows in an earlier term must be forgotten by now.
-    pub(crate) fn grant(&self, asked: Asked, age: Duration, term: u64) {
-        let mut granted = self.granted.lock();
-        if granted.revoked != asked.revoked || term < granted.term {
+    pub(crate) fn grant(&self, request: LeaseRequest, age: Duration, term: u64) {
+        let mut state = self.state.lock();
+        if state.revoked != request.revoked || term < state.term {
             return;
         }
-        if term > granted.term {
-            granted.term = term;
+        if term > state.term {
+            state.term = term;
             self.begin_epoch();
         }
-        self.valid_until_ns.fetch_max(asked.at_ns + age.as_nanos() as u64, Ordering::AcqRel);
+        self.valid_until_ns.fetch_max(request.at_ns + age.as_nanos() as u64, Ordering::AcqRel);
     }
 
     /// Leadership was given away or lost.
     pub(crate) fn revoke(&self) {
-        let mut granted = self.granted.lock();
-        granted.revoked += 1;
+        let mut state = self.state.lock();
+        state.revoked += 1;
         self.begin_epoch();
     }
 
@@ -151,11 +151,11 @@ mod tests {
     fn a_revocation_outlives_the_confirmation_that_was_under_way() {
         let lease = new();
         assert!(!lease.is_valid());
-        let asked = lease.ask();
+        let request = lease.request();
         lease.revoke();
-        lease.grant(asked, LONG, 1);
+        lease.grant(request, LONG, 1);
         assert!(!lease.is_valid());
-        lease.grant(lease.ask(), LONG, 1);
+        lease.grant(lease.request(), LONG, 1);
         assert!(lease.is_valid());
         lease.revoke();
         assert!(!lease.is_valid());
@@ -165,19 +165,19 @@ mod tests {
     fn a_look_is_covered_by_the_lease_that_it_began_under() {
         let lease = new();
         assert_eq!(lease.epoch(), None);
-        lease.grant(lease.ask(), LONG, 5);
+        lease.grant(lease.request(), LONG, 5);
         let look = lease.epoch().expect("a lease");
         assert!(lease.covers(look));
-        lease.grant(lease.ask(), LONG, 5);
+        lease.grant(lease.request(), LONG, 5);
         assert!(lease.covers(look), "it was renewed");
         // Handed over and back within the same look, in a later term and, once, in the
         // same.
         lease.revoke();
         assert!(!lease.covers(look));
-        lease.grant(lease.ask(), LONG, 5);
+        lease.grant(lease.request(), LONG, 5);
         assert!(lease.is_valid() && !lease.covers(look));
         let look = lease.epoch().expect("a lease");
-        lease.grant(lease.ask(), LONG, 7);
+        lease.grant(lease.request(), LONG, 7);
         assert!(
             lease.is_valid() && !lease.covers(look),
             "nobody has revoked it, and it is another"
@@ -188,11 +188,11 @@ mod tests {
     #[test]
     fn a_lease_never_goes_back_to_an_earlier_term() {
         let lease = new();
-        let late = lease.ask();
-        lease.grant(lease.ask(), Duration::ZERO, 7);
+        let late = lease.request();
+        lease.grant(lease.request(), Duration::ZERO, 7);
         lease.grant(late, LONG, 5);
         assert_eq!((lease.is_valid(), lease.term()), (false, None));
-        lease.grant(lease.ask(), LONG, 7);
+        lease.grant(lease.request(), LONG, 7);
         assert_eq!(lease.term(), Some(7));
     }
 
@@ -217,7 +217,7 @@ mod tests {
     fn a_machine_that_was_suspended_wakes_without_a_lease() {
         let clocks = Arc::new(Suspended(AtomicU64::new(1_000)));
         let lease = Lease::new(clocks.clone());
-        lease.grant(lease.ask(), Duration::from_millis(475), 5);
+        lease.grant(lease.request(), Duration::from_millis(475), 5);
         let look = lease.epoch().expect("a lease");
         clocks.0.fetch_add(474, Ordering::Relaxed);
         assert!(lease.covers(look));

@@ -29,20 +29,20 @@
 //!
 //! # Invariants
 //! - A fault is never an answer in a cluster, and never keeps a leadership
-//!   (`tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`).
+//!   (`tests/replication.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`).
 //! - Evaluation sees the applied state and the edits in flight, no more and no less: a
 //!   batch is proposed only under the leadership under which it was evaluated, and takes
 //!   effect only behind the batch that it was evaluated on
 //!   (`storage/engine/tests/store.rs`, `a_batch_whose_base_never_took_effect_is_void`).
 //! - A replica that begins to lead forgets what it knew of rows as an earlier leader
-//!   (`tests/three.rs`, `a_leader_that_comes_back_reads_what_others_wrote`).
-//! - A request is atomic, whatever else is in its batch (`tests/node.rs`,
+//!   (`tests/replication.rs`, `a_leader_that_comes_back_reads_what_others_wrote`).
+//! - A request is atomic, whatever else is in its batch (`tests/standalone.rs`,
 //!   `requests_that_wait_together_are_one_batch_and_each_is_atomic`).
 //! - Nobody is answered before the entry is applied (`integration/tests/crash_recovery.rs`). A
 //!   write whose fate is not known is answered as unknown, never tried again.
 //! - Time does not run backwards in a partition: the last stamp is stored with every
 //!   batch (`clock.rs`, `a_stamp_is_never_before_an_applied_one`), and nothing is said to
-//!   have expired before a stamp that late is committed (`tests/node.rs`,
+//!   have expired before a stamp that late is committed (`tests/standalone.rs`,
 //!   `what_a_reader_finds_expired_is_committed_as_past_once`).
 //! - openraft and RocksDB are not named here: both are behind `engine`
 //!   (`integration/tests/tidy/layers.rs`).
@@ -74,4 +74,4 @@ mod tasks;
 
 pub use clock::monotonic;
 pub use compaction::Compaction;
-pub use node::{Assigned, Node, NodeOptions, Peers, TableFigures};
+pub use node::{Assignment, Node, NodeOptions, Peers, TableStats};

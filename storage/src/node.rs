@@ -20,29 +20,29 @@ use row::op::{Request, Response};
 use row::view::Rules;
 use tokio::sync::watch;
 
-use crate::expiry::cycle::Cycles;
-use crate::expiry::{Alarm, Due};
+use crate::expiry::cycle::ExpiryCycles;
+use crate::expiry::{ExpiryWork, NextExpiry};
 use crate::quota::Quota;
-use crate::reads::{By, Look};
-use crate::replica::{Heard, Replica, ReplicaOptions, SetAside};
+use crate::reads::{ReadOutcome, ReadTime};
+use crate::replica::{AnnouncedTtl, Replica, ReplicaFault, ReplicaOptions};
 use crate::row_cache::RowCache;
 use crate::{dirs, reads, tasks};
 
 /// How often the node looks whether anything has expired.
-const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest time without a look, should the alarm miss anything.
-const EXPIRY_PAUSE_MS_MAX: u64 = 10_000;
+const EXPIRY_CHECK_DELAY_MAX_MS: u64 = 10_000;
 /// How long a replica that has stopped by a fault, or could not be opened, is left alone:
 /// doubled from the first to the last.
-const MEND_FIRST: Duration = Duration::from_secs(1);
-const MEND_LAST: Duration = Duration::from_secs(60);
+const RECOVERY_BACKOFF_MIN: Duration = Duration::from_secs(1);
+const RECOVERY_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Without a leader that sends its state so often in a row, a damaged replica is opened
 /// as it is: its vote may be what the group lacks for a majority.
-const ASKS_MAX: u32 = 3;
+const UNANSWERED_ASKS_MAX: u32 = 3;
 /// How often the node looks whether its disks are well.
-const DISK_PERIOD: Duration = Duration::from_millis(250);
+const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Group 0 of the log is meta's.
-const FIRST_GROUP: u64 = 1 << 32;
+const FIRST_RAFT_GROUP_ID: u64 = 1 << 32;
 /// Bits of a group's number that hold the partition's index.
 const INDEX_BITS: u32 = 20;
 
@@ -71,7 +71,7 @@ pub struct NodeOptions {
     pub clock: Arc<SlewedClock>,
     /// How long a write may be without a quorum; by then, half a second before at most,
     /// its client is told that its outcome is unknown.
-    pub unsure_after: Duration,
+    pub unknown_after: Duration,
     /// The other servers; `None`: there are none, and every group has one member.
     pub peers: Option<Peers>,
 }
@@ -89,7 +89,7 @@ pub struct Peers {
 
 /// What meta assigns of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assigned {
+pub struct Assignment {
     /// The table.
     pub table: Arc<Table>,
     /// Those of its partitions that have a replica here.
@@ -97,15 +97,15 @@ pub struct Assigned {
 }
 
 /// A replica, or why there is none.
-type Slot = Result<Arc<Replica>, SetAside>;
+type OpenResult = Result<Arc<Replica>, ReplicaFault>;
 
 /// A place for a replica of this node.
 #[derive(Clone)]
-struct Held {
+struct ReplicaSlot {
     table: Arc<Table>,
     placement: Arc<Placement>,
     raft_id: u64,
-    slot: Slot,
+    replica: OpenResult,
     /// When it was opened, or could not be opened, or was found to have stopped.
     since: Instant,
     /// How long it is left alone once it is without a replica.
@@ -121,19 +121,19 @@ pub struct Node {
     shared: SharedResources,
     row_cache: Arc<RowCache>,
     quota: Arc<Quota>,
-    replicas: ArcSwap<HashMap<PartitionId, Held>>,
+    replicas: ArcSwap<HashMap<PartitionId, ReplicaSlot>>,
     /// One change of the set at a time.
     changing: tokio::sync::Mutex<()>,
-    cycles: Arc<Cycles>,
+    cycles: Arc<ExpiryCycles>,
     /// Grows with whatever meta wants to know at once.
     changes: Arc<watch::Sender<u64>>,
     /// When the expiry cycle is to look at the replicas.
-    alarm: Arc<Alarm>,
+    next_expiry: Arc<NextExpiry>,
 }
 
 /// Figures of one table on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TableFigures {
+pub struct TableStats {
     /// Rows, expired ones not yet reached by the expiry cycle included.
     pub rows: u64,
     /// Rows with an expiry.
@@ -164,23 +164,27 @@ impl Node {
             quota,
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
-            cycles: Arc::new(Cycles::new()),
+            cycles: Arc::new(ExpiryCycles::new()),
             changes: Arc::default(),
-            alarm: Arc::default(),
+            next_expiry: Arc::default(),
         });
         let me = Arc::downgrade(&node);
-        tasks::keep("expiry_cycle", move || expiry_cycle(me.clone()));
+        tasks::spawn_restarting("expiry_cycle", move || expiry_cycle(me.clone()));
         // Alone, what has stopped stays so until somebody has had a look: nobody else has
         // the data.
         if let Some(peers) = &node.options.peers {
             let (me, changes) = (Arc::downgrade(&node), node.changes());
-            tasks::keep("mend", move || mend(me.clone(), changes.clone()));
+            tasks::spawn_restarting("recover_failed", move || {
+                recover_failed(me.clone(), changes.clone())
+            });
             let (me, jumps) = (Arc::downgrade(&node), peers.ticker.clock_jumps());
-            tasks::keep("revoke_on_jumps", move || revoke_on_jumps(me.clone(), jumps.clone()));
+            tasks::spawn_restarting("revoke_on_jumps", move || {
+                revoke_on_jumps(me.clone(), jumps.clone())
+            });
             // Where no client's command can hold it up.
             let me = Arc::downgrade(&node);
             let _of_raft = node.options.raft_runtime.enter();
-            tasks::keep("leave_ailing_disk", move || leave_ailing_disk(me.clone()));
+            tasks::spawn_restarting("leave_ailing_disk", move || leave_ailing_disk(me.clone()));
         }
         node
     }
@@ -189,11 +193,11 @@ impl Node {
     /// what is not listed, hands on envs. When it returns, all are open or known not to
     /// be openable (then their calls say why). Destroys nothing that is listed: see
     /// [`Node::destroy`].
-    pub async fn follow(&self, assigned: &[Assigned]) {
+    pub async fn follow(&self, assignments: &[Assignment]) {
         let _one_at_a_time = self.changing.lock().await;
         let mut replicas = HashMap::clone(&self.replicas.load());
         let mut wanted: HashMap<PartitionId, (&Arc<Table>, &Placement, u64)> = HashMap::new();
-        for Assigned { table, placements } in assigned {
+        for Assignment { table, placements } in assignments {
             for placement in placements {
                 match self.member_here(placement) {
                     Some(me) => {
@@ -206,30 +210,36 @@ impl Node {
                 }
             }
         }
-        let is_wanted = |id: &PartitionId, held: &Held| {
-            wanted.get(id).is_some_and(|(_, _, raft_id)| *raft_id == held.raft_id)
+        let is_wanted = |id: &PartitionId, slot: &ReplicaSlot| {
+            wanted.get(id).is_some_and(|(_, _, raft_id)| *raft_id == slot.raft_id)
         };
         let unlisted: Vec<PartitionId> =
-            replicas.iter().filter(|(id, held)| !is_wanted(id, held)).map(|(id, _)| *id).collect();
-        let closing: Vec<Held> = unlisted.iter().filter_map(|id| replicas.remove(id)).collect();
+            replicas.iter().filter(|(id, slot)| !is_wanted(id, slot)).map(|(id, _)| *id).collect();
+        let closing: Vec<ReplicaSlot> =
+            unlisted.iter().filter_map(|id| replicas.remove(id)).collect();
         if !closing.is_empty() {
             self.replicas.store(Arc::new(replicas.clone()));
             close_all(closing.iter()).await;
             drop(closing);
         }
         for (id, (table, placement, _)) in &wanted {
-            if let Some(held) = replicas.get_mut(id) {
-                held.table = (*table).clone();
-                held.placement = Arc::new((*placement).clone());
-                if let Ok(replica) = &held.slot {
-                    replica.hear(default_ttl(table));
+            if let Some(slot) = replicas.get_mut(id) {
+                slot.table = (*table).clone();
+                slot.placement = Arc::new((*placement).clone());
+                if let Ok(replica) = &slot.replica {
+                    replica.on_default_ttl(default_ttl(table));
                 }
             }
         }
         let missing: Vec<PartitionId> =
             wanted.keys().filter(|id| !replicas.contains_key(id)).copied().collect();
         let open = |(table, placement, raft_id): (&Arc<Table>, &Placement, u64)| {
-            self.open_replica(table.clone(), Arc::new(placement.clone()), raft_id, MEND_FIRST)
+            self.open_replica(
+                table.clone(),
+                Arc::new(placement.clone()),
+                raft_id,
+                RECOVERY_BACKOFF_MIN,
+            )
         };
         let opened = futures::future::join_all(missing.iter().map(|id| open(wanted[id]))).await;
         replicas.extend(missing.into_iter().zip(opened));
@@ -258,43 +268,47 @@ impl Node {
         let mut replicas = HashMap::clone(&self.replicas.load());
         let ids: Vec<PartitionId> =
             replicas.keys().filter(|id| id.table == table.id).copied().collect();
-        let closing: Vec<Held> = ids.iter().filter_map(|id| replicas.remove(id)).collect();
+        let closing: Vec<ReplicaSlot> = ids.iter().filter_map(|id| replicas.remove(id)).collect();
         self.replicas.store(Arc::new(replicas));
         close_all(closing.iter()).await;
         drop(closing);
-        for place in dirs::list(&self.options.dir)?
+        for found in dirs::list(&self.options.dir)?
             .into_iter()
-            .filter(|place| place.partition.table == table.id)
+            .filter(|found| found.partition.table == table.id)
         {
-            self.clear_away(&place).await?;
+            self.delete_replica(&found).await?;
         }
         Ok(())
     }
 
     /// Deletes what a replica left: its part of the log first, so that what is cut short
     /// is found again by the directory.
-    async fn clear_away(&self, place: &dirs::Place) -> std::io::Result<()> {
-        self.log.destroy(group_of(place.partition)).await?;
-        remove_store(&place.path).await
+    async fn delete_replica(&self, found: &dirs::ReplicaDir) -> std::io::Result<()> {
+        self.log.destroy(raft_group_id(found.partition)).await?;
+        remove_store(&found.path).await
     }
 
     /// Before a replica is opened, what lies here of its partition under other Raft ids.
     /// Of an earlier placement nothing may be left, as the group's log here is one; but
     /// that log is the replica's own once it has a directory. Raft ids only grow: one
     /// that is larger is a copy that somebody made, or meta's assignment is old.
-    async fn clear_others(&self, partition: PartitionId, raft_id: u64) -> std::io::Result<()> {
+    async fn delete_other_replicas(
+        &self,
+        partition: PartitionId,
+        raft_id: u64,
+    ) -> std::io::Result<()> {
         let own = dirs::path(&self.options.dir, partition, raft_id);
         let has_past = own.exists() || raft::rebuild_dirs(&own).iter().any(|path| path.exists());
-        for place in dirs::list(&self.options.dir)?
+        for found in dirs::list(&self.options.dir)?
             .into_iter()
-            .filter(|place| place.partition == partition && place.raft_id != raft_id)
+            .filter(|found| found.partition == partition && found.raft_id != raft_id)
         {
-            let path = place.path.display();
-            match (place.raft_id < raft_id, has_past) {
-                (true, false) => self.clear_away(&place).await?,
+            let path = found.path.display();
+            match (found.raft_id < raft_id, has_past) {
+                (true, false) => self.delete_replica(&found).await?,
                 (true, true) => {
                     tracing::warn!(%path, "a directory of an earlier replica of a partition is removed; the log is its successor's");
-                    remove_store(&place.path).await?;
+                    remove_store(&found.path).await?;
                 }
                 (false, true) => {
                     tracing::warn!(%path, "a directory of a partition whose replica here is an earlier one is left alone")
@@ -317,36 +331,44 @@ impl Node {
         placement: Arc<Placement>,
         raft_id: u64,
         pause: Duration,
-    ) -> Held {
-        let slot = self.try_open(&table, &placement, raft_id).await;
-        if let Err(error) = &slot {
+    ) -> ReplicaSlot {
+        let replica = self.try_open(&table, &placement, raft_id).await;
+        if let Err(error) = &replica {
             tracing::error!(table = table.name, index = placement.partition.index, %error, "a partition could not be opened");
         }
-        Held { table, placement, raft_id, slot, since: Instant::now(), pause, rebuild: None }
+        ReplicaSlot {
+            table,
+            placement,
+            raft_id,
+            replica,
+            since: Instant::now(),
+            pause,
+            rebuild: None,
+        }
     }
 
     /// Lets others lead what has stopped by a fault. What has been set aside long enough
     /// is opened, or rebuilt when it is damaged. When there is more to do.
-    async fn mend(&self) -> Option<Instant> {
+    async fn recover_failed(&self) -> Option<Instant> {
         let stopped: Vec<Arc<Replica>> =
             self.replicas().into_iter().filter(|replica| replica.stopped().is_some()).collect();
-        futures::future::join_all(stopped.iter().map(|replica| replica.give_up())).await;
+        futures::future::join_all(stopped.iter().map(|replica| replica.step_down())).await;
         let _one_at_a_time = self.changing.lock().await;
         let mut replicas = HashMap::clone(&self.replicas.load());
         let now = Instant::now();
         let mut closing = Vec::new();
-        for held in replicas.values_mut() {
+        for slot in replicas.values_mut() {
             let Some(stopped) =
-                held.slot.as_ref().ok().and_then(|replica| replica.stopped().cloned())
+                slot.replica.as_ref().ok().and_then(|replica| replica.stopped().cloned())
             else {
                 continue;
             };
             // Whatever ailed it before, it had recovered from that.
-            if now.duration_since(held.since) > MEND_LAST {
-                held.pause = MEND_FIRST;
+            if now.duration_since(slot.since) > RECOVERY_BACKOFF_MAX {
+                slot.pause = RECOVERY_BACKOFF_MIN;
             }
-            held.since = now;
-            closing.extend(std::mem::replace(&mut held.slot, Err(stopped)).ok());
+            slot.since = now;
+            closing.extend(std::mem::replace(&mut slot.replica, Err(stopped)).ok());
         }
         if !closing.is_empty() {
             self.replicas.store(Arc::new(replicas.clone()));
@@ -354,76 +376,78 @@ impl Node {
             drop(closing);
         }
         let mut due = Vec::new();
-        for (id, held) in &mut replicas {
-            let Err(SetAside { is_damaged, .. }) = held.slot else { continue };
-            let is_rebuilt = held.rebuild.as_ref().is_some_and(|rebuild| rebuild.is_done());
-            if !is_rebuilt && now < held.since + held.pause {
+        for (id, slot) in &mut replicas {
+            let Err(ReplicaFault { is_damaged, .. }) = slot.replica else { continue };
+            let is_rebuilt = slot.rebuild.as_ref().is_some_and(|rebuild| rebuild.is_done());
+            if !is_rebuilt && now < slot.since + slot.pause {
                 continue;
             }
-            let is_in_vain =
-                held.rebuild.as_ref().is_some_and(|rebuild| rebuild.failed_requests() >= ASKS_MAX);
+            let is_in_vain = slot
+                .rebuild
+                .as_ref()
+                .is_some_and(|rebuild| rebuild.failed_requests() >= UNANSWERED_ASKS_MAX);
             if !is_damaged || is_rebuilt || is_in_vain {
-                if let Some(rebuild) = &held.rebuild {
+                if let Some(rebuild) = &slot.rebuild {
                     rebuild.stop().await;
                 }
                 due.push(*id);
             } else if let Some(peers) = &self.options.peers {
-                let rebuild = held
+                let rebuild = slot
                     .rebuild
                     .get_or_insert_with(|| {
-                        Arc::new(self.rebuild(peers, &held.placement, held.raft_id))
+                        Arc::new(self.rebuild(peers, &slot.placement, slot.raft_id))
                     })
                     .clone();
                 tasks::spawn(async move { rebuild.request_snapshot().await }, |why| {
-                    tasks::tell("rebuild", why)
+                    tasks::report_panic("rebuild", why)
                 });
-                (held.since, held.pause) = (now, (held.pause * 2).min(MEND_LAST));
+                (slot.since, slot.pause) = (now, (slot.pause * 2).min(RECOVERY_BACKOFF_MAX));
             }
         }
-        let open = |held: &Held| {
-            let pause = (held.pause * 2).min(MEND_LAST);
-            self.open_replica(held.table.clone(), held.placement.clone(), held.raft_id, pause)
+        let open = |slot: &ReplicaSlot| {
+            let pause = (slot.pause * 2).min(RECOVERY_BACKOFF_MAX);
+            self.open_replica(slot.table.clone(), slot.placement.clone(), slot.raft_id, pause)
         };
         let opened = futures::future::join_all(due.iter().map(|id| open(&replicas[id]))).await;
-        for (id, held) in due.into_iter().zip(opened) {
-            if held.slot.is_ok() {
+        for (id, slot) in due.into_iter().zip(opened) {
+            if slot.replica.is_ok() {
                 tracing::info!(partition = ?id, "a replica that was set aside is open again");
             }
-            replicas.insert(id, held);
+            replicas.insert(id, slot);
             self.changes.send_modify(|change| *change += 1);
         }
         let next = replicas
             .values()
-            .filter(|held| held.slot.is_err())
-            .map(|held| held.since + held.pause)
+            .filter(|slot| slot.replica.is_err())
+            .map(|slot| slot.since + slot.pause)
             .min();
         self.replicas.store(Arc::new(replicas));
         next
     }
 
-    async fn try_open(&self, table: &Table, placement: &Placement, raft_id: u64) -> Slot {
+    async fn try_open(&self, table: &Table, placement: &Placement, raft_id: u64) -> OpenResult {
         let partition = placement.partition;
-        let unopened = |error: std::io::Error| SetAside {
+        let unopened = |error: std::io::Error| ReplicaFault {
             fault: CallError::Fault(error.to_string()),
             is_damaged: false,
         };
-        self.clear_others(partition, raft_id).await.map_err(unopened)?;
+        self.delete_other_replicas(partition, raft_id).await.map_err(unopened)?;
         let options = ReplicaOptions {
             placement,
             table: &table.name,
             raft_id,
-            group_id: group_of(partition),
+            group_id: raft_group_id(partition),
             dir: &dirs::path(&self.options.dir, partition, raft_id),
             rules: self.limits(),
             default_ttl: default_ttl(table),
             cluster_tag: self.options.cluster_tag,
             clock: &self.options.clock,
-            unsure_after: self.options.unsure_after,
+            unknown_after: self.options.unknown_after,
             raft_runtime: &self.options.raft_runtime,
             peers: self.options.peers.as_ref(),
             changes: &self.changes,
             quota: &self.quota,
-            alarm: &self.alarm,
+            next_expiry: &self.next_expiry,
             step_clock: self.options.step_clock,
         };
         Replica::open(options, &self.log, &self.shared, &self.row_cache).await
@@ -438,7 +462,7 @@ impl Node {
     fn rebuild(&self, peers: &Peers, placement: &Placement, raft_id: u64) -> Rebuild {
         Rebuild::new(RebuildOptions {
             id: raft_id,
-            log: self.log.group_log(group_of(placement.partition)),
+            log: self.log.group_log(raft_group_id(placement.partition)),
             directory: dirs::path(&self.options.dir, placement.partition, raft_id),
             shared: self.shared.clone(),
             members: placement
@@ -454,13 +478,17 @@ impl Node {
     /// The replica of a partition.
     pub fn replica(&self, partition: PartitionId) -> Result<Arc<Replica>, CallError> {
         let replicas = self.replicas.load();
-        let held = replicas.get(&partition).ok_or(CallError::NoTable)?;
-        held.slot.clone().map_err(|set_aside| set_aside.told(self.options.peers.is_some()))
+        let slot = replicas.get(&partition).ok_or(CallError::NoTable)?;
+        slot.replica.clone().map_err(|fault| fault.to_call_error(self.options.peers.is_some()))
     }
 
     /// All replicas that are open.
     pub fn replicas(&self) -> Vec<Arc<Replica>> {
-        self.replicas.load().values().filter_map(|held| held.slot.as_ref().ok().cloned()).collect()
+        self.replicas
+            .load()
+            .values()
+            .filter_map(|slot| slot.replica.as_ref().ok().cloned())
+            .collect()
     }
 
     /// Grows when a leadership or a replica's health changes: worth a report to meta at
@@ -482,12 +510,12 @@ impl Node {
     /// How all replicas are, for meta.
     pub fn report(&self) -> Vec<meta_protocol::Replica> {
         let replicas = self.replicas.load();
-        let report = |(partition, held): (&PartitionId, &Held)| match &held.slot {
+        let report = |(partition, slot): (&PartitionId, &ReplicaSlot)| match &slot.replica {
             Ok(replica) => replica.report(),
             Err(error) => meta_protocol::Replica {
                 partition: *partition,
-                raft_id: held.raft_id,
-                health: if held.rebuild.is_some() {
+                raft_id: slot.raft_id,
+                health: if slot.rebuild.is_some() {
                     meta_protocol::ReplicaHealth::Installing
                 } else {
                     meta_protocol::ReplicaHealth::Faulty
@@ -514,7 +542,7 @@ impl Node {
     pub async fn receive(&self, message: RaftMessage) -> Result<bytes::Bytes, String> {
         let partition =
             partition_of(message.group).ok_or("no partition has this group's number")?;
-        let rebuild = self.replicas.load().get(&partition).and_then(|held| held.rebuild.clone());
+        let rebuild = self.replicas.load().get(&partition).and_then(|slot| slot.rebuild.clone());
         let Some(rebuild) = rebuild else {
             let replica = self.replica(partition).map_err(|error| error.to_string())?;
             return replica.receive(message).await;
@@ -553,11 +581,11 @@ impl Node {
     }
 
     /// Hands over everything that is led here to members that are ready, before this
-    /// process stops; gives up after `patience`.
-    pub async fn hand_over(&self, patience: Duration) {
+    /// process stops; gives up after `timeout`.
+    pub async fn hand_over(&self, timeout: Duration) {
         let replicas = self.replicas();
         let each = replicas.iter().map(|replica| replica.hand_over("the server is stopping"));
-        if tokio::time::timeout(patience, futures::future::join_all(each)).await.is_err() {
+        if tokio::time::timeout(timeout, futures::future::join_all(each)).await.is_err() {
             tracing::warn!("not all leaderships were handed over in time");
         }
     }
@@ -565,7 +593,7 @@ impl Node {
     /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE).
     pub fn set_active_expiry(&self, active: bool) {
         self.cycles.is_active.store(active, Ordering::Relaxed);
-        self.alarm.sound();
+        self.next_expiry.wake();
     }
 
     /// Bytes in the row cache.
@@ -593,22 +621,22 @@ impl Node {
     }
 
     /// Figures of a table's partitions here.
-    pub fn table_figures(&self, table: TableId) -> TableFigures {
-        let mut sum = TableFigures { faults: self.faults(table), ..TableFigures::default() };
+    pub fn table_stats(&self, table: TableId) -> TableStats {
+        let mut sum = TableStats { faults: self.faults(table), ..TableStats::default() };
         let replicas = self.replicas.load();
         let open = replicas
             .iter()
             .filter(|(id, _)| id.table == table)
-            .filter_map(|(_, held)| held.slot.as_ref().ok());
-        open.for_each(|replica| replica.add_figures(&mut sum));
+            .filter_map(|(_, slot)| slot.replica.as_ref().ok());
+        open.for_each(|replica| replica.add_stats(&mut sum));
         sum
     }
 
     /// Why partitions of a table are not served here, by index. Asks no store.
     pub fn faults(&self, table: TableId) -> BTreeMap<u32, String> {
-        let fault = |(id, held): (&PartitionId, &Held)| {
-            let fault = match &held.slot {
-                Ok(replica) => replica.stopped().map(SetAside::to_string),
+        let fault = |(id, slot): (&PartitionId, &ReplicaSlot)| {
+            let fault = match &slot.replica {
+                Ok(replica) => replica.stopped().map(ReplicaFault::to_string),
                 Err(error) => Some(error.to_string()),
             };
             fault.map(|fault| (id.index, fault))
@@ -624,9 +652,9 @@ impl Node {
     }
 }
 
-async fn close_all(held: impl Iterator<Item = &Held>) {
-    let close = |held: &Held| {
-        let (replica, rebuild) = (held.slot.as_ref().ok().cloned(), held.rebuild.clone());
+async fn close_all(slot: impl Iterator<Item = &ReplicaSlot>) {
+    let close = |slot: &ReplicaSlot| {
+        let (replica, rebuild) = (slot.replica.as_ref().ok().cloned(), slot.rebuild.clone());
         async move {
             if let Some(replica) = replica {
                 replica.close().await;
@@ -636,14 +664,14 @@ async fn close_all(held: impl Iterator<Item = &Held>) {
             }
         }
     };
-    futures::future::join_all(held.map(close)).await;
+    futures::future::join_all(slot.map(close)).await;
 }
 
 /// What meta says of a table's `default_ttl`.
-fn default_ttl(table: &Table) -> Heard {
+fn default_ttl(table: &Table) -> AnnouncedTtl {
     let seconds: u64 =
         table.envs.get("default_ttl").and_then(|text| text.parse().ok()).unwrap_or(0);
-    Heard { ttl_ms: seconds.saturating_mul(1000), set_at_ms: table.default_ttl_since_ms }
+    AnnouncedTtl { ttl_ms: seconds.saturating_mul(1000), set_at_ms: table.default_ttl_since_ms }
 }
 
 /// Removes a replica's directory and what a rebuild has left beside it.
@@ -658,13 +686,13 @@ async fn remove_store(path: &Path) -> std::io::Result<()> {
 }
 
 /// The number of a partition's group in the node's log.
-fn group_of(partition: PartitionId) -> u64 {
-    FIRST_GROUP + (u64::from(partition.table.0) << INDEX_BITS) + u64::from(partition.index)
+fn raft_group_id(partition: PartitionId) -> u64 {
+    FIRST_RAFT_GROUP_ID + (u64::from(partition.table.0) << INDEX_BITS) + u64::from(partition.index)
 }
 
 /// The partition of a group's number; `None` for meta's.
 fn partition_of(group: u64) -> Option<PartitionId> {
-    let place = group.checked_sub(FIRST_GROUP)?;
+    let place = group.checked_sub(FIRST_RAFT_GROUP_ID)?;
     let table = u32::try_from(place >> INDEX_BITS).ok()?;
     Some(PartitionId { table: TableId(table), index: (place & ((1 << INDEX_BITS) - 1)) as u32 })
 }
@@ -675,7 +703,7 @@ impl LocalReplicas<Request, Response> for Node {
     }
 
     fn leader(&self, partition: PartitionId) -> Option<Leader> {
-        match &self.replicas.load().get(&partition)?.slot {
+        match &self.replicas.load().get(&partition)?.replica {
             Ok(replica) => replica.leader(),
             Err(_) => None,
         }
@@ -689,16 +717,22 @@ impl CallPartition<Request, Response> for Node {
         request: &Request,
     ) -> Option<Result<Response, CallError>> {
         let replicas = self.replicas.load();
-        let Some(Held { slot: Ok(replica), .. }) = replicas.get(&partition) else { return None };
+        let Some(ReplicaSlot { replica: Ok(replica), .. }) = replicas.get(&partition) else {
+            return None;
+        };
         if !replica.lease.is_valid()
             || reads::is_for_executor(request)
             || reads::is_long(replica, request)
         {
             return None;
         }
-        match reads::answer(replica, request, reads::WALKED_MAX, By::Now) {
-            Ok(Look::Done(response)) => Some(Ok(response)),
-            Ok(Look::Ahead(..) | Look::TooLate | Look::TooLong) => None,
+        match reads::answer(replica, request, reads::LOCAL_READ_CELLS_MAX, ReadTime::Now) {
+            Ok(ReadOutcome::Done(response)) => Some(Ok(response)),
+            Ok(
+                ReadOutcome::ClockNotCommitted(..)
+                | ReadOutcome::LeaseExpired
+                | ReadOutcome::TooExpensive,
+            ) => None,
             Err(error) => Some(Err(error)),
         }
     }
@@ -739,7 +773,7 @@ async fn revoke_on_jumps(node: std::sync::Weak<Node>, mut jumps: watch::Receiver
 /// In a cluster: has others lead what is led here while a disk of this server is slow,
 /// full or failed, until the node is gone.
 async fn leave_ailing_disk(node: std::sync::Weak<Node>) {
-    let mut tick = tokio::time::interval(DISK_PERIOD);
+    let mut tick = tokio::time::interval(DISK_CHECK_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ailed = None;
     loop {
@@ -756,12 +790,12 @@ async fn leave_ailing_disk(node: std::sync::Weak<Node>) {
 }
 
 /// In a cluster: mends replicas until the node is gone.
-async fn mend(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
+async fn recover_failed(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
     loop {
         changes.borrow_and_update();
         let next = {
             let Some(node) = node.upgrade() else { return };
-            node.mend().await
+            node.recover_failed().await
         };
         let due = async {
             match next {
@@ -778,38 +812,38 @@ async fn mend(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
 
 /// Has what has expired removed, in each partition side by side, until the node is gone.
 async fn expiry_cycle(node: std::sync::Weak<Node>) {
-    let mut tick = tokio::time::interval(EXPIRY_PERIOD);
+    let mut tick = tokio::time::interval(EXPIRY_CHECK_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Should a panic have ended it after the alarm rang.
-    let Some(alarm) = node.upgrade().map(|node| node.alarm.clone()) else { return };
-    alarm.sound();
+    let Some(next_expiry) = node.upgrade().map(|node| node.next_expiry.clone()) else { return };
+    next_expiry.wake();
     loop {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
         // Not by the wall clock, which may step back: the next look would be as far away.
         let now_ms = node.options.clock.steady_ms();
-        if !node.cycles.is_active.load(Ordering::Relaxed) || !node.alarm.rings(now_ms) {
+        if !node.cycles.is_active.load(Ordering::Relaxed) || !node.next_expiry.is_due(now_ms) {
             continue;
         }
-        let mut pause_ms = EXPIRY_PAUSE_MS_MAX;
+        let mut pause_ms = EXPIRY_CHECK_DELAY_MAX_MS;
         for replica in node.replicas().into_iter().filter(|replica| replica.leads()) {
             // Should it not have gone through before.
-            replica.pass_on_default_ttl();
-            replica.keep_time();
+            replica.propose_default_ttl();
+            replica.commit_clock_if_ahead();
             // By the partition's own clock, which does not step back.
             match replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) {
-                Due::Now => {
+                ExpiryWork::Now => {
                     // Where it is at work already it goes on until nothing is due.
-                    if let Some(work) = replica.expiry.begin() {
+                    if let Some(work) = replica.expiry.start_work() {
                         tasks::spawn(node.cycles.clone().work(replica, work), |why| {
-                            tasks::tell("expiry_work", why)
+                            tasks::report_panic("expiry_work", why)
                         });
                     }
                 }
-                Due::In(left_ms) => pause_ms = pause_ms.min(left_ms),
+                ExpiryWork::In(left_ms) => pause_ms = pause_ms.min(left_ms),
             }
         }
-        node.alarm.set(now_ms + pause_ms);
+        node.next_expiry.schedule(now_ms + pause_ms);
     }
 }
 
@@ -821,7 +855,7 @@ mod tests {
     fn a_group_has_one_partition() {
         for (table, index) in [(0, 0), (1, 0), (7, 1023), (u32::MAX, (1 << INDEX_BITS) - 1)] {
             let partition = PartitionId { table: TableId(table), index };
-            assert_eq!(partition_of(group_of(partition)), Some(partition));
+            assert_eq!(partition_of(raft_group_id(partition)), Some(partition));
         }
         assert_eq!(partition_of(0), None);
         assert_eq!(partition_of(u64::MAX), None);

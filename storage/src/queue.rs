@@ -18,7 +18,7 @@ const BYTES_MAX: usize = 256 << 20;
 pub(crate) type Outcome = Result<Response, CallError>;
 
 /// A request in line, and who waits for its outcome.
-pub(crate) struct Waiting {
+pub(crate) struct QueuedRequest {
     pub(crate) request: Request,
     pub(crate) writes: bool,
     pub(crate) bytes: usize,
@@ -27,7 +27,7 @@ pub(crate) struct Waiting {
 
 /// How much the executor takes or waits for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Amount {
+pub(crate) struct BatchSize {
     pub(crate) requests: usize,
     pub(crate) ops: usize,
     pub(crate) bytes: usize,
@@ -35,18 +35,18 @@ pub(crate) struct Amount {
 
 /// Requests waiting for the executor of one partition.
 pub(crate) struct Queue {
-    line: Mutex<Line>,
-    filled: Notify,
+    state: Mutex<QueueState>,
+    queued: Notify,
     quota: Arc<Quota>,
 }
 
-struct Line {
-    waiting: VecDeque<Waiting>,
-    amount: Amount,
+struct QueueState {
+    waiting: VecDeque<QueuedRequest>,
+    size: BatchSize,
     /// What they take of the node's memory.
     reservation: Reservation,
     /// The executor sleeps until so many requests or ops wait.
-    wake_at: Option<Amount>,
+    wake_at: Option<BatchSize>,
     /// Why nothing more is taken: the replica has stopped.
     closed: Option<CallError>,
 }
@@ -55,14 +55,14 @@ impl Queue {
     /// One that takes its memory from the node's.
     pub(crate) fn new(quota: Arc<Quota>) -> Queue {
         let reservation = quota.reservation();
-        let line = Line {
+        let state = QueueState {
             waiting: VecDeque::new(),
-            amount: Amount::default(),
+            size: BatchSize::default(),
             reservation,
             wake_at: None,
             closed: None,
         };
-        Queue { line: Mutex::new(line), filled: Notify::new(), quota }
+        Queue { state: Mutex::new(state), queued: Notify::new(), quota }
     }
 
     /// The memory that requests and batches of all partitions take.
@@ -72,80 +72,80 @@ impl Queue {
 
     /// Puts a request in line; the receiver gets its outcome.
     pub(crate) fn push(&self, request: Request) -> Result<oneshot::Receiver<Outcome>, CallError> {
-        let bytes = size_of::<Waiting>() + request.memory_bytes();
+        let bytes = size_of::<QueuedRequest>() + request.memory_bytes();
         let writes = request.ops.iter().any(Op::is_write);
         let (answer, outcome) = oneshot::channel();
-        let mut line = self.line.lock();
-        if let Some(why) = &line.closed {
+        let mut state = self.state.lock();
+        if let Some(why) = &state.closed {
             return Err(why.clone());
         }
         // One request always fits, however large.
-        if line.waiting.len() >= REQUESTS_MAX
-            || (line.amount.bytes > 0 && line.amount.bytes + bytes > BYTES_MAX)
+        if state.waiting.len() >= REQUESTS_MAX
+            || (state.size.bytes > 0 && state.size.bytes + bytes > BYTES_MAX)
         {
             return Err(CallError::Overloaded);
         }
-        let held = line.amount.bytes + bytes;
-        if !line.reservation.try_hold(held) {
+        let held = state.size.bytes + bytes;
+        if !state.reservation.try_resize(held) {
             return Err(CallError::OutOfMemory);
         }
-        let waiting = Waiting { request, writes, bytes, answer };
-        line.amount.add(&waiting);
-        line.waiting.push_back(waiting);
-        let wakes = line.is_enough();
+        let waiting = QueuedRequest { request, writes, bytes, answer };
+        state.size.add(&waiting);
+        state.waiting.push_back(waiting);
+        let wakes = state.is_enough();
         if wakes {
-            line.wake_at = None;
+            state.wake_at = None;
         }
-        drop(line);
+        drop(state);
         if wakes {
-            self.filled.notify_one();
+            self.queued.notify_one();
         }
         Ok(outcome)
     }
 
     /// Refuses everything from now on, and those in line too.
     pub(crate) fn close(&self, why: &CallError) {
-        self.line.lock().closed.get_or_insert_with(|| why.clone());
+        self.state.lock().closed.get_or_insert_with(|| why.clone());
         self.refuse(why);
-        self.filled.notify_one();
+        self.queued.notify_one();
     }
 
     /// Why nothing is taken any more, if so.
     pub(crate) fn closed(&self) -> Option<CallError> {
-        self.line.lock().closed.clone()
+        self.state.lock().closed.clone()
     }
 
     /// Refuses those in line.
     pub(crate) fn refuse(&self, why: &CallError) {
         let left = {
-            let mut line = self.line.lock();
-            line.amount = Amount::default();
-            line.reservation.hold(0);
-            std::mem::take(&mut line.waiting)
+            let mut state = self.state.lock();
+            state.size = BatchSize::default();
+            state.reservation.resize(0);
+            std::mem::take(&mut state.waiting)
         };
         refuse(left.into_iter().map(|waiting| waiting.answer), why);
     }
 
     /// Waits until so many requests or ops wait, or the queue is closed.
-    pub(crate) async fn filled(&self, requests: usize, ops: usize) {
+    pub(crate) async fn wait_until_queued(&self, requests: usize, ops: usize) {
         loop {
             {
-                let mut line = self.line.lock();
-                line.wake_at = Some(Amount { requests, ops, bytes: 0 });
-                if line.closed.is_some() || line.is_enough() {
-                    line.wake_at = None;
+                let mut state = self.state.lock();
+                state.wake_at = Some(BatchSize { requests, ops, bytes: 0 });
+                if state.closed.is_some() || state.is_enough() {
+                    state.wake_at = None;
                     return;
                 }
             }
-            self.filled.notified().await;
+            self.queued.notified().await;
         }
     }
 
     /// Takes those in line from the front, as long as they fit; one fits always.
-    pub(crate) fn take(&self, room: Amount) -> Vec<Waiting> {
-        let mut line = self.line.lock();
-        let mut taken = Amount::default();
-        for waiting in &line.waiting {
+    pub(crate) fn take(&self, room: BatchSize) -> Vec<QueuedRequest> {
+        let mut state = self.state.lock();
+        let mut taken = BatchSize::default();
+        for waiting in &state.waiting {
             let mut with = taken;
             with.add(waiting);
             if taken.requests > 0 && (with.ops > room.ops || with.bytes > room.bytes) {
@@ -153,33 +153,33 @@ impl Queue {
             }
             taken = with;
         }
-        line.amount.requests -= taken.requests;
-        line.amount.ops -= taken.ops;
-        line.amount.bytes -= taken.bytes;
-        let held = line.amount.bytes;
-        line.reservation.hold(held);
-        line.waiting.drain(..taken.requests).collect()
+        state.size.requests -= taken.requests;
+        state.size.ops -= taken.ops;
+        state.size.bytes -= taken.bytes;
+        let held = state.size.bytes;
+        state.reservation.resize(held);
+        state.waiting.drain(..taken.requests).collect()
     }
 
     /// Puts requests that were taken and not touched in front of the line again.
-    pub(crate) fn put_back(&self, waiting: Vec<Waiting>) {
-        let mut line = self.line.lock();
-        let Some(why) = line.closed.clone() else {
+    pub(crate) fn put_back(&self, waiting: Vec<QueuedRequest>) {
+        let mut state = self.state.lock();
+        let Some(why) = state.closed.clone() else {
             waiting.into_iter().rev().for_each(|waiting| {
-                line.amount.add(&waiting);
-                line.waiting.push_front(waiting);
+                state.size.add(&waiting);
+                state.waiting.push_front(waiting);
             });
-            let held = line.amount.bytes;
-            line.reservation.hold(held);
+            let held = state.size.bytes;
+            state.reservation.resize(held);
             return;
         };
-        drop(line);
+        drop(state);
         refuse(waiting.into_iter().map(|waiting| waiting.answer), &why);
     }
 
     /// How many requests wait.
     pub(crate) fn len(&self) -> usize {
-        self.line.lock().waiting.len()
+        self.state.lock().waiting.len()
     }
 }
 
@@ -191,17 +191,17 @@ pub(crate) fn refuse(answers: impl Iterator<Item = oneshot::Sender<Outcome>>, wh
     }
 }
 
-impl Line {
+impl QueueState {
     fn is_enough(&self) -> bool {
         self.wake_at.is_some_and(|enough| {
-            self.amount.requests >= enough.requests || self.amount.ops >= enough.ops
+            self.size.requests >= enough.requests || self.size.ops >= enough.ops
         })
     }
 }
 
-impl Amount {
+impl BatchSize {
     /// Counts a request in.
-    pub(crate) fn add(&mut self, waiting: &Waiting) {
+    pub(crate) fn add(&mut self, waiting: &QueuedRequest) {
         self.requests += 1;
         self.ops += waiting.request.ops.len();
         self.bytes += waiting.bytes;
@@ -251,7 +251,7 @@ mod tests {
                 .all(|queue| matches!(queue.push(append(MIB)), Err(CallError::OutOfMemory)))
         );
         // What one gives back another may take.
-        let taken = queues[0].take(Amount { requests: usize::MAX, ops: 1, bytes: usize::MAX });
+        let taken = queues[0].take(BatchSize { requests: usize::MAX, ops: 1, bytes: usize::MAX });
         assert_eq!(taken.len(), 1);
         assert!(queues[3].push(append(MIB)).is_ok() && queues[0].push(append(MIB)).is_err());
         queues[0].put_back(taken);

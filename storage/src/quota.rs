@@ -58,7 +58,7 @@ impl Quota {
 impl Reservation {
     /// Takes as much as its holder is to hold from now on, if there is so much left or
     /// nothing is taken.
-    pub(crate) fn try_hold(&mut self, bytes: usize) -> bool {
+    pub(crate) fn try_resize(&mut self, bytes: usize) -> bool {
         let wanted = counted(bytes);
         if wanted > self.bytes {
             let (more, bytes_max) = (wanted - self.bytes, self.quota.bytes_max);
@@ -76,7 +76,7 @@ impl Reservation {
     }
 
     /// Counts what its holder holds now, whether there is so much left or not.
-    pub(crate) fn hold(&mut self, bytes: usize) {
+    pub(crate) fn resize(&mut self, bytes: usize) {
         let wanted = counted(bytes);
         match wanted.checked_sub(self.bytes) {
             Some(0) => return,
@@ -93,7 +93,7 @@ fn counted(bytes: usize) -> usize {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.hold(0);
+        self.resize(0);
     }
 }
 
@@ -107,20 +107,20 @@ mod tests {
     fn what_is_reserved_is_bounded_and_comes_back() {
         let quota = Quota::new(100 * STEP);
         let (mut first, mut second) = (quota.reservation(), quota.reservation());
-        assert!(first.try_hold(STEP) && quota.left() == 100 * STEP, "the first step is free");
-        assert!(first.try_hold(61 * STEP));
-        assert!(!second.try_hold(42 * STEP) && second.try_hold(41 * STEP));
+        assert!(first.try_resize(STEP) && quota.left() == 100 * STEP, "the first step is free");
+        assert!(first.try_resize(61 * STEP));
+        assert!(!second.try_resize(42 * STEP) && second.try_resize(41 * STEP));
         assert_eq!(quota.left(), 0);
         drop(first);
         assert_eq!(quota.left(), 60 * STEP);
         // What has grown already is counted, even beyond the bound; nothing is taken
         // then.
-        second.hold(150 * STEP);
-        assert!(quota.left() == 0 && !quota.reservation().try_hold(2 * STEP));
-        second.hold(11 * STEP);
+        second.resize(150 * STEP);
+        assert!(quota.left() == 0 && !quota.reservation().try_resize(2 * STEP));
+        second.resize(11 * STEP);
         assert_eq!(quota.left(), 90 * STEP);
         drop(second);
-        assert!(quota.reservation().try_hold(1000 * STEP), "alone, anything fits");
+        assert!(quota.reservation().try_resize(1000 * STEP), "alone, anything fits");
         assert_eq!(quota.left(), 100 * STEP);
     }
 }

@@ -14,70 +14,70 @@ use row::view::{Fault, Rules, Stamp, Tx, View};
 use row::{key, value};
 
 use crate::batch::of;
-use crate::expiry::cycle::HELD_MAX;
+use crate::expiry::cycle::STEP_TIME_MAX;
 use crate::replica::Replica;
 use crate::row_cache::Version;
 
 /// Applied state: the latest, or that of one moment.
-pub(crate) struct Applied<'a> {
+pub(crate) struct ReadView<'a> {
     replica: &'a Replica,
     /// Noted before the look at the store.
     version: Version,
     /// Whether records that were read are kept: not before a write, which keeps its own.
-    fills: bool,
+    inserts: bool,
     snapshot: Option<Snapshot>,
     /// How many more records may be walked past before all ranges end.
-    patience: Cell<u64>,
+    cells_left: Cell<u64>,
     /// The latest moment that was taken for past, ms; 0 when none was.
-    past_ms: Cell<u64>,
+    observed_expiry_ms: Cell<u64>,
     /// When a step of the expiry cycle that is being evaluated has held the executor for
     /// long enough, by the node's clock for steps.
-    spent_at: Cell<Duration>,
+    step_ends_at: Cell<Duration>,
 }
 
-impl<'a> Applied<'a> {
-    fn new(replica: &'a Replica, fills: bool) -> Applied<'a> {
-        Applied {
+impl<'a> ReadView<'a> {
+    fn new(replica: &'a Replica, inserts: bool) -> ReadView<'a> {
+        ReadView {
             replica,
             version: replica.row_cache.version(),
-            fills,
+            inserts,
             snapshot: None,
-            patience: Cell::new(u64::MAX),
-            past_ms: Cell::new(0),
-            spent_at: Cell::new(Duration::MAX),
+            cells_left: Cell::new(u64::MAX),
+            observed_expiry_ms: Cell::new(0),
+            step_ends_at: Cell::new(Duration::MAX),
         }
     }
 
-    /// Whatever is applied at each get; [`OneRow`] sees one moment by it.
-    fn latest(replica: &'a Replica) -> Applied<'a> {
-        Applied::new(replica, true)
+    /// Whatever is applied at each get; [`SingleRowView`] sees one moment by it.
+    fn latest(replica: &'a Replica) -> ReadView<'a> {
+        ReadView::new(replica, true)
     }
 
     /// For the executor: nothing is applied meanwhile.
-    pub(crate) fn at_rest(replica: &'a Replica) -> Applied<'a> {
-        Applied::new(replica, false)
+    pub(crate) fn for_executor(replica: &'a Replica) -> ReadView<'a> {
+        ReadView::new(replica, false)
     }
 
     /// As of now; all ranges end when more than so many records were walked past.
     pub(crate) fn snapshot(
         replica: &'a Replica,
-        walked_max: u64,
-    ) -> Result<Applied<'a>, CallError> {
-        let applied = Applied::new(replica, true);
+        cells_max: u64,
+    ) -> Result<ReadView<'a>, CallError> {
+        let view = ReadView::new(replica, true);
         let snapshot = replica.store.snapshot().map_err(|error| replica.fault(error))?;
-        Ok(Applied { snapshot: Some(snapshot), patience: Cell::new(walked_max), ..applied })
+        Ok(ReadView { snapshot: Some(snapshot), cells_left: Cell::new(cells_max), ..view })
     }
 
     /// The latest moment that what was evaluated [rests on](View::rests_on), ms.
-    pub(crate) fn past_ms(&self) -> u64 {
-        self.past_ms.get()
+    pub(crate) fn observed_expiry_ms(&self) -> u64 {
+        self.observed_expiry_ms.get()
     }
 
     /// A step of the expiry cycle begins: it [is spent](View::is_spent) when it has held
-    /// the executor for [`HELD_MAX`].
+    /// the executor for [`STEP_TIME_MAX`].
     pub(crate) fn begin_step(&self) -> Duration {
         let began = (self.replica.step_clock)();
-        self.spent_at.set(began + HELD_MAX);
+        self.step_ends_at.set(began + STEP_TIME_MAX);
         began
     }
 
@@ -88,31 +88,31 @@ impl<'a> Applied<'a> {
 
     /// Whether a range ended before its end because it took too long: what was made of it
     /// is worth nothing.
-    fn is_out_of_patience(&self) -> bool {
-        self.patience.get() == 0
+    fn is_over_budget(&self) -> bool {
+        self.cells_left.get() == 0
     }
 
     /// Walks past so many more records, or takes as long for something else; `false`:
     /// there is no time for it.
-    fn takes(&self, records: u64) -> bool {
+    fn charge(&self, records: u64) -> bool {
         blocking::give_way();
-        self.patience.set(self.patience.get().saturating_sub(records));
-        !self.is_out_of_patience()
+        self.cells_left.set(self.cells_left.get().saturating_sub(records));
+        !self.is_over_budget()
     }
 }
 
-impl Applied<'_> {
+impl ReadView<'_> {
     fn get_stored(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match &self.snapshot {
             Some(snapshot) => snapshot.get(of(family), key),
-            None if self.fills => self.replica.store.get(of(family), key),
+            None if self.inserts => self.replica.store.get(of(family), key),
             None => self.replica.store.get_replaced(of(family), key),
         }
         .map_err(fault)
     }
 }
 
-impl View for Applied<'_> {
+impl View for ReadView<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         if family == Family::State {
             return self.get_stored(family, key);
@@ -122,7 +122,7 @@ impl View for Applied<'_> {
             return Ok(Some(record));
         }
         let record = self.get_stored(family, key)?;
-        if let Some(record) = record.as_ref().filter(|_| self.fills) {
+        if let Some(record) = record.as_ref().filter(|_| self.inserts) {
             row_cache.insert(cache_scope, family, key, record, self.version);
         }
         Ok(record)
@@ -146,7 +146,7 @@ impl View for Applied<'_> {
     ) -> Result<(), Fault> {
         let each = &mut |key: &[u8], value: &[u8]| {
             let records = 1 + (key.len() + value.len()) as u64 / RECORD_BYTES;
-            if self.takes(records) { each(key, value) } else { ControlFlow::Break(()) }
+            if self.charge(records) { each(key, value) } else { ControlFlow::Break(()) }
         };
         match &self.snapshot {
             Some(snapshot) => snapshot.range(of(family), from, to, reverse, each),
@@ -164,15 +164,15 @@ impl View for Applied<'_> {
     }
 
     fn is_spent(&self) -> bool {
-        (self.replica.step_clock)() >= self.spent_at.get()
+        (self.replica.step_clock)() >= self.step_ends_at.get()
     }
 
-    fn depends_on_time(&self, past_ms: u64) {
-        self.past_ms.set(self.past_ms.get().max(past_ms));
+    fn depends_on_time(&self, observed_expiry_ms: u64) {
+        self.observed_expiry_ms.set(self.observed_expiry_ms.get().max(observed_expiry_ms));
     }
 
     fn has_time_for(&self, ns: u64) -> bool {
-        self.takes(ns / RECORD_NS)
+        self.charge(ns / RECORD_NS)
     }
 }
 
@@ -191,9 +191,9 @@ impl View for Applied<'_> {
 /// generation.
 ///
 /// An op that looks at more than that is to be evaluated again, on a snapshot
-/// ([`OneRow::is_one_moment`]).
-struct OneRow<'a> {
-    applied: Applied<'a>,
+/// ([`SingleRowView::is_consistent`]).
+struct SingleRowView<'a> {
+    state: ReadView<'a>,
     heads: Cell<u32>,
     cells: Cell<u32>,
     /// In the head that was read.
@@ -202,11 +202,11 @@ struct OneRow<'a> {
     is_more: Cell<bool>,
 }
 
-impl<'a> OneRow<'a> {
-    fn new(replica: &'a Replica) -> OneRow<'a> {
+impl<'a> SingleRowView<'a> {
+    fn new(replica: &'a Replica) -> SingleRowView<'a> {
         let (heads, cells) = (Cell::new(0), Cell::new(0));
-        OneRow {
-            applied: Applied::latest(replica),
+        SingleRowView {
+            state: ReadView::latest(replica),
             heads,
             cells,
             generation: Cell::new(None),
@@ -215,7 +215,7 @@ impl<'a> OneRow<'a> {
     }
 
     /// Notes that this record was looked at.
-    fn saw(&self, family: Family, record: Option<&Bytes>) -> Result<(), Fault> {
+    fn note_read(&self, family: Family, record: Option<&Bytes>) -> Result<(), Fault> {
         match family {
             Family::Head => {
                 self.heads.set(self.heads.get() + 1);
@@ -229,13 +229,13 @@ impl<'a> OneRow<'a> {
 
     /// Whether what was seen, of the row with this key, is of one moment; to be asked
     /// last.
-    fn is_one_moment(&self, key: &[u8]) -> Result<bool, Fault> {
+    fn is_consistent(&self, key: &[u8]) -> Result<bool, Fault> {
         match (self.is_more.get(), self.heads.get(), self.cells.get()) {
             (false, 0 | 1, 0) => Ok(true),
             (false, 1, 1) => {
                 // Not as of the view's own moment, which is before the cell's.
-                let head = Applied::latest(self.applied.replica)
-                    .metadata(Family::Head, &key::head(key))?;
+                let head =
+                    ReadView::latest(self.state.replica).metadata(Family::Head, &key::head(key))?;
                 Ok(self.generation.get().is_some()
                     && generation(head.as_ref())? == self.generation.get())
             }
@@ -249,16 +249,16 @@ fn generation(head: Option<&Bytes>) -> Result<Option<u64>, Fault> {
     head.map_or(Ok(None), |head| Ok(value::Head::summary(head)?.generation))
 }
 
-impl View for OneRow<'_> {
+impl View for SingleRowView<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let record = self.applied.get(family, key)?;
-        self.saw(family, record.as_ref())?;
+        let record = self.state.get(family, key)?;
+        self.note_read(family, record.as_ref())?;
         Ok(record)
     }
 
     fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let metadata = self.applied.metadata(family, key)?;
-        self.saw(family, metadata.as_ref())?;
+        let metadata = self.state.metadata(family, key)?;
+        self.note_read(family, metadata.as_ref())?;
         Ok(metadata)
     }
 
@@ -275,8 +275,8 @@ impl View for OneRow<'_> {
         Ok(())
     }
 
-    fn depends_on_time(&self, past_ms: u64) {
-        self.applied.depends_on_time(past_ms);
+    fn depends_on_time(&self, observed_expiry_ms: u64) {
+        self.state.depends_on_time(observed_expiry_ms);
     }
 }
 
@@ -291,7 +291,7 @@ pub(crate) const ANSWERS_BYTES: usize = 8 << 20;
 
 /// By which time a look judges what has expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
+pub(crate) enum ReadTime {
     /// The partition's, now.
     Now,
     /// The last that is committed: all that is past by it is past for good.
@@ -299,21 +299,21 @@ pub(crate) enum By {
 }
 
 /// What became of a look at the state.
-pub(crate) enum Look {
+pub(crate) enum ReadOutcome {
     /// All is answered that was to be.
     Done(Response),
     /// An answer rests on it that this moment (ms) is past, and the log did not know that
     /// before the look. It must be written down first, and then looked at again: a write
     /// that was under way before that may have given the row another expiry.
-    Ahead(Response, u64),
+    ClockNotCommitted(Response, u64),
     /// The lease had run out by the time the state was looked at.
-    TooLate,
+    LeaseExpired,
     /// There is more to walk past than the caller has time for.
-    TooLong,
+    TooExpensive,
 }
 
 /// Answers a request that only reads, on the calling thread, at least its first op (see
-/// [`ANSWERS_BYTES`]), unless more than `walked_max` records must be walked past, or
+/// [`ANSWERS_BYTES`]), unless more than `cells_max` records must be walked past, or
 /// something else takes as long.
 ///
 /// The lease that was valid before the look must still be valid after it: however long
@@ -323,34 +323,35 @@ pub(crate) enum Look {
 pub(crate) fn answer(
     replica: &Replica,
     request: &Request,
-    walked_max: u64,
-    by: By,
-) -> Result<Look, CallError> {
-    let Some(epoch) = replica.lease.epoch() else { return Ok(Look::TooLate) };
+    cells_max: u64,
+    by: ReadTime,
+) -> Result<ReadOutcome, CallError> {
+    let Some(epoch) = replica.lease.epoch() else { return Ok(ReadOutcome::LeaseExpired) };
     // Before the look, too: what is committed after it may have come behind a write that
     // the look has not seen.
     let committed_ms = replica.clock.committed_ms();
     // Ops that are not joined need not see the same moment: one sees what the one before
     // it saw, or later.
-    let is_each_alone =
-        request.joined.is_empty() && request.ops.iter().all(|op| row_looked_at(op).is_some());
-    let snapshot = if is_each_alone { None } else { Some(Applied::snapshot(replica, walked_max)?) };
-    if !is_each_alone && !replica.lease.covers(epoch) {
-        return Ok(Look::TooLate);
+    let is_each_single =
+        request.joined.is_empty() && request.ops.iter().all(|op| single_row(op).is_some());
+    let snapshot =
+        if is_each_single { None } else { Some(ReadView::snapshot(replica, cells_max)?) };
+    if !is_each_single && !replica.lease.covers(epoch) {
+        return Ok(ReadOutcome::LeaseExpired);
     }
     let stamp = match by {
-        By::Now => replica.clock.now(),
-        By::Committed => replica.clock.at(committed_ms),
+        ReadTime::Now => replica.clock.now(),
+        ReadTime::Committed => replica.clock.at(committed_ms),
     };
     let rules = replica.rules();
-    if is_each_alone && request.ops.len() > 1 {
+    if is_each_single && request.ops.len() > 1 {
         replica.row_cache.prefetch(
             &replica.cache_scope,
-            request.ops.iter().filter_map(row_looked_at).map(|key| key::position(key)),
+            request.ops.iter().filter_map(single_row).map(|key| key::position(key)),
         );
     }
     let mut outcomes = Vec::with_capacity(request.ops.len());
-    let (mut bytes, mut past_ms) = (0, 0);
+    let (mut bytes, mut observed_expiry_ms) = (0, 0);
     let mut joined = request.joined.iter().peekable();
     for (at, op) in request.ops.iter().enumerate() {
         let is_joined = joined.next_if(|joined| **joined as usize == at).is_some();
@@ -358,8 +359,8 @@ pub(crate) fn answer(
             break;
         }
         // Copying more takes as long as walking.
-        if bytes > ANSWERS_BYTES && walked_max < u64::MAX {
-            return Ok(Look::TooLong);
+        if bytes > ANSWERS_BYTES && cells_max < u64::MAX {
+            return Ok(ReadOutcome::TooExpensive);
         }
         if rules.answer_bytes_max > 0 && bytes > rules.answer_bytes_max {
             outcomes.push(Err(Refusal::AnswerTooLarge));
@@ -367,10 +368,10 @@ pub(crate) fn answer(
         }
         let evaluated = match &snapshot {
             Some(view) => evaluate_on(view, op, stamp, rules),
-            None => evaluate_alone(replica, op, stamp, rules, walked_max)?,
+            None => evaluate_single(replica, op, stamp, rules, cells_max)?,
         };
-        let Some((answered, rests_on_ms)) = evaluated else { return Ok(Look::TooLong) };
-        past_ms = past_ms.max(rests_on_ms);
+        let Some((answered, expiry_ms)) = evaluated else { return Ok(ReadOutcome::TooExpensive) };
+        observed_expiry_ms = observed_expiry_ms.max(expiry_ms);
         outcomes.push(match answered {
             Ok(answer) => {
                 bytes += answer.bytes();
@@ -380,11 +381,15 @@ pub(crate) fn answer(
             Err(EvalError::Fault(fault)) => return Err(replica.fault(fault)),
         });
     }
-    if is_each_alone && !replica.lease.covers(epoch) {
-        return Ok(Look::TooLate);
+    if is_each_single && !replica.lease.covers(epoch) {
+        return Ok(ReadOutcome::LeaseExpired);
     }
     let response = Response::Done(outcomes);
-    Ok(if past_ms <= committed_ms { Look::Done(response) } else { Look::Ahead(response, past_ms) })
+    Ok(if observed_expiry_ms <= committed_ms {
+        ReadOutcome::Done(response)
+    } else {
+        ReadOutcome::ClockNotCommitted(response, observed_expiry_ms)
+    })
 }
 
 fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> EvalResult {
@@ -397,30 +402,30 @@ fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> EvalResult 
 /// What an op answers, and on which moment's being past that [rests](View::rests_on), ms;
 /// `None` when there is too much to walk past.
 fn evaluate_on(
-    view: &Applied<'_>,
+    view: &ReadView<'_>,
     op: &Op,
     stamp: Stamp,
     rules: Rules,
 ) -> Option<(EvalResult, u64)> {
     let answered = evaluate(view, op, stamp, rules);
-    (!view.is_out_of_patience()).then(|| (answered, view.past_ms()))
+    (!view.is_over_budget()).then(|| (answered, view.observed_expiry_ms()))
 }
 
 /// As [`evaluate_on`] what is applied by now, for an op that looks at one row.
-fn evaluate_alone(
+fn evaluate_single(
     replica: &Replica,
     op: &Op,
     stamp: Stamp,
     rules: Rules,
-    walked_max: u64,
+    cells_max: u64,
 ) -> Result<Option<(EvalResult, u64)>, CallError> {
-    let view = OneRow::new(replica);
+    let view = SingleRowView::new(replica);
     let answered = evaluate(&view, op, stamp, rules);
-    let key = row_looked_at(op).expect("the caller has asked");
-    if view.is_one_moment(key).map_err(|fault| replica.fault(fault))? {
-        return Ok(Some((answered, view.applied.past_ms())));
+    let key = single_row(op).expect("the caller has asked");
+    if view.is_consistent(key).map_err(|fault| replica.fault(fault))? {
+        return Ok(Some((answered, view.state.observed_expiry_ms())));
     }
-    Ok(evaluate_on(&Applied::snapshot(replica, walked_max)?, op, stamp, rules))
+    Ok(evaluate_on(&ReadView::snapshot(replica, cells_max)?, op, stamp, rules))
 }
 
 /// Whether a request needs the executor: it writes, or asks what only the executor knows.
@@ -437,7 +442,7 @@ pub(crate) fn is_sync(request: &Request) -> bool {
 
 /// The row whose head, and one cell at most, an op looks at, so that it needs no snapshot
 /// to see one moment.
-fn row_looked_at(op: &Op) -> Option<&Bytes> {
+fn single_row(op: &Op) -> Option<&Bytes> {
     match op {
         Op::StringGet { key }
         | Op::StringGetRange { key, .. }
@@ -451,7 +456,7 @@ fn row_looked_at(op: &Op) -> Option<&Bytes> {
 }
 
 /// How many records a request may look at on a thread that serves connections.
-const LONG: u64 = 1000;
+const LONG_SCAN_CELLS: u64 = 1000;
 
 /// What walking past a record takes, about, and how many bytes can be copied in that
 /// time.
@@ -461,15 +466,15 @@ const RECORD_BYTES: u64 = 1024;
 /// Past how many records such a thread walks at most. Not all are known before: fields
 /// that have expired are walked past as well, and those before the one that a forgotten
 /// HSCAN cursor stands for.
-pub(crate) const WALKED_MAX: u64 = 2 * LONG;
+pub(crate) const LOCAL_READ_CELLS_MAX: u64 = 2 * LONG_SCAN_CELLS;
 
 /// Whether a request is known to look at very many records: not on a thread that serves
 /// connections.
 pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     let mut records: u64 = 0;
     request.ops.iter().any(|op| {
-        records = records.saturating_add(looked_at(replica, op));
-        records > LONG
+        records = records.saturating_add(cells_examined(replica, op));
+        records > LONG_SCAN_CELLS
     })
 }
 
@@ -477,11 +482,12 @@ pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
 /// another thread meanwhile.
 pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a Request>) -> bool {
     let ops = requests.flat_map(|request| &request.ops);
-    ops.fold(0u64, |records, op| records.saturating_add(looked_at(replica, op))) > WALKED_MAX
+    ops.fold(0u64, |records, op| records.saturating_add(cells_examined(replica, op)))
+        > LOCAL_READ_CELLS_MAX
 }
 
 /// About how many records an op looks at or changes, as far as that is known before.
-fn looked_at(replica: &Replica, op: &Op) -> u64 {
+fn cells_examined(replica: &Replica, op: &Op) -> u64 {
     match op {
         Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() as u64,
         Op::HashDelete { fields, .. }
@@ -489,8 +495,8 @@ fn looked_at(replica: &Replica, op: &Op) -> u64 {
         | Op::HashGetExpire { fields, .. } => fields.len() as u64,
         Op::HashExpire { fields, .. } => fields.len() as u64,
         Op::Restore { content: RowContent::Hash(fields), .. } => fields.len() as u64,
-        Op::Copy { from, .. } | Op::Rename { from, .. } => fields(replica, from),
-        Op::HashRangeDelete { key, .. } => fields(replica, key),
+        Op::Copy { from, .. } | Op::Rename { from, .. } => field_count(replica, from),
+        Op::HashRangeDelete { key, .. } => field_count(replica, key),
         Op::StringAppend { value, .. }
         | Op::StringSet { value, .. }
         | Op::StringSetRange { value, .. } => 1 + value.len() as u64 / RECORD_BYTES,
@@ -501,10 +507,10 @@ fn looked_at(replica: &Replica, op: &Op) -> u64 {
         Op::HashRange { key, .. }
         | Op::HashRangeCount { key, .. }
         | Op::Dump { key }
-        | Op::Size { key, samples: 0 } => fields(replica, key),
+        | Op::Size { key, samples: 0 } => field_count(replica, key),
         Op::Size { samples, .. } => *samples,
         Op::HashRandom { key, count, .. } => {
-            fields(replica, key).saturating_add(count.min(&0).unsigned_abs())
+            field_count(replica, key).saturating_add(count.min(&0).unsigned_abs())
         }
         _ => 1,
     }
@@ -512,7 +518,7 @@ fn looked_at(replica: &Replica, op: &Op) -> u64 {
 
 /// How many fields a hash has; 0 for anything else. What can't be read is found out by
 /// the op itself.
-fn fields(replica: &Replica, key: &[u8]) -> u64 {
+fn field_count(replica: &Replica, key: &[u8]) -> u64 {
     let Ok(Some(head)) = replica.store.get(engine::batch::Family::Head, &key::head(key)) else {
         return 0;
     };
@@ -569,7 +575,7 @@ mod tests {
             (vec![delete()], false),
         ];
         for (ops, is_one) in writes {
-            let view = OneRow::new(&replica);
+            let view = SingleRowView::new(&replica);
             let head = view.get(Family::Head, &key::head(KEY)).unwrap();
             let generation = generation(head.as_ref()).unwrap().expect("a hash");
             if !ops.is_empty() {
@@ -578,13 +584,13 @@ mod tests {
             let mut cell = key::cells(KEY, generation, MEMBERS);
             cell.extend_from_slice(b"field");
             view.get(Family::Cell, &cell).unwrap();
-            assert_eq!(view.is_one_moment(KEY).unwrap(), is_one, "{ops:?}");
+            assert_eq!(view.is_consistent(KEY).unwrap(), is_one, "{ops:?}");
         }
-        let view = OneRow::new(&replica);
+        let view = SingleRowView::new(&replica);
         for key in [KEY, b"another"] {
             view.get(Family::Head, &key::head(key)).unwrap();
         }
-        assert!(!view.is_one_moment(KEY).unwrap(), "two rows");
+        assert!(!view.is_consistent(KEY).unwrap(), "two rows");
         node.close().await;
     }
 }

@@ -32,12 +32,12 @@ use crate::clock::{self, Clock};
 use crate::compaction_filter::RowLiveness;
 use crate::cursors::Cursors;
 use crate::executor;
-use crate::expiry::{Alarm, Due, Expiry};
-use crate::lease::{Asked, Lease};
-use crate::node::{Peers, TableFigures};
+use crate::expiry::{Expiry, ExpiryWork, NextExpiry};
+use crate::lease::{Lease, LeaseRequest};
+use crate::node::{Peers, TableStats};
 use crate::queue::Queue;
 use crate::quota::Quota;
-use crate::reads::{self, By, Look};
+use crate::reads::{self, ReadOutcome, ReadTime};
 use crate::row_cache::{CacheScope, RowCache};
 use crate::tasks;
 
@@ -47,13 +47,13 @@ pub struct Replica {
     /// The table's name, for the log.
     table: String,
     /// Why leadership is being handed over, for the log.
-    parting: Mutex<&'static str>,
+    transfer_reason: Mutex<&'static str>,
     raft_id: u64,
     pub(crate) store: Store,
     group: Group,
     role: watch::Receiver<Role>,
     /// The last term in which this replica began to lead, in every respect.
-    adopted_term: Mutex<u64>,
+    ready_term: Mutex<u64>,
     /// In force: what the partition's state says of `default_ttl`, and the limits of this
     /// server.
     rules: ArcSwap<Rules>,
@@ -61,17 +61,17 @@ pub struct Replica {
     set_at_ms: AtomicU64,
     /// What meta says of it. It comes to every server in its own time, so nobody goes by
     /// it before it is in the partition's state.
-    heard: Mutex<Heard>,
+    announced_ttl: Mutex<AnnouncedTtl>,
     pub(crate) queue: Queue,
     /// Whether the group has other members, which go on without this one.
     has_peers: bool,
     /// The fault by which it has stopped.
-    stopped: OnceLock<SetAside>,
+    stopped: OnceLock<ReplicaFault>,
     changes: Arc<watch::Sender<u64>>,
     pub(crate) clock: Clock,
     /// How long a batch in flight may be without a quorum; by then its clients are told
     /// that its outcome is unknown.
-    pub(crate) unsure_after: Duration,
+    pub(crate) unknown_after: Duration,
     pub(crate) lease: Lease,
     in_flight: AtomicUsize,
     pub(crate) cursors: Cursors,
@@ -81,12 +81,12 @@ pub struct Replica {
     pub(crate) row_cache: Arc<RowCache>,
     pub(crate) cache_scope: CacheScope,
     /// When they were read, and after how many changes of the store.
-    counts: Mutex<Option<(Instant, u64, Counts)>>,
+    counts: Mutex<Option<(Instant, u64, RowCounts)>>,
 }
 
 /// A `default_ttl` that meta has told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Heard {
+pub(crate) struct AnnouncedTtl {
     pub(crate) ttl_ms: u64,
     /// By meta's time; 0 = never.
     pub(crate) set_at_ms: u64,
@@ -94,7 +94,7 @@ pub(crate) struct Heard {
 
 /// What the replica's store holds.
 #[derive(Debug, Clone, Copy)]
-struct Counts {
+struct RowCounts {
     rows: u64,
     expiring: u64,
     sizes: StoreSizes,
@@ -102,52 +102,52 @@ struct Counts {
 
 /// Counts are read again after so long though nothing has changed: readers may have let
 /// go of memory.
-const COUNTS_AGE: Duration = Duration::from_secs(60);
+const COUNTS_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// How long one call waits for leadership to be confirmed; the caller may try again.
-const WORD_PATIENCE: Duration = Duration::from_millis(400);
+const RAFT_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// How long a copy waits for an entry that it is to have on its disk; whoever wants to
 /// know asks again.
-const COPY_PATIENCE: Duration = Duration::from_secs(5);
+const SYNC_COPY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time that is ahead of the wall clock by so much is not its reading only, ms; then what
 /// is committed of it is no older than this, ms, about.
 const CLOCK_AHEAD_MS: i64 = 1_000;
-const KEPT_TIME_AGE_MS: u64 = 9_000;
+const COMMITTED_CLOCK_AGE_MS: u64 = 9_000;
 
 /// How soon a new leader that could not make itself ready tries again.
-const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
+const NOT_READY_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// How long a replica that has stopped by a fault tries to hand over what it leads; then
 /// the others elect.
-const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
+const STEP_DOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often a read is tried whose lease ran out on the way.
 const READ_TRIES: usize = 5;
 
 /// Why a replica has stopped or is not open.
 #[derive(Debug, Clone)]
-pub(crate) struct SetAside {
+pub(crate) struct ReplicaFault {
     pub(crate) fault: CallError,
     /// Whether what it has on disk can't be relied on: to open it again does not help.
     pub(crate) is_damaged: bool,
 }
 
-impl std::fmt::Display for SetAside {
+impl std::fmt::Display for ReplicaFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.fault.fmt(f)
     }
 }
 
-impl SetAside {
-    fn of(fault: impl std::fmt::Display, store: &Store) -> SetAside {
-        SetAside { fault: told(fault), is_damaged: store.damage().is_some() }
+impl ReplicaFault {
+    fn of(fault: impl std::fmt::Display, store: &Store) -> ReplicaFault {
+        ReplicaFault { fault: fault_error(fault), is_damaged: store.damage().is_some() }
     }
 
     /// What callers are told: where there are peers, that this replica does nothing, so
     /// that they find the one that leads.
-    pub(crate) fn told(&self, has_peers: bool) -> CallError {
+    pub(crate) fn to_call_error(&self, has_peers: bool) -> CallError {
         match has_peers {
             true => CallError::NoLeader(format!("its replica here is set aside: {}", self.fault)),
             false => self.fault.clone(),
@@ -184,10 +184,10 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) dir: &'a Path,
     /// The limits of this server.
     pub(crate) rules: Rules,
-    pub(crate) default_ttl: Heard,
+    pub(crate) default_ttl: AnnouncedTtl,
     pub(crate) cluster_tag: u8,
     pub(crate) clock: &'a Arc<SlewedClock>,
-    pub(crate) unsure_after: Duration,
+    pub(crate) unknown_after: Duration,
     pub(crate) raft_runtime: &'a tokio::runtime::Handle,
     pub(crate) peers: Option<&'a Peers>,
     /// To be moved when leadership or health changes.
@@ -195,7 +195,7 @@ pub(crate) struct ReplicaOptions<'a> {
     /// Memory for requests and batches of the node.
     pub(crate) quota: &'a Arc<Quota>,
     /// The node's.
-    pub(crate) alarm: &'a Arc<Alarm>,
+    pub(crate) next_expiry: &'a Arc<NextExpiry>,
     pub(crate) step_clock: fn() -> Duration,
 }
 
@@ -246,9 +246,9 @@ impl Replica {
         log: &Arc<Log>,
         shared: &SharedResources,
         row_cache: &Arc<RowCache>,
-    ) -> Result<Arc<Replica>, SetAside> {
+    ) -> Result<Arc<Replica>, ReplicaFault> {
         let unopened =
-            |fault: String| SetAside { fault: CallError::Fault(fault), is_damaged: false };
+            |fault: String| ReplicaFault { fault: CallError::Fault(fault), is_damaged: false };
         raft::finish_rebuild(options.dir, &log.group_log(options.group_id), shared)
             .await
             .map_err(|error| unopened(error.to_string()))?;
@@ -260,7 +260,7 @@ impl Replica {
             .await
         }
         .map_err(|error| unopened(error.to_string()))?
-        .map_err(|fault| SetAside {
+        .map_err(|fault| ReplicaFault {
             is_damaged: matches!(fault, Fault::Corrupt { .. }),
             ..unopened(fault.to_string())
         })?;
@@ -273,33 +273,33 @@ impl Replica {
         let (group, stamp_ms) = match opened {
             Ok(opened) => opened,
             Err(fault) => {
-                let set_aside = SetAside::of(fault, &store);
+                let fault = ReplicaFault::of(fault, &store);
                 close_store(store, options.placement.partition).await;
-                return Err(set_aside);
+                return Err(fault);
             }
         };
         let replica = Arc::new(Replica {
             partition: options.placement.partition,
             table: options.table.to_owned(),
-            parting: Mutex::default(),
+            transfer_reason: Mutex::default(),
             raft_id: options.raft_id,
             store,
             role: group.leadership_changes(),
             group,
-            adopted_term: Mutex::new(0),
+            ready_term: Mutex::new(0),
             rules: ArcSwap::from_pointee(options.rules),
             set_at_ms: AtomicU64::new(0),
-            heard: Mutex::new(options.default_ttl),
+            announced_ttl: Mutex::new(options.default_ttl),
             queue: Queue::new(options.quota.clone()),
             has_peers: options.peers.is_some(),
             stopped: OnceLock::new(),
             changes: options.changes.clone(),
             clock: Clock::new(options.clock.clone(), stamp_ms, options.cluster_tag),
-            unsure_after: options.unsure_after,
+            unknown_after: options.unknown_after,
             lease: Lease::new(options.clocks()),
             in_flight: AtomicUsize::new(0),
             cursors: Cursors::default(),
-            expiry: Arc::new(Expiry::new(options.alarm.clone())),
+            expiry: Arc::new(Expiry::new(options.next_expiry.clone())),
             step_clock: options.step_clock,
             cache_scope: row_cache.new_scope(),
             row_cache: row_cache.clone(),
@@ -337,15 +337,15 @@ impl Replica {
     }
 
     /// Meta tells of the table's `default_ttl`.
-    pub(crate) fn hear(&self, heard: Heard) {
-        *self.heard.lock() = heard;
-        self.pass_on_default_ttl();
+    pub(crate) fn on_default_ttl(&self, announced_ttl: AnnouncedTtl) {
+        *self.announced_ttl.lock() = announced_ttl;
+        self.propose_default_ttl();
     }
 
     /// Has what was heard of `default_ttl` written into the partition's state, if this
     /// replica leads and it is news.
-    pub(crate) fn pass_on_default_ttl(&self) {
-        let Heard { ttl_ms, set_at_ms } = *self.heard.lock();
+    pub(crate) fn propose_default_ttl(&self) {
+        let AnnouncedTtl { ttl_ms, set_at_ms } = *self.announced_ttl.lock();
         if !self.leads() || set_at_ms <= self.set_at_ms.load(Ordering::Acquire) {
             return;
         }
@@ -360,7 +360,7 @@ impl Replica {
     }
 
     /// Goes by a `default_ttl` from now on.
-    pub(crate) fn enforce(&self, rule: &value::DefaultTtl) {
+    pub(crate) fn apply_default_ttl(&self, rule: &value::DefaultTtl) {
         let rules = Rules {
             default_ttl_ms: rule.ttl_ms,
             default_ttl_since_ms: rule.since_ms,
@@ -368,66 +368,66 @@ impl Replica {
         };
         self.rules.store(Arc::new(rules));
         self.set_at_ms.store(rule.set_at_ms, Ordering::Release);
-        self.expiry.look();
+        self.expiry.wake();
     }
 
     /// Goes by the `default_ttl` in the applied state: others may have set it, or what
     /// was to set it did not come about.
-    pub(crate) fn recall_default_ttl(&self) -> Result<(), CallError> {
+    pub(crate) fn reload_default_ttl(&self) -> Result<(), CallError> {
         let record =
             self.store.get(Family::Default, key::DEFAULT_TTL).map_err(|error| self.fault(error))?;
         let rule = record
             .map(|record| value::DefaultTtl::decode(&record))
             .transpose()
             .map_err(|error| self.fault(error))?;
-        self.enforce(&rule.unwrap_or_default());
+        self.apply_default_ttl(&rule.unwrap_or_default());
         Ok(())
     }
 
     /// Waits until this replica leads with everything of earlier terms applied.
-    pub(crate) async fn establish(&self) -> Result<Leadership, CallError> {
-        let asked = self.ask()?;
-        let leadership = match self.soon(self.group.acquire_leadership()).await {
+    pub(crate) async fn acquire_leadership(&self) -> Result<Leadership, CallError> {
+        let request = self.request_lease()?;
+        let leadership = match self.with_timeout(self.group.acquire_leadership()).await {
             Ok(leadership) => leadership,
             // It is for writes that this is asked.
             Err(error) => return Err(self.writable().err().unwrap_or(error)),
         };
-        self.adopt(leadership.term())?;
-        self.lease.grant(asked, QUORUM_ACK_AGE_MAX, leadership.term());
+        self.on_new_term(leadership.term())?;
+        self.lease.grant(request, QUORUM_ACK_AGE_MAX, leadership.term());
         Ok(leadership)
     }
 
     /// Renews the lease; the term in which this replica leads.
-    pub(crate) async fn confirm_lease(&self) -> Result<u64, CallError> {
-        let asked = self.ask()?;
-        let term = self.soon(self.group.confirm_leadership()).await?;
-        self.adopt(term)?;
-        self.lease.grant(asked, QUORUM_ACK_AGE_MAX, term);
+    pub(crate) async fn renew_lease(&self) -> Result<u64, CallError> {
+        let request = self.request_lease()?;
+        let term = self.with_timeout(self.group.confirm_leadership()).await?;
+        self.on_new_term(term)?;
+        self.lease.grant(request, QUORUM_ACK_AGE_MAX, term);
         Ok(term)
     }
 
     /// Before leadership is confirmed. Who has stopped gets no lease: what stops it from
     /// here on revokes what was asked for.
-    fn ask(&self) -> Result<Asked, CallError> {
-        let asked = self.lease.ask();
-        self.queue.closed().map_or(Ok(asked), Err)
+    fn request_lease(&self) -> Result<LeaseRequest, CallError> {
+        let request = self.lease.request();
+        self.queue.closed().map_or(Ok(request), Err)
     }
 
     /// Before anything is read or evaluated in a new term of ours: what others led to was
     /// applied without passing by here.
-    fn adopt(&self, term: u64) -> Result<(), CallError> {
-        let mut adopted = self.adopted_term.lock();
+    fn on_new_term(&self, term: u64) -> Result<(), CallError> {
+        let mut ready_term = self.ready_term.lock();
         if mutants::breaks(Rule::Adopt) {
-            *adopted = term;
+            *ready_term = term;
         }
         // Not again for the word on an earlier term that comes late.
-        if *adopted < term {
+        if *ready_term < term {
             self.row_cache.invalidate_all(&self.cache_scope);
             self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
-            self.recall_default_ttl()?;
-            self.expiry.forget();
-            *adopted = term;
-            self.pass_on_default_ttl();
+            self.reload_default_ttl()?;
+            self.expiry.reset();
+            *ready_term = term;
+            self.propose_default_ttl();
         }
         Ok(())
     }
@@ -457,12 +457,13 @@ impl Replica {
             return;
         }
         let (table, partition) = (&self.table, self.partition.index);
-        let (cause, parting) = (self.group.take_cause(), std::mem::take(&mut *self.parting.lock()));
+        let (cause, transfer_reason) =
+            (self.group.take_cause(), std::mem::take(&mut *self.transfer_reason.lock()));
         if let Some(term) = *led {
             let why = match (&cause, now.leader.filter(|leader| leader.raft_id != self.raft_id)) {
                 _ if leads.is_some() => "it was lost and won again".to_owned(),
-                (Some(cause), _) if parting.is_empty() => cause.clone(),
-                (Some(cause), _) => format!("{cause}: {parting}"),
+                (Some(cause), _) if transfer_reason.is_empty() => cause.clone(),
+                (Some(cause), _) => format!("{cause}: {transfer_reason}"),
                 (None, Some(next)) => format!(
                     "member {} on server {} leads in term {}",
                     next.raft_id,
@@ -521,7 +522,7 @@ impl Replica {
         why: &'static str,
     ) -> Result<(), String> {
         let replica = self.clone();
-        *self.parting.lock() = why;
+        *self.transfer_reason.lock() = why;
         self.group
             .transfer_leader_with(to, kind, Box::new(move || replica.lease.revoke()))
             .await
@@ -538,7 +539,7 @@ impl Replica {
         };
         let (replica, why) = (self.clone(), disk_problem.name());
         let revoke = move || {
-            *replica.parting.lock() = why;
+            *replica.transfer_reason.lock() = why;
             replica.lease.revoke();
         };
         match self.group.evict_leader(disk_problem.clone(), Box::new(revoke)).await {
@@ -571,7 +572,7 @@ impl Replica {
     /// How it is, for meta.
     pub(crate) fn report(&self) -> meta_protocol::Replica {
         let (figures, counts) = (self.group.stats(), self.counts());
-        let fault = self.stopped.get().map(SetAside::to_string);
+        let fault = self.stopped.get().map(ReplicaFault::to_string);
         meta_protocol::Replica {
             partition: self.partition,
             raft_id: self.raft_id,
@@ -581,9 +582,7 @@ impl Replica {
                 meta_protocol::ReplicaHealth::Running
             },
             term: figures.term,
-            leads: fault.is_none()
-                && figures.is_leader
-                && *self.adopted_term.lock() == figures.term,
+            leads: fault.is_none() && figures.is_leader && *self.ready_term.lock() == figures.term,
             fault,
             last_log: figures.last_log,
             applied: figures.applied,
@@ -597,11 +596,11 @@ impl Replica {
 
     /// Waits for Raft's word, but not forever: after a start the log may take long to
     /// apply, and on a full disk until there is space.
-    async fn soon<T>(
+    async fn with_timeout<T>(
         &self,
         word: impl Future<Output = Result<T, GroupError>>,
     ) -> Result<T, CallError> {
-        match tokio::time::timeout(WORD_PATIENCE, word).await {
+        match tokio::time::timeout(RAFT_TIMEOUT, word).await {
             Ok(word) => word.map_err(|error| self.no_leader(error)),
             Err(_) => Err(CallError::NoLeader(match self.writable() {
                 Err(CallError::ReadOnly(full)) => {
@@ -646,7 +645,7 @@ impl Replica {
     }
 
     /// So many batches are under way, says the executor.
-    pub(crate) fn note_in_flight(&self, batches: usize) {
+    pub(crate) fn set_in_flight(&self, batches: usize) {
         self.in_flight.store(batches, Ordering::Release);
     }
 
@@ -667,13 +666,15 @@ impl Replica {
     /// Whether something is stored that is due by then. May take as long as there are
     /// tombstones.
     pub(crate) fn has_due(&self, due_ms: u64) -> Result<bool, CallError> {
-        let mut found = self.leads() && self.expiry.due(due_ms, &self.rules()) == Due::Now;
+        let mut found = self.leads() && self.expiry.due(due_ms, &self.rules()) == ExpiryWork::Now;
         let end = key::time_index(due_ms.saturating_add(1), key::ExpiryTarget::Row, &[]);
         let each = &mut |_: &[u8], _: &[u8]| {
             found = true;
             std::ops::ControlFlow::Break(())
         };
-        self.store.range(Family::Default, key::TIME_INDEX, &end, false, each).map_err(told)?;
+        self.store
+            .range(Family::Default, key::TIME_INDEX, &end, false, each)
+            .map_err(fault_error)?;
         Ok(found)
     }
 
@@ -681,10 +682,10 @@ impl Replica {
     pub(crate) async fn read(self: &Arc<Self>, request: Request) -> Result<Response, CallError> {
         let mut is_long = reads::is_long(self, &request);
         let request = Arc::new(request);
-        let (mut by, mut is_read_only) = (By::Now, false);
+        let (mut by, mut is_read_only) = (ReadTime::Now, false);
         for _ in 0..READ_TRIES {
             if !self.lease.is_valid() {
-                self.confirm_lease().await?;
+                self.renew_lease().await?;
             }
             let look = if is_long {
                 let (replica, request) = (self.clone(), request.clone());
@@ -692,23 +693,26 @@ impl Replica {
                     reads::answer(&replica, &request, u64::MAX, by)
                 })
                 .await;
-                look.map_err(told)??
+                look.map_err(fault_error)??
             } else {
-                reads::answer(self, &request, reads::WALKED_MAX, by)?
+                reads::answer(self, &request, reads::LOCAL_READ_CELLS_MAX, by)?
             };
             match look {
-                Look::Done(response) => return Ok(response),
-                Look::Ahead(response, _) if is_read_only => return Ok(response),
-                Look::Ahead(_, past_ms) => match self.pass(past_ms).await {
-                    Ok(()) => by = By::Committed,
+                ReadOutcome::Done(response) => return Ok(response),
+                ReadOutcome::ClockNotCommitted(response, _) if is_read_only => return Ok(response),
+                ReadOutcome::ClockNotCommitted(_, expiry_ms) => match self
+                    .commit_clock(expiry_ms)
+                    .await
+                {
+                    Ok(()) => by = ReadTime::Committed,
                     // Reads go on without, unless the row may get another expiry yet.
                     Err(CallError::ReadOnly(_)) if self.in_flight.load(Ordering::Acquire) == 0 => {
                         is_read_only = true
                     }
                     Err(error) => return Err(error),
                 },
-                Look::TooLate => {}
-                Look::TooLong => is_long = true,
+                ReadOutcome::LeaseExpired => {}
+                ReadOutcome::TooExpensive => is_long = true,
             }
         }
         Err(CallError::NoLeader("the lease runs out before a read is done".to_owned()))
@@ -717,11 +721,11 @@ impl Replica {
     /// As the one that leads: has everything that was acknowledged by now on this
     /// server's disk, whatever the durability. Answers the index up to which entries are.
     pub(crate) async fn sync(&self, log: &Log) -> Result<Response, CallError> {
-        let index = self.soon(self.group.read_index()).await?;
+        let index = self.with_timeout(self.group.read_index()).await?;
         log.flush().await.map_err(|error| match self.has_peers {
             // Others have it, too, and one of them may lead soon.
             true => CallError::NoLeader(format!("its log can't be written to disk: {error}")),
-            false => told(error),
+            false => fault_error(error),
         })?;
         Ok(Response::Done(vec![Ok(Answer::Int(i64::try_from(index).unwrap_or(i64::MAX)))]))
     }
@@ -729,7 +733,7 @@ impl Replica {
     /// Whether it leads or not: waits until it has applied an entry, and then until its
     /// log is on this server's disk.
     pub(crate) async fn sync_copy(&self, index: u64, log: &Log) -> Result<(), String> {
-        let applied = tokio::time::timeout(COPY_PATIENCE, self.group.applied(index)).await;
+        let applied = tokio::time::timeout(SYNC_COPY_TIMEOUT, self.group.applied(index)).await;
         applied
             .map_err(|_| format!("entry {index} is not applied here yet"))?
             .map_err(|error| error.to_string())?;
@@ -739,7 +743,7 @@ impl Replica {
     /// Has it committed that a moment is past, so that what a reader found expired stays
     /// so under the next leader, whose clock may be behind. It costs a write, once for
     /// what expires between two writes: who reads it later finds it committed.
-    async fn pass(&self, at_ms: u64) -> Result<(), CallError> {
+    async fn commit_clock(&self, at_ms: u64) -> Result<(), CallError> {
         let request = Request {
             ops: vec![Op::AdvanceClock { at_ms }],
             joined: Vec::new(),
@@ -757,20 +761,20 @@ impl Replica {
     /// Whoever leads next, and this replica after a restart, goes on from the last stamp
     /// that is committed. While time is ahead of the wall clock nothing else tells them
     /// how far it has come: then it is committed every so often though nobody writes.
-    pub(crate) fn keep_time(self: &Arc<Self>) {
+    pub(crate) fn commit_clock_if_ahead(self: &Arc<Self>) {
         let now_ms = self.clock.now().now_ms;
         if self.clock.ahead_ms() < CLOCK_AHEAD_MS
-            || now_ms < self.clock.committed_ms() + KEPT_TIME_AGE_MS
+            || now_ms < self.clock.committed_ms() + COMMITTED_CLOCK_AGE_MS
         {
             return;
         }
         let replica = self.clone();
         let passed = async move {
-            if let Err(error) = replica.pass(now_ms).await {
+            if let Err(error) = replica.commit_clock(now_ms).await {
                 tracing::debug!(partition = ?replica.partition, %error, "how far time has come is not committed");
             }
         };
-        tasks::spawn(passed, |why| tasks::tell("keep_time", why));
+        tasks::spawn(passed, |why| tasks::report_panic("commit_clock", why));
     }
 
     /// The longest that a step of the expiry cycle has held the executor, by the node's
@@ -790,7 +794,7 @@ impl Replica {
     }
 
     /// Adds this replica's figures to its table's.
-    pub(crate) fn add_figures(&self, sum: &mut TableFigures) {
+    pub(crate) fn add_stats(&self, sum: &mut TableStats) {
         let counts = self.counts();
         sum.rows += counts.rows;
         sum.expiring += counts.expiring;
@@ -803,13 +807,13 @@ impl Replica {
 
     /// Counts of rows and bytes; read only when something has changed, as every replica
     /// is asked every second.
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> RowCounts {
         let mut known = self.counts.lock();
         // Before anything is read: what changes meanwhile is read again the next time.
         let changes = self.store.changes();
         if let Some((at, of, counts)) = &*known
             && *of == changes
-            && at.elapsed() < COUNTS_AGE
+            && at.elapsed() < COUNTS_AGE_MAX
         {
             return *counts;
         }
@@ -818,7 +822,8 @@ impl Replica {
             _ => 0,
         };
         let sizes = self.store.sizes().unwrap_or_default();
-        let counts = Counts { rows: counter(key::ROWS), expiring: counter(key::EXPIRING), sizes };
+        let counts =
+            RowCounts { rows: counter(key::ROWS), expiring: counter(key::EXPIRING), sizes };
         *known = Some((Instant::now(), changes, counts));
         counts
     }
@@ -830,18 +835,18 @@ impl Replica {
             return stopped;
         }
         let stopped = self.stopped.get_or_init(|| {
-            let stopped = SetAside::of(why, &self.store);
+            let stopped = ReplicaFault::of(why, &self.store);
             tracing::error!(partition = ?self.partition, error = %stopped, is_damaged = stopped.is_damaged, "replica stopped");
             stopped
         });
-        let told = stopped.told(self.has_peers);
-        self.stop(&told);
+        let error = stopped.to_call_error(self.has_peers);
+        self.stop(&error);
         self.changes.send_modify(|change| *change += 1);
-        told
+        error
     }
 
     /// The fault by which it has stopped, if it has.
-    pub(crate) fn stopped(&self) -> Option<&SetAside> {
+    pub(crate) fn stopped(&self) -> Option<&ReplicaFault> {
         self.stopped.get()
     }
 
@@ -854,8 +859,8 @@ impl Replica {
 
     /// Who has stopped leads nobody: hands over to whoever is ready, and in any case
     /// takes no part in the group any more, so that the others elect.
-    pub(crate) async fn give_up(self: &Arc<Self>) {
-        if tokio::time::timeout(GIVE_UP_PATIENCE, self.hand_over("its replica here has stopped"))
+    pub(crate) async fn step_down(self: &Arc<Self>) {
+        if tokio::time::timeout(STEP_DOWN_TIMEOUT, self.hand_over("its replica here has stopped"))
             .await
             .is_err()
         {
@@ -904,10 +909,10 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
             replica.log_role(&mut led, now);
             if leads && replica.queue.closed().is_none() {
                 // The cycle passes those by that don't seem to lead.
-                replica.expiry.look();
-                if let Err(error) = replica.confirm_lease().await {
+                replica.expiry.wake();
+                if let Err(error) = replica.renew_lease().await {
                     tracing::debug!(partition = ?replica.partition, %error, "a new leader is not ready");
-                    tokio::time::sleep(NOT_READY_PAUSE).await;
+                    tokio::time::sleep(NOT_READY_RETRY_DELAY).await;
                     if !role.has_changed().unwrap_or(true) {
                         continue;
                     }
@@ -931,7 +936,7 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
     }
 }
 
-fn told(error: impl std::fmt::Display) -> CallError {
+fn fault_error(error: impl std::fmt::Display) -> CallError {
     CallError::Fault(error.to_string())
 }
 

@@ -11,7 +11,7 @@ use row::edits::{Edits, Family};
 
 const STRIPES: usize = 8192;
 /// Bytes of slot and hash at the start of head and cell keys.
-const PLACE: usize = 8;
+const POSITION_BYTES: usize = 8;
 
 /// The last batch that touched each stripe; allocated when somebody first watches.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub(crate) struct Stripes {
     /// All rows that were there have been deleted.
     cleared: u64,
     /// What happened before is not known.
-    forgotten: u64,
+    all_touched: u64,
     batch: u64,
 }
 
@@ -37,13 +37,13 @@ impl Stripes {
     /// when it was watched or was not.
     pub(crate) fn last_touch(&self, head_key: &[u8], existed: bool) -> u64 {
         let stripe = self.touched.get(stripe_of(head_key)).copied().unwrap_or(self.batch);
-        stripe.max(self.forgotten).max(if existed { self.cleared } else { 0 })
+        stripe.max(self.all_touched).max(if existed { self.cleared } else { 0 })
     }
 
     /// What happened before is not known any more: all rows count as touched.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn touch_all(&mut self) {
         self.batch += 1;
-        self.forgotten = self.batch;
+        self.all_touched = self.batch;
     }
 
     /// Takes note of an applied batch.
@@ -66,12 +66,12 @@ impl Stripes {
 /// Whether edits may change the row of this head key, which was there when it was watched
 /// or was not: they change a row that lies at the same place.
 pub(crate) fn changes(edits: &Edits, head_key: &[u8], existed: bool) -> bool {
-    edits.clear && existed || edits.touch(&head_key[..PLACE.min(head_key.len())])
+    edits.clear && existed || edits.touch(&head_key[..POSITION_BYTES.min(head_key.len())])
 }
 
 fn stripe_of(key: &[u8]) -> usize {
-    let mut place = [0; PLACE];
-    let known = key.len().min(PLACE);
+    let mut place = [0; POSITION_BYTES];
+    let known = key.len().min(POSITION_BYTES);
     place[..known].copy_from_slice(&key[..known]);
     // The place's low bits are hash bits already; the slot is folded in because a hash
     // tag gives many rows one slot.
@@ -107,7 +107,7 @@ mod tests {
         stripes.touch(&clear);
         assert!(stripes.last_touch(row, true) > seen);
         assert_eq!(stripes.last_touch(row, false), seen, "what was not there is not deleted");
-        stripes.forget();
+        stripes.touch_all();
         assert!(stripes.last_touch(row, false) > seen);
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// What made a loop panic may be there still: it is left alone for so long.
-const PAUSE: Duration = Duration::from_secs(1);
+const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// Runs a task on the runtime of the caller; should it panic, `panicked` is told with
 /// what words, once all that it held is let go of.
@@ -28,20 +28,23 @@ pub(crate) fn spawn(
 
 /// Runs a loop on the runtime of the caller until it ends by itself. When it panics, that
 /// is logged and counted, and it begins anew.
-pub(crate) fn keep<F>(name: &'static str, begin: impl Fn() -> F + Send + 'static) -> JoinHandle<()>
+pub(crate) fn spawn_restarting<F>(
+    name: &'static str,
+    begin: impl Fn() -> F + Send + 'static,
+) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
     tokio::spawn(async move {
         while let Some(why) = outcome(begin()).await {
-            tell(name, &why);
-            tokio::time::sleep(PAUSE).await;
+            report_panic(name, &why);
+            tokio::time::sleep(RESTART_DELAY).await;
         }
     })
 }
 
 /// Logs and counts a panic.
-pub(crate) fn tell(name: &'static str, why: &str) {
+pub(crate) fn report_panic(name: &'static str, why: &str) {
     tracing::error!(task = name, why, "a background task panicked");
     metrics::counter!("bridle_task_panics_total", "task" => name).increment(1);
 }
@@ -49,10 +52,10 @@ pub(crate) fn tell(name: &'static str, why: &str) {
 /// The words of its panic, if a task ended with one.
 async fn outcome(task: impl Future<Output = ()> + Send + 'static) -> Option<String> {
     let error = tokio::spawn(task).await.err()?;
-    error.is_panic().then(|| words_of(error.into_panic().as_ref()).to_owned())
+    error.is_panic().then(|| panic_message(error.into_panic().as_ref()).to_owned())
 }
 
-fn words_of(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word")
 }
@@ -67,13 +70,13 @@ mod tests {
     #[tokio::test]
     async fn a_panic_of_a_task_is_told() {
         let (told, heard) = std::sync::mpsc::channel();
-        let tell = |told: &std::sync::mpsc::Sender<String>| {
+        let report_panic = |told: &std::sync::mpsc::Sender<String>| {
             let told = told.clone();
             move |why: &str| told.send(why.to_owned()).expect("it is heard")
         };
-        spawn(async {}, tell(&told)).await.expect("no panic");
-        spawn(async { panic!("on {}", "purpose") }, tell(&told)).await.expect("no panic");
-        spawn(async { std::panic::panic_any(7) }, tell(&told)).await.expect("no panic");
+        spawn(async {}, report_panic(&told)).await.expect("no panic");
+        spawn(async { panic!("on {}", "purpose") }, report_panic(&told)).await.expect("no panic");
+        spawn(async { std::panic::panic_any(7) }, report_panic(&told)).await.expect("no panic");
         drop(told);
         assert_eq!(heard.iter().collect::<Vec<_>>(), ["on purpose", "without a word"]);
     }
@@ -86,7 +89,7 @@ mod tests {
             let nth = counted.fetch_add(1, Ordering::Relaxed);
             async move { assert!(nth > 0, "on purpose") }
         };
-        keep("test", begin).await.expect("no panic");
+        spawn_restarting("test", begin).await.expect("no panic");
         assert_eq!(begun.load(Ordering::Relaxed), 2);
     }
 }

@@ -61,7 +61,7 @@ pub struct DueMembers {
     /// The [floor](crate::value::Expiries::floor) of the state in which they were found.
     pub floor: MemberExpiry,
     /// Their expiries.
-    pub places: Vec<MemberExpiry>,
+    pub expiries: Vec<MemberExpiry>,
     /// The first expiry behind these in that state.
     pub next: Option<MemberExpiry>,
 }
@@ -71,7 +71,7 @@ impl DueItem {
     pub fn size(&self) -> usize {
         match self {
             DueItem::Row { .. } => 1,
-            DueItem::Members(members) => members.places.len().max(1),
+            DueItem::Members(members) => members.expiries.len().max(1),
         }
     }
 
@@ -81,7 +81,7 @@ impl DueItem {
             DueItem::Row { head_key, .. } => head_key.len(),
             DueItem::Members(members) => {
                 members.head_key.len()
-                    + members.places.iter().map(|place| 8 + place.name.len()).sum::<usize>()
+                    + members.expiries.iter().map(|expiry| 8 + expiry.name.len()).sum::<usize>()
             }
         }
     }
@@ -89,13 +89,13 @@ impl DueItem {
     /// Cuts off all but its first members, if there are more than `max`.
     pub fn cut(&mut self, max: usize) -> Option<DueItem> {
         let DueItem::Members(members) = self else { return None };
-        if members.places.len() <= max.max(1) {
+        if members.expiries.len() <= max.max(1) {
             return None;
         }
         let mut rest =
-            DueMembers { places: members.places.split_off(max.max(1)), ..members.clone() };
+            DueMembers { expiries: members.expiries.split_off(max.max(1)), ..members.clone() };
         // Where the step before will have left it.
-        rest.floor = rest.places[0].clone();
+        rest.floor = rest.expiries[0].clone();
         members.next = Some(rest.floor.clone());
         Some(DueItem::Members(rest))
     }
@@ -177,24 +177,30 @@ fn due_members(
     bytes: &mut usize,
 ) -> Result<DueItem, Fault> {
     let row = row(tx, &head_key)?;
-    let found = |generation, floor, places, next| {
-        DueItem::Members(DueMembers { head_key: head_key.clone(), generation, floor, places, next })
+    let found = |generation, floor, expiries, next| {
+        DueItem::Members(DueMembers {
+            head_key: head_key.clone(),
+            generation,
+            floor,
+            expiries,
+            next,
+        })
     };
     let members = Members::of(&row).ok().flatten().filter(|members| members.floor().at_ms == at_ms);
     let Some(members) = members else {
         return Ok(found(0, MemberExpiry::at(at_ms), Vec::new(), None));
     };
-    let (mut places, mut next) = (Vec::new(), None);
-    members.walk_expiries(tx, &mut |place| {
-        if place.at_ms > tx.stamp.now_ms || places.len() >= max || *bytes >= FOUND_BYTES_MAX {
-            next = Some(place);
+    let (mut expiries, mut next) = (Vec::new(), None);
+    members.walk_expiries(tx, &mut |expiry| {
+        if expiry.at_ms > tx.stamp.now_ms || expiries.len() >= max || *bytes >= FOUND_BYTES_MAX {
+            next = Some(expiry);
             return ControlFlow::Break(());
         }
-        *bytes += head_key.len() + place.name.len();
-        places.push(place);
+        *bytes += head_key.len() + expiry.name.len();
+        expiries.push(expiry);
         ControlFlow::Continue(())
     })?;
-    Ok(found(members.generation(), members.floor().clone(), places, next))
+    Ok(found(members.generation(), members.floor().clone(), expiries, next))
 }
 
 /// Looks for rows that are past by the table's `default_ttl` and so have no entry in the
@@ -264,7 +270,7 @@ pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[DueItem]) -> EvalResult {
             )?,
             DueItem::Members(members) => {
                 part = expire_members(tx, &mut step, members)? as u64;
-                if (part as usize) < members.places.len() {
+                if (part as usize) < members.expiries.len() {
                     break;
                 }
             }
@@ -307,20 +313,20 @@ fn expire_members(tx: &mut Tx<'_>, step: &mut Step, found: &DueMembers) -> Resul
         Ok(hash) if hash.exists() && is_theirs => hash,
         _ => {
             expire_row(tx, step, &found.head_key, Some((found.floor.at_ms, ExpiryTarget::Field)))?;
-            return Ok(found.places.len());
+            return Ok(found.expiries.len());
         }
     };
     let mut done = 0;
-    for place in &found.places {
+    for expiry in &found.expiries {
         if done > 0 && step.is_over(tx) {
             break;
         }
         done += 1;
-        if tx.is_expired(Some(place.at_ms)) && hash.purge(tx, place)? {
+        if tx.is_expired(Some(expiry.at_ms)) && hash.purge(tx, expiry)? {
             step.fields += 1;
         }
     }
-    hash.raise_floor(tx, &found.floor, found.places.get(done).or(found.next.as_ref()));
+    hash.raise_floor(tx, &found.floor, found.expiries.get(done).or(found.next.as_ref()));
     if let Some(at_ms) = hash.due_ms().filter(|at_ms| *at_ms <= tx.stamp.now_ms) {
         step.leave(at_ms);
     }

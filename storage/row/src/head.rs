@@ -260,8 +260,8 @@ pub(crate) fn expired_members(
     let mut found = 0;
     tx.range(
         Family::Cell,
-        &place_key(space, &expiries.floor),
-        &place_key(space, &MemberExpiry::at(now_ms.saturating_add(1))),
+        &expiry_key(space, &expiries.floor),
+        &expiry_key(space, &MemberExpiry::at(now_ms.saturating_add(1))),
         false,
         &mut |key, _| {
             tx.is_expired(key[space.len()..].first_chunk().map(|at| u64::from_be_bytes(*at)));
@@ -272,10 +272,10 @@ pub(crate) fn expired_members(
     Ok(found)
 }
 
-/// The key of a place in a space of expiries.
-pub(crate) fn place_key(space: &[u8], place: &MemberExpiry) -> KeyBuf {
+/// The key of a expiry in a space of expiries.
+pub(crate) fn expiry_key(space: &[u8], expiry: &MemberExpiry) -> KeyBuf {
     let mut out = KeyBuf::from_slice(space);
-    out.extend_from_slice(&place.at_ms.to_be_bytes());
-    out.extend_from_slice(&place.name);
+    out.extend_from_slice(&expiry.at_ms.to_be_bytes());
+    out.extend_from_slice(&expiry.name);
     out
 }

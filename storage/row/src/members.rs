@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::edits::Family;
-use crate::head::{Row, expired_members, place_key};
+use crate::head::{Row, expired_members, expiry_key};
 use crate::key::{self, KeyBuf};
 use crate::op::Refusal;
 use crate::value::{Body, Cell, Expiries, HashHead, Header, MemberExpiry};
@@ -163,7 +163,7 @@ impl Members {
         let space = self.space();
         tx.range(
             Family::Cell,
-            &place_key(&space, &self.hash.expiries.floor),
+            &expiry_key(&space, &self.hash.expiries.floor),
             &key::after_prefix(&space),
             false,
             &mut |key, _| match key[space.len()..].split_first_chunk() {

@@ -103,7 +103,7 @@ fn due_members() -> DueMembers {
         head_key: bytes("head"),
         generation: 7,
         floor: MemberExpiry::at(1_600_000_000_000),
-        places: vec![
+        expiries: vec![
             MemberExpiry::of(1_600_000_000_001, b"f"),
             MemberExpiry::of(1_600_000_000_002, b"g"),
         ],
@@ -225,7 +225,7 @@ fn items() -> Examples<DueItem> {
         ("due members", DueItem::Members(due_members())),
         (
             "due members, none found and none behind",
-            DueItem::Members(DueMembers { places: Vec::new(), next: None, ..due_members() }),
+            DueItem::Members(DueMembers { expiries: Vec::new(), next: None, ..due_members() }),
         ),
     ]
 }

@@ -3,7 +3,7 @@
 //!
 //! Partitions are worked in side by side, each for itself: one whose writer is stuck
 //! holds up nobody else. A search runs on a thread of its own and takes as long as it
-//! takes. A step holds the executor for [`HELD_MAX`] at most, whatever it finds, and
+//! takes. A step holds the executor for [`STEP_TIME_MAX`] at most, whatever it finds, and
 //! clients' writes are evaluated between two steps; how many steps follow each other
 //! depends on how much is due.
 
@@ -19,67 +19,67 @@ use row::expire::{self, DueItem, Found};
 use row::op::{Answer, Op, Request, Response};
 use tokio::sync::Semaphore;
 
-use super::{Due, Search, Work};
-use crate::reads::Applied;
+use super::{ExpiryWork, Search, WorkGuard};
+use crate::reads::ReadView;
 use crate::replica::Replica;
 
 /// A step ends when it has held the executor for so long; what it has begun takes
 /// microseconds more.
-pub(crate) const HELD_MAX: Duration = Duration::from_millis(1);
+pub(crate) const STEP_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// So many rows and fields are searched for at a time, and so many are handed to a step,
 /// which may leave some.
-const FOUND_MAX: usize = 8192;
-const STEP_MAX: usize = 512;
+const SEARCH_ITEMS_MAX: usize = 8192;
+const STEP_ITEMS_MAX: usize = 512;
 
 /// A partition removes no more than so many rows and fields a second: the processors are
 /// there for clients first.
-const PER_SECOND_MAX: u32 = 64_000;
+const REMOVALS_PER_SECOND_MAX: u32 = 64_000;
 
 /// A step that takes longer than the first lets others have its turn, and of one that
 /// takes longer than the second the log tells: the partition is stuck.
-const TURN_MAX: Duration = Duration::from_millis(100);
-const STEP_PATIENCE: Duration = Duration::from_secs(10);
+const STEP_PERMIT_TIME_MAX: Duration = Duration::from_millis(100);
+const STEP_WARN_AFTER: Duration = Duration::from_secs(10);
 
 /// Where a step failed, the next one comes after so long.
-const FAILED_PAUSE: Duration = Duration::from_millis(100);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// What the cycles of a node share.
 #[derive(Debug)]
-pub(crate) struct Cycles {
+pub(crate) struct ExpiryCycles {
     /// Whether they run (DEBUG SET-ACTIVE-EXPIRE).
     pub(crate) is_active: AtomicBool,
     /// How many rows, and how many fields of other rows, they have removed.
     pub(crate) rows: AtomicU64,
     pub(crate) fields: AtomicU64,
     /// Searches at one time.
-    searches: Semaphore,
+    search_permits: Semaphore,
     /// Steps at one time.
-    turns: Semaphore,
+    step_permits: Semaphore,
 }
 
-impl Cycles {
-    pub(crate) fn new() -> Cycles {
+impl ExpiryCycles {
+    pub(crate) fn new() -> ExpiryCycles {
         // Half of the processors stay with others; two steps at least, so that one that
         // waits for its disk is not waited for.
         let half = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
-        Cycles {
+        ExpiryCycles {
             is_active: AtomicBool::new(true),
             rows: AtomicU64::new(0),
             fields: AtomicU64::new(0),
-            searches: Semaphore::new(half.max(1)),
-            turns: Semaphore::new(half.max(2)),
+            search_permits: Semaphore::new(half.max(1)),
+            step_permits: Semaphore::new(half.max(2)),
         }
     }
 
     /// Removes what is due in a partition, until nothing is, or a step does not go
     /// through.
-    pub(crate) async fn work(self: Arc<Cycles>, replica: Arc<Replica>, _work: Work) {
+    pub(crate) async fn work(self: Arc<ExpiryCycles>, replica: Arc<Replica>, _work: WorkGuard) {
         if let Err(error) = self.rounds(&replica).await {
             tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
             // What was found and not removed is to be found again; not at once.
-            tokio::time::sleep(FAILED_PAUSE).await;
-            replica.expiry.forget();
+            tokio::time::sleep(RETRY_DELAY).await;
+            replica.expiry.reset();
         }
     }
 
@@ -87,7 +87,8 @@ impl Cycles {
         while self.is_active.load(Ordering::Relaxed) && replica.leads() {
             let items = self.search(replica).await?;
             if items.is_empty()
-                && replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) != Due::Now
+                && replica.expiry.due(replica.clock.now().now_ms, &replica.rules())
+                    != ExpiryWork::Now
             {
                 return Ok(());
             }
@@ -98,9 +99,9 @@ impl Cycles {
 
     /// Searches the latest state, away from the threads that serve.
     async fn search(&self, replica: &Arc<Replica>) -> Result<Vec<DueItem>, CallError> {
-        let _one = self.searches.acquire().await.map_err(told)?;
+        let _one = self.search_permits.acquire().await.map_err(fault_error)?;
         let replica = replica.clone();
-        tokio::task::spawn_blocking(move || search(&replica)).await.map_err(told)?
+        tokio::task::spawn_blocking(move || search(&replica)).await.map_err(fault_error)?
     }
 
     async fn remove(
@@ -113,11 +114,11 @@ impl Cycles {
                 return Err(CallError::NoLeader("the expiry cycle was stopped".to_owned()));
             }
             let began = Instant::now();
-            let step = take(&mut items, STEP_MAX);
+            let step = take(&mut items, STEP_ITEMS_MAX);
             let (done, removed) = self.step(replica, step.clone()).await?;
             done.left(step).rev().for_each(|item| items.push_front(item));
             tokio::time::sleep_until(
-                (began + Duration::from_secs(1) * removed / PER_SECOND_MAX).into(),
+                (began + Duration::from_secs(1) * removed / REMOVALS_PER_SECOND_MAX).into(),
             )
             .await;
         }
@@ -125,19 +126,23 @@ impl Cycles {
     }
 
     /// One step; how far it came, and how many rows and fields went.
-    async fn step(&self, replica: &Replica, items: Vec<DueItem>) -> Result<(Done, u32), CallError> {
-        let turn = self.turns.acquire().await.map_err(told)?;
+    async fn step(
+        &self,
+        replica: &Replica,
+        items: Vec<DueItem>,
+    ) -> Result<(StepProgress, u32), CallError> {
+        let permit = self.step_permits.acquire().await.map_err(fault_error)?;
         let step =
             Request { ops: vec![Op::ExpireDue { items }], joined: Vec::new(), watched: Vec::new() };
         let mut outcome = replica.queue.push(step)?;
-        let outcome = match tokio::time::timeout(TURN_MAX, &mut outcome).await {
+        let outcome = match tokio::time::timeout(STEP_PERMIT_TIME_MAX, &mut outcome).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                drop(turn);
-                match tokio::time::timeout(STEP_PATIENCE, &mut outcome).await {
+                drop(permit);
+                match tokio::time::timeout(STEP_WARN_AFTER, &mut outcome).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
-                        tracing::warn!(partition = ?replica.partition(), "an expiry step has waited for {STEP_PATIENCE:?}; nothing expires here until it is done");
+                        tracing::warn!(partition = ?replica.partition(), "an expiry step has waited for {STEP_WARN_AFTER:?}; nothing expires here until it is done");
                         outcome.await
                     }
                 }
@@ -152,8 +157,11 @@ impl Cycles {
             Some(Ok(Answer::Expired { rows, fields, done, part, left_ms })) => {
                 self.rows.fetch_add(rows, Ordering::Relaxed);
                 self.fields.fetch_add(fields, Ordering::Relaxed);
-                replica.expiry.note(left_ms.unwrap_or(u64::MAX));
-                Ok((Done { items: done as usize, part: part as usize }, (rows + fields) as u32))
+                replica.expiry.note_expiry(left_ms.unwrap_or(u64::MAX));
+                Ok((
+                    StepProgress { items: done as usize, part: part as usize },
+                    (rows + fields) as u32,
+                ))
             }
             other => Err(CallError::Fault(format!("an expiry step was answered by {other:?}"))),
         }
@@ -161,13 +169,13 @@ impl Cycles {
 }
 
 /// How far a step came.
-struct Done {
+struct StepProgress {
     items: usize,
     /// Members of the item behind these.
     part: usize,
 }
 
-impl Done {
+impl StepProgress {
     /// What a step has left.
     fn left(&self, step: Vec<DueItem>) -> impl DoubleEndedIterator<Item = DueItem> {
         let mut left: VecDeque<DueItem> = step.into_iter().skip(self.items).collect();
@@ -198,26 +206,27 @@ fn take(items: &mut VecDeque<DueItem>, max: usize) -> Vec<DueItem> {
 
 /// Looks for what is due in the latest state.
 fn search(replica: &Replica) -> Result<Vec<DueItem>, CallError> {
-    let search: Search = replica.expiry.search();
-    let view = Applied::snapshot(replica, u64::MAX)?;
+    let search: Search = replica.expiry.begin_search();
+    let view = ReadView::snapshot(replica, u64::MAX)?;
     let tx = Tx {
         view: &view,
         edits: &mut Edits::default(),
         stamp: replica.clock.now(),
         rules: replica.rules(),
     };
-    let found = expire::find(&tx, &search.from, FOUND_MAX).map_err(|fault| replica.fault(fault))?;
+    let found =
+        expire::find(&tx, &search.from, SEARCH_ITEMS_MAX).map_err(|fault| replica.fault(fault))?;
     let (old, walked_to) = match search.walk {
         Some(from) => expire::find_old(&tx, from).map_err(|fault| replica.fault(fault))?,
         None => Default::default(),
     };
-    replica.expiry.searched(&search, &found, walked_to);
+    replica.expiry.end_search(&search, &found, walked_to);
     let Found { mut items, .. } = found;
     items.extend(old);
     Ok(items)
 }
 
-fn told(error: impl std::fmt::Display) -> CallError {
+fn fault_error(error: impl std::fmt::Display) -> CallError {
     CallError::Fault(error.to_string())
 }
 
@@ -229,14 +238,14 @@ mod tests {
 
     use super::*;
 
-    fn members(places: std::ops::Range<u64>) -> DueItem {
-        let place = |n| MemberExpiry::of(n, b"f");
-        let (floor, next) = (place(places.start), Some(place(places.end)));
+    fn members(expiries: std::ops::Range<u64>) -> DueItem {
+        let expiry = |n| MemberExpiry::of(n, b"f");
+        let (floor, next) = (expiry(expiries.start), Some(expiry(expiries.end)));
         DueItem::Members(DueMembers {
             head_key: Bytes::from_static(b"h"),
             generation: 1,
             floor,
-            places: places.map(place).collect(),
+            expiries: expiries.map(expiry).collect(),
             next,
         })
     }
@@ -249,7 +258,8 @@ mod tests {
         assert_eq!(take(&mut items, 4), [row(1), members(10..13)]);
         let step = take(&mut items, 100);
         assert_eq!((step.as_slice(), items.len()), (&[members(13..20), row(2)][..], 0));
-        let left = |items, part| Done { items, part }.left(step.clone()).collect::<Vec<_>>();
+        let left =
+            |items, part| StepProgress { items, part }.left(step.clone()).collect::<Vec<_>>();
         assert_eq!(left(0, 3), [members(16..20), row(2)]);
         assert_eq!(left(1, 0), [row(2)]);
         assert_eq!(left(2, 0), []);

@@ -9,7 +9,7 @@ use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::log::{Log, LogOptions};
 use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
-use storage::{Assigned, Node, NodeOptions};
+use storage::{Assignment, Node, NodeOptions};
 
 /// The one partition.
 pub(crate) const DB0: PartitionId = PartitionId { table: TableId(1), index: 0 };
@@ -28,9 +28,9 @@ pub(crate) fn table() -> Table {
 }
 
 /// What the node is to hold of a table.
-pub(crate) fn assigned(table: Table) -> Assigned {
+pub(crate) fn assigned(table: Table) -> Assignment {
     let members = vec![Member { raft_id: 1, server: ServerId(1) }];
-    Assigned {
+    Assignment {
         table: Arc::new(table),
         placements: vec![Placement { partition: DB0, members, epoch: 1 }],
     }
@@ -47,7 +47,7 @@ pub(crate) fn options(dir: &Path) -> NodeOptions {
         request_memory_max: 64 << 20,
         cluster_tag: 1,
         clock: SlewedClock::system(),
-        unsure_after: Duration::from_secs(3),
+        unknown_after: Duration::from_secs(3),
         step_clock: storage::monotonic,
         peers: None,
     }

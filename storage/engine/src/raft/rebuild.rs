@@ -20,7 +20,7 @@
 //!
 //! # Invariants
 //! - The damaged store stays in its place until another is whole
-//!   (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
+//!   (`storage/tests/replication.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
 //!   new one that is whole takes it, whenever the process ends (`tests/raft_states.rs`,
 //!   `a_rebuilt_state_is_put_in_place_by_the_next_process`).
 //! - No entry that may be committed is dropped: the log is kept when the state's last

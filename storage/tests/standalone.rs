@@ -12,7 +12,7 @@ use cluster::{CallError, CallPartition, PartitionId, Placement, Table};
 use engine::log::Log;
 use kit::{DB0, assigned};
 use row::op::{Answer, Deadline, Op, Refusal, Request, Response, Ttl, WatchToken, WriteCondition};
-use storage::{Assigned, Node, NodeOptions};
+use storage::{Assignment, Node, NodeOptions};
 
 /// Memory for requests and batches of a node.
 const REQUEST_MEMORY: usize = 160 << 20;
@@ -31,7 +31,7 @@ async fn open(dir: &Path) -> Setup {
     open_with(dir, storage::monotonic, &assigned(table(&[], 0))).await
 }
 
-async fn open_with(dir: &Path, step_clock: fn() -> Duration, assigned: &Assigned) -> Setup {
+async fn open_with(dir: &Path, step_clock: fn() -> Duration, assigned: &Assignment) -> Setup {
     let options = NodeOptions {
         step_clock,
         row_cache_bytes: 8 << 20,
@@ -358,11 +358,11 @@ fn broken_once() -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_is_stuck_does_not_stop_expiry_in_the_others() {
     let dir = tempfile::tempdir().expect("a directory");
-    let Assigned { table, placements } = assigned(table(&[], 0));
+    let Assignment { table, placements } = assigned(table(&[], 0));
     let placements = (0..4)
         .map(|index| Placement { partition: PartitionId { index, ..DB0 }, ..placements[0].clone() })
         .collect();
-    let setup = open_with(dir.path(), broken_once, &Assigned { table, placements }).await;
+    let setup = open_with(dir.path(), broken_once, &Assignment { table, placements }).await;
     let ask = async |index, op| {
         let request = Request { ops: vec![op], joined: Vec::new(), watched: vec![] };
         setup.node.call(PartitionId { index, ..DB0 }, request).await

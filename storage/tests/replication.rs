@@ -21,7 +21,7 @@ use row::op::{
     Answer, Deadline, ExpireCondition, Op, Range, Refusal, Request, Response, Ttl, WatchToken,
     WriteCondition,
 };
-use storage::{Assigned, Node, NodeOptions, Peers};
+use storage::{Assignment, Node, NodeOptions, Peers};
 use tokio::sync::watch;
 
 /// Memory for requests and batches of a node.
@@ -179,7 +179,7 @@ struct Three {
     logs: Vec<Arc<Log>>,
 }
 
-fn assigned(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Assigned {
+fn assigned(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Assignment {
     let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let table = Arc::new(Table {
         id: PARTITION.table,
@@ -191,7 +191,7 @@ fn assigned(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Assigned {
         default_ttl_since_ms,
     });
     let members = (1..=3).map(|n| Member { raft_id: n + 10, server: ServerId(n) }).collect();
-    Assigned { table, placements: vec![Placement { partition: PARTITION, members, epoch: 1 }] }
+    Assignment { table, placements: vec![Placement { partition: PARTITION, members, epoch: 1 }] }
 }
 
 impl Three {
@@ -239,7 +239,7 @@ impl Three {
                 request_memory_max: REQUEST_MEMORY,
                 cluster_tag: 1,
                 clock: SlewedClock::new(clocks[server as usize - 1].clone()),
-                unsure_after: UNSURE_AFTER,
+                unknown_after: UNSURE_AFTER,
                 peers: Some(Peers {
                     server: ServerId(server),
                     transport: Arc::new(End { server, net: net.clone() }),
