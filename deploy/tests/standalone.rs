@@ -309,7 +309,7 @@ fn a_store_without_its_log_is_not_served() {
             .unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(
-            !output.status.success() && said.contains("open the Raft log: there is no log in"),
+            !output.status.success() && said.contains("open the Raft log: log directory"),
             "{said}"
         );
     }

@@ -1,9 +1,8 @@
-//! What an append to the node's log costs:
-//! `cargo run --release -p engine --example log [DIR]`. Put DIR on the disk that is to be
-//! judged.
+//! Measures appends to the node's log: `cargo run --release -p engine --example log
+//! [DIR]`, with DIR on the disk to measure.
 //!
 //! One line per case: microseconds from append to acknowledgement (median and 99th
-//! percentile), CPU time of the whole process, and how many appends shared an fsync.
+//! percentile), CPU time of the whole process, and the number of appends per fsync.
 
 #![expect(clippy::print_stdout, reason = "a measurement prints its figures")]
 

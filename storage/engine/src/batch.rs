@@ -1,18 +1,19 @@
-//! A write batch as bytes: what one Raft entry carries and every replica applies.
+//! A write batch as bytes: the payload of one Raft entry, which every replica applies.
 //!
-//! The leader's executor writes it once ([`BatchWriter`]); the log, the network and other
-//! replicas hand it on as it is; [`read`] checks it whole before the first record is
-//! applied, so that a damaged entry changes nothing.
+//! The leader's executor writes it once ([`BatchWriter`]). The log, the network and other
+//! replicas pass it on unchanged. [`read`] checks it completely before the first record
+//! is applied, so a damaged entry changes nothing.
 //!
 //! # Layout
 //! ```text
-//! batch   version u8 = 1, record*
-//!         version u8 = 2, link, record*
-//! link    term u64, chain u32, place u32, all BE
-//! record  1 put           family u8, key length varint, key, value length varint, value
-//!         2 delete        family u8, key length varint, key
-//!         3 delete range  family u8, from length varint, from, to length varint, to       from <= key < to
-//!         4 clear         family u8                                                        every key of the family
+//! batch       version u8 = 1, record*
+//!             version u8 = 2, dependency, record*
+//! dependency  term u64, chain u32, position u32, all BE
+//! record      1 put           family u8, key length varint, key, value length varint, value
+//!             2 delete        family u8, key length varint, key
+//!             3 delete range  family u8, from length varint, from, to length varint, to
+//!                             (from <= key < to)
+//!             4 clear         family u8 (every key of the family)
 //! ```
 //! A varint is LEB128 in its shortest form, at most 5 bytes (lengths are `u32`). Records
 //! take effect in order. Frozen examples: `tests/vectors/batch.txt`.
@@ -27,21 +28,21 @@
 
 use bytes::Bytes;
 
-/// A batch that stands alone.
+/// The version of a batch without a dependency.
 const VERSION_INDEPENDENT: u8 = 1;
-/// A batch with a link.
+/// The version of a batch with a dependency.
 const VERSION_DEPENDENT: u8 = 2;
-/// Bytes of a link.
+/// The length of a dependency.
 const DEPENDENCY_BYTES: usize = 16;
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const DELETE_RANGE: u8 = 3;
 const CLEAR: u8 = 4;
 
-/// Above every key: where a clear ends.
+/// The end of a clear: above every key.
 pub(crate) const END: [u8; 16] = [0xff; 16];
 
-/// A keyspace of a store; one RocksDB column family each.
+/// A keyspace of a store: one RocksDB column family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Family {
@@ -49,12 +50,12 @@ pub enum Family {
     Default = 0,
     /// One record per row.
     Head = 1,
-    /// Members of collections; the family whose dead records compaction drops.
+    /// Members of collections. Compaction drops the dead records of this family.
     Cell = 2,
 }
 
 impl Family {
-    /// All families, in the order of their numbers.
+    /// All families, ordered by their numbers.
     pub const ALL: [Family; 3] = [Family::Default, Family::Head, Family::Cell];
 
     /// RocksDB's name for the column family.
@@ -74,53 +75,53 @@ impl Family {
 /// One record of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change<'a> {
-    /// `key` has `value` now.
+    /// `key` gets `value`.
     Put {
-        /// Where.
+        /// The family of the key.
         family: Family,
         /// The key.
         key: &'a [u8],
-        /// Its new value.
+        /// The new value.
         value: &'a [u8],
     },
-    /// `key` is gone.
+    /// `key` is removed.
     Delete {
-        /// Where.
+        /// The family of the key.
         family: Family,
         /// The key.
         key: &'a [u8],
     },
-    /// Every key with `from <= key < to` is gone.
+    /// Every key with `from <= key < to` is removed.
     DeleteRange {
-        /// Where.
+        /// The family of the range.
         family: Family,
         /// The first key of the range.
         from: &'a [u8],
-        /// The end of the range, not in it.
+        /// The exclusive end of the range.
         to: &'a [u8],
     },
-    /// Every key of the family is gone, and its files may be deleted at once. Not for
+    /// Every key of the family is removed, and its files may be deleted at once. Not for
     /// `Default`.
     Clear {
-        /// Which family.
+        /// The cleared family.
         family: Family,
     },
 }
 
-/// A batch's place in a chain of batches, each of which was evaluated on top of the one
-/// before.
+/// The dependency of a batch on the one that it was evaluated on: its position in a chain
+/// of such batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchDependency {
     /// The leader's term.
     pub term: u64,
-    /// The chain's number in this term, never given twice.
+    /// The chain's number in this term, never reused.
     pub chain: u32,
-    /// 0 for the first, which stands on applied state alone.
+    /// 0 for the first batch, which depends on applied state only.
     pub position: u32,
 }
 
 impl BatchDependency {
-    /// Whether a batch with this link may take effect after one with `last`.
+    /// True if a batch with this dependency may take effect after one with `last`.
     pub(crate) fn follows(self, last: Option<BatchDependency>) -> bool {
         self.position == 0 || last == Some(BatchDependency { position: self.position - 1, ..self })
     }
@@ -140,7 +141,7 @@ impl BatchDependency {
     }
 }
 
-/// The link of a batch, if it has one.
+/// The dependency of a batch, if it has one.
 pub fn dependency(batch: &[u8]) -> Option<BatchDependency> {
     match batch.split_first() {
         Some((&VERSION_DEPENDENT, rest)) => {
@@ -150,15 +151,15 @@ pub fn dependency(batch: &[u8]) -> Option<BatchDependency> {
     }
 }
 
-/// Why bytes are not a batch.
+/// The reason why bytes are not a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a damaged or foreign write batch: {what} at byte {at} of {length}")]
 pub struct BadBatch {
-    /// What is wrong.
+    /// The flaw.
     pub what: &'static str,
-    /// Where it was found.
+    /// Its offset.
     pub at: usize,
-    /// The batch's length in bytes.
+    /// The length of the bytes.
     pub length: usize,
 }
 
@@ -188,7 +189,7 @@ impl BatchWriter {
         Self { bytes: buffer, records: 0 }
     }
 
-    /// An empty batch with a link, and room for `bytes`.
+    /// An empty batch with a dependency, and room for `bytes`.
     pub fn with_dependency(dependency: BatchDependency, bytes: usize) -> Self {
         let mut buffer = Vec::with_capacity(1 + DEPENDENCY_BYTES + bytes);
         buffer.push(VERSION_DEPENDENT);
@@ -219,7 +220,7 @@ impl BatchWriter {
         self.slice(to);
     }
 
-    /// Removes everything in `family`, which is not `Default`.
+    /// Removes every key of `family`, which must not be `Default`.
     pub fn clear(&mut self, family: Family) {
         assert!(
             family != Family::Default,
@@ -228,17 +229,17 @@ impl BatchWriter {
         self.record(CLEAR, family);
     }
 
-    /// How many records were written.
+    /// The number of records so far.
     pub fn records(&self) -> usize {
         self.records
     }
 
-    /// Whether nothing was written.
+    /// True if no record was written.
     pub fn is_empty(&self) -> bool {
         self.records == 0
     }
 
-    /// The batch's size so far, bytes.
+    /// The present size, bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -265,7 +266,7 @@ impl BatchWriter {
     }
 }
 
-/// Keys are made by our own code: a wrong one here is a bug, not input.
+/// Keys are made by our own code, so a wrong one is a bug and not bad input.
 fn assert_writable(family: Family, key: &[u8]) {
     assert!(refusal(family, key).is_none(), "a batch must not touch the store's own keys");
 }
@@ -277,7 +278,7 @@ fn refusal(family: Family, key: &[u8]) -> Option<&'static str> {
     (key >= &END[..]).then_some("a key above the end of keys")
 }
 
-/// Reads a batch, record by record. The first error ends the walk.
+/// Reads a batch record by record, until its end or the first error.
 pub fn read(batch: &[u8]) -> Result<BatchReader<'_>, BadBatch> {
     let bad = |what| BadBatch { what, at: 0, length: batch.len() };
     match batch.first() {
@@ -291,12 +292,12 @@ pub fn read(batch: &[u8]) -> Result<BatchReader<'_>, BadBatch> {
     }
 }
 
-/// Walks a whole batch and says how many records it has; an error where it is damaged.
+/// Checks a whole batch and returns the number of its records.
 pub fn check(batch: &[u8]) -> Result<usize, BadBatch> {
     read(batch)?.try_fold(0, |count, change| change.map(|_| count + 1))
 }
 
-/// The records of a batch; made by [`read`].
+/// The records of a batch; returned by [`read`].
 #[derive(Debug, Clone)]
 pub struct BatchReader<'a> {
     batch: &'a [u8],
@@ -393,7 +394,7 @@ mod tests {
 
     const VECTORS: &str = include_str!("../tests/vectors/batch.txt");
 
-    /// A batch with one of everything, of either version.
+    /// A batch with a record of each kind, of either version.
     fn everything(mut writer: BatchWriter) -> Vec<u8> {
         writer.put(Family::Default, b"rows", &7u64.to_be_bytes());
         writer.put(Family::Head, b"\x00\x01k", b"");
@@ -520,7 +521,12 @@ mod tests {
         }
 
         #[test]
-        fn written_records_are_read_back(records in proptest::collection::vec((0u8..3, 1u8..3, "[a-z]{1,300}", any::<Vec<u8>>()), 0..20)) {
+        fn written_records_are_read_back(
+            records in proptest::collection::vec(
+                (0u8..3, 1u8..3, "[a-z]{1,300}", any::<Vec<u8>>()),
+                0..20,
+            ),
+        ) {
             let mut writer = BatchWriter::new();
             for (kind, family, key, value) in &records {
                 let family = Family::from_byte(*family).unwrap();
@@ -542,7 +548,7 @@ mod tests {
                 };
                 prop_assert_eq!(*change, expected);
             }
-            // Every cut of a batch is refused or is itself a shorter batch.
+            // Every prefix of a batch is refused, or is itself a shorter batch.
             for cut in 0..bytes.len() {
                 if let Ok(count) = check(&bytes[..cut]) {
                     prop_assert!(count <= records.len());

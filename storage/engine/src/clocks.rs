@@ -1,25 +1,24 @@
-//! The machine's clocks, and how to tell that it stood still.
+//! The machine's clocks, and the detection of pauses of the machine.
 //!
-//! The monotonic clock does not run while the machine is suspended, nor, in a virtual
-//! machine, while that is stopped. Other servers' clocks go on, and by them a lease is
-//! over that is not by ours. The boot clock runs on through a suspension. Where even that
-//! stands (a virtual machine that is stopped from outside), the wall clock is set right
-//! some time after.
+//! The monotonic clock stops while the machine is suspended, and while a virtual machine
+//! is paused. Other servers' clocks go on, and by them a lease expires that is still
+//! valid by ours. The boot clock goes on during a suspension. If it stops as well (a
+//! virtual machine paused from outside), the wall clock is corrected some time later.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Clocks; a test brings its own.
+/// A source of time; tests bring their own.
 pub trait Clocks: Send + Sync + 'static {
-    /// Runs evenly from some moment on, except while the machine is suspended.
+    /// Runs evenly from an arbitrary start, except while the machine is suspended.
     fn monotonic(&self) -> Duration;
-    /// So does this, and goes on while the machine is suspended.
+    /// Runs evenly from an arbitrary start, also while the machine is suspended.
     fn boot(&self) -> Duration;
-    /// Since the Unix epoch; may be set.
+    /// Time since the Unix epoch; may be set.
     fn wall(&self) -> Duration;
 }
 
-/// The machine's own.
+/// The machine's own clocks.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClocks;
 
@@ -35,7 +34,8 @@ impl Clocks for SystemClocks {
         Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
     }
 
-    /// On other systems the monotonic clock goes on by itself, or nothing is known.
+    /// On other systems the monotonic clock goes on during a suspension, or nothing is
+    /// known.
     #[cfg(not(target_os = "linux"))]
     fn boot(&self) -> Duration {
         self.monotonic()
@@ -46,19 +46,19 @@ impl Clocks for SystemClocks {
     }
 }
 
-/// How far the boot and the wall clock may go apart from the monotonic one between two
-/// looks. A lease leaves no more room for what the boot clock does not show; the wall
-/// clock is slewed and set by small steps all the time.
+/// The smallest jump of the boot and of the wall clock against the monotonic one, between
+/// two checks. A lease leaves no more room for time that the boot clock does not show;
+/// the wall clock is slewed and set in small steps all the time.
 const JUMP_MIN: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(100)];
 
-/// Clocks that were read within so long of each other can be compared. A thread may be
-/// held up between two, but not again and again.
+/// Clocks that were read within this time can be compared. A thread may be preempted
+/// between two readings, but not again and again.
 const READ_TOGETHER_MAX: Duration = Duration::from_millis(2);
 const READ_TRIES: usize = 5;
 
-/// Notices that clocks have jumped against each other since it last looked.
+/// Detects that clocks have jumped against each other since the last check.
 pub(crate) struct JumpDetector {
-    /// How far the boot and the wall clock were ahead of the monotonic clock, ns.
+    /// The lead of the boot and of the wall clock over the monotonic clock, ns.
     ahead_ns: [i128; 2],
 }
 
@@ -67,7 +67,7 @@ impl JumpDetector {
         JumpDetector { ahead_ns: ahead_ns(clocks) }
     }
 
-    /// By how much they have, if it is more than a little.
+    /// The size of the jump, if there was one.
     pub(crate) fn jump(&mut self, clocks: &dyn Clocks) -> Option<Duration> {
         let now = ahead_ns(clocks);
         let jumps =
@@ -134,7 +134,7 @@ mod tests {
         let mut detector = JumpDetector::new(&clocks);
         go_on([50, 50, 50]);
         assert_eq!(detector.jump(&clocks), None);
-        // Read late, for all of them.
+        // All are read late.
         go_on([5_000, 5_000, 5_001]);
         assert_eq!(detector.jump(&clocks), None);
         go_on([50, 60, 100]);
@@ -145,7 +145,7 @@ mod tests {
             Some(Duration::from_millis(35)),
             "together with what it was before"
         );
-        // Suspended; stopped from outside, and then set right.
+        // Suspended; paused from outside, and then corrected.
         for jump in [[10, 5_010, 5_010], [10, 10, 5_010]] {
             go_on(jump);
             assert!(detector.jump(&clocks).is_some_and(|jump| jump >= Duration::from_secs(5)));

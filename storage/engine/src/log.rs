@@ -1,20 +1,20 @@
-//! The log of a node: every Raft group's entries, votes and marks, in one sequence of
-//! files, synced once for all of them.
+//! The node's Raft log: entries, votes and marks of all its groups, in one sequence of
+//! files that is synced once for all of them.
 //!
-//! Replicas promise with an fsync. With one log per group a node of many groups would
-//! sync many files for one batch of work; here one writer takes what all groups have
-//! queued, writes it once, syncs once, and calls everyone back. RocksDB's own write-ahead
-//! log is off; this is the only one.
+//! A replica's acknowledgement rests on an fsync. With one log per group, a node of many
+//! groups would sync many files for one batch of work. Here one writer takes the queued
+//! operations of all groups, writes them at once, syncs once, and completes the
+//! callbacks. RocksDB's own write-ahead log is off; this log is the only one.
 //!
 //! # Life of a write
-//! `raft::log_store` calls [`Log`] for its group: the group's view in memory changes at
-//! once (`group.rs`), the operation is queued, the writer (`writer.rs`) turns it into
+//! `raft::log_store` calls [`Log`] for its group. The group's view in memory changes at
+//! once (`group.rs`) and the operation is queued. The writer (`writer.rs`) encodes it as
 //! records (`record.rs`) at the end of the active segment (`segment.rs`), syncs when the
-//! [`Durability`] asks for it, and completes the callback. The writer is driven by a
-//! thread of its own, or by threads that appended and have nothing else to do
-//! (`write_on_park.rs`). The keeper (`maintenance.rs`) has the next segment ready before it is
-//! needed, removes old ones and moves the few needed entries out of segments that are
-//! otherwise garbage. `recover.rs` reads it all back.
+//! [`Durability`] requires it, and completes the callback. A thread of its own drives the
+//! writer, or an idle thread that has appended something (`write_on_park.rs`). The
+//! maintenance thread (`maintenance.rs`) prepares the next segment before it is needed,
+//! removes old ones, and relocates the few needed entries of segments that are otherwise
+//! garbage. `recover.rs` reads everything back.
 //!
 //! # Layout
 //! `<dir>/<number>.log`: drawn in `segment.rs` (file) and `record.rs` (record).
@@ -22,36 +22,36 @@
 //! the oldest is ever removed.
 //!
 //! # Full disk
-//! A segment's blocks are allocated before it is used: those of one that is no longer
-//! needed, or new ones when the active segment is half full. [`Log::writable`] refuses
-//! from the moment that this fails: whoever proposes asks first, and what was accepted
-//! before has the rest of the active segment to itself. When even that is used up the
-//! writer waits for space, failing nothing: openraft would declare the group dead. Space
-//! that returns is noticed by itself.
+//! A segment's blocks are allocated before it is used: they are those of an obsolete
+//! segment, or new ones, allocated when the active segment is half full. If the
+//! allocation fails, [`Log::writable`] returns an error from then on. It is called before
+//! each proposal, so the rest of the active segment is left to operations that were
+//! accepted before. When that is used up as well, the writer waits for space and fails
+//! nothing, because openraft stops a group whose append fails. Writing resumes
+//! automatically when space returns.
 //!
 //! # Invariants
-//! - A callback says `Ok` only after what it stands for is written, and with
+//! - A callback gets `Ok` only after its operation is written, and with
 //!   `Durability::Always` synced (`acknowledged_writes_survive_crashes`).
-//! - A segment with a successor is complete and on the disk.
-//! - A segment is removed only after all that makes it unneeded is on the disk
+//! - A segment with a successor is complete and on disk.
+//! - A segment is removed only after everything that makes it obsolete is on disk
 //!   (`log_stays_bounded_while_an_idle_group_needs_old_entries`).
-//! - Damage is never skipped
-//!   (`every_flipped_byte_is_an_error_or_cuts_the_last_batch`).
-//! - Whoever may have lost what it acknowledged is suspected until it is cleared, by
-//!   later processes too (`groups_that_may_lack_entries_stay_suspects_until_cleared`).
-//! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned
-//!   (Linux drops the dirty pages, a second try would lie;
-//!   `after_a_failed_fsync_nothing_is_acknowledged`,
+//! - Damage is never skipped (`every_flipped_byte_is_an_error_or_cuts_the_last_batch`).
+//! - A group that may have lost acknowledged entries is a suspect until it is cleared,
+//!   across restarts (`groups_that_may_lack_entries_stay_suspects_until_cleared`).
+//! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned.
+//!   Linux drops the dirty pages, so a second fdatasync would succeed wrongly
+//!   (`after_a_failed_fsync_nothing_is_acknowledged`,
 //!   `a_failed_fsync_fails_every_later_sync`).
-//! - What a start finds beyond the last known sync is written again before it is
-//!   believed: it may stand in the page cache alone
+//! - Records that a start finds beyond the last known sync are rewritten before they
+//!   count: they may be in the page cache only
 //!   (`bytes_of_a_failed_fsync_are_rewritten_at_the_next_start`).
-//! - What waits for the disk is bounded
+//! - The bytes that wait for the disk are bounded
 //!   (`slow_disk_refuses_before_anything_is_proposed`).
 //!
 //! # Not here
-//! The lock that keeps a second process out: it covers the whole node's directory and is
-//! storage's.
+//! The lock that keeps a second process out: it covers the whole node's directory and
+//! belongs to storage.
 
 mod disk;
 mod group;
@@ -92,58 +92,57 @@ use segment::Segment;
 
 use crate::mutants::{self, Rule};
 
-/// When an acknowledged write is on the disk.
+/// The time at which an acknowledged write is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// Before it is acknowledged.
     Always,
-    /// At most about this long after.
+    /// At most about this long after it is acknowledged.
     Interval(Duration),
-    /// When the operating system gets to it (or a sixteenth of a segment waits).
+    /// Whenever the operating system writes it (or a sixteenth of a segment waits).
     Os,
 }
 
-/// How a log is kept.
+/// Options of a log.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
-    /// Its directory; made when missing.
+    /// The log's directory; created when missing.
     pub dir: PathBuf,
-    /// Whether there must be a log in it already: without one, [`LogError::Missing`].
+    /// The directory must contain a log; without one, [`LogError::Missing`].
     pub must_exist: bool,
-    /// When a write counts as done.
+    /// The condition for acknowledging a write.
     pub durability: Durability,
     /// Size of a segment; 16 MiB by default, from 4 KiB to 1 GiB.
     pub segment_bytes: u32,
-    /// How much of the groups' tails is kept in memory, over all groups; older entries
-    /// are read from the segments.
+    /// The bound of the groups' tails in memory, bytes over all groups. Older entries are
+    /// read from the segments.
     pub tail_bytes_max: u64,
-    /// Fill a segment with zeros before it is used: an fdatasync is then cheaper and a
-    /// full disk shows in time. Off, segments grow.
+    /// Fills a segment with zeros before it is used, which makes an fdatasync cheaper and
+    /// shows a full disk in time. If false, segments grow.
     pub preallocate: bool,
-    /// Threads that write what they append before they sleep; without any, the log's own
-    /// thread writes all.
+    /// Threads that write what they appended before they park. Without any, the log's own
+    /// thread does all writing.
     pub write_on_park: Option<WriteOnPark>,
-    /// How many bytes of a group's entries may wait for the disk, and four times as many
-    /// of all groups: beyond that [`GroupLog::writable`] refuses.
+    /// The bound of one group's entries that wait for the disk, bytes. Over all groups it
+    /// is four times as large. Beyond it [`GroupLog::writable`] returns an error.
     ///
     /// [`GroupLog::writable`]: crate::raft::GroupLog::writable
     pub unwritten_bytes_max: u64,
-    /// What is written and synced with.
+    /// The disk that is written and synced.
     pub disk: Arc<dyn Disk>,
-    /// Directories beside its own whose disks are the log's business: a full one is an
-    /// [`DiskProblem`].
+    /// Further directories whose disks are monitored: a full one is a [`DiskProblem`].
     pub watched: Vec<PathBuf>,
 }
 
-/// What all groups that start at the same time may read of their logs to apply it again;
-/// who has more at once goes alone.
+/// The budget of all groups that replay their logs at the same time, in [`REPLAY_UNIT`]s.
+/// A group that needs more takes all of it.
 const REPLAY_UNITS: u32 = 64;
 const REPLAY_UNIT: u64 = 1 << 20;
-/// How many times the bytes of one group may wait for the disk in all.
+/// The bound of waiting bytes of all groups, as a multiple of one group's.
 const UNWRITTEN_TOTAL_FACTOR: u64 = 4;
 
 impl LogOptions {
-    /// The defaults for a log in `dir`: everything durable before it is acknowledged.
+    /// The defaults for a log in `dir`: everything is durable before it is acknowledged.
     pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
         LogOptions {
             dir: dir.into(),
@@ -160,83 +159,87 @@ impl LogOptions {
     }
 }
 
-/// Why the log could not do what was asked.
+/// Failures of the log.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
-    /// The operating system refused.
+    /// The operating system returned an error.
     #[error("{what} {}: {source}", path.display())]
     Io {
-        /// What was being done.
+        /// The failed action.
         what: &'static str,
-        /// To which file.
+        /// The file or directory.
         path: PathBuf,
-        /// What it said.
+        /// The error of the operating system.
         #[source]
         source: Arc<io::Error>,
     },
     /// No space (or quota) left for the log.
     #[error("no space left for the log: {what} {}", path.display())]
     DiskFull {
-        /// What was being done.
+        /// The failed action.
         what: &'static str,
-        /// To which file.
+        /// The file or directory.
         path: PathBuf,
     },
-    /// Bytes that had been written are not what was written. The log does not open,
-    /// rather than losing what it promised.
+    /// Stored bytes are not those that were written. The log refuses to open, since it
+    /// may lack acknowledged entries.
     #[error("the log is damaged: {} at byte {offset}: {why}", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// Where in it.
+        /// The offset of the damage.
         offset: u64,
-        /// What is wrong there.
+        /// The kind of damage.
         why: &'static str,
     },
-    /// Entries are missing, though every record is whole: files are missing or of another
-    /// log.
+    /// Entries are missing, though every record is whole: files are missing, or belong to
+    /// another log.
     #[error("the log in {} is incomplete: group {group}: {why}", dir.display())]
     Incomplete {
         /// The log's directory.
         dir: PathBuf,
-        /// Whose entries.
+        /// The group that lacks entries.
         group: u64,
-        /// Which.
+        /// The missing entries.
         why: String,
     },
-    /// Bytes that are whole, and that this build can't read. Nothing is changed: the
-    /// version that wrote them can go on.
+    /// The bytes are whole, but of a format that this build does not know. Nothing is
+    /// changed, so the version that wrote them can go on.
     #[error("{} was written by a newer version: at byte {offset}: {why}", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
-        /// Where in it.
+        /// The offset of the unknown bytes.
         offset: u64,
-        /// What is not known.
+        /// The unknown part.
         why: &'static str,
     },
-    /// More waits to be written than may: the disk is slower than what comes in. Nothing
+    /// More bytes wait to be written than the bound allows: the disk is too slow. Nothing
     /// was proposed.
     #[error("the log's disk does not keep up: {bytes} bytes wait for it")]
     Behind {
-        /// How many wait.
+        /// The bytes that wait.
         bytes: u64,
     },
-    /// There is no log where there must be one ([`LogOptions::must_exist`]): with it went
-    /// votes, and what stores had not flushed.
-    #[error("there is no log in {}, but what lies beside it was written through one: put it back, or start with an empty directory", dir.display())]
+    /// The directory contains no log although it must ([`LogOptions::must_exist`]). The
+    /// votes and the entries that stores had not flushed are lost with it.
+    #[error(
+        "log directory {} is missing its segments although the data directory was written with \
+         them; restore them or start with an empty data directory",
+        dir.display()
+    )]
     Missing {
         /// The log's directory.
         dir: PathBuf,
     },
-    /// An earlier failure; nothing is written any more, since nobody knows what is on the
-    /// disk.
+    /// The log stopped after an earlier failure: the state of the disk is unknown, so
+    /// nothing more is written.
     #[error("the log stopped after: {0}")]
     Poisoned(String),
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
-    /// A caller asked for what a log cannot do, such as leaving a hole.
+    /// The caller asked for something that a log cannot do, such as leaving a hole.
     #[error("not a log operation: {0}")]
     InvalidOperation(String),
 }
@@ -270,11 +273,11 @@ impl From<LogError> for io::Error {
     }
 }
 
-/// The log of a node.
+/// The node's Raft log.
 pub struct Log {
     shared: Arc<LogInner>,
-    /// Bytes of entries that may be in memory to be applied again at a start, over all
-    /// groups, in [`REPLAY_UNIT`]s.
+    /// Permits for bytes of entries that groups hold in memory while they replay, over
+    /// all groups, in [`REPLAY_UNIT`]s.
     replays: Semaphore,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -285,21 +288,21 @@ impl std::fmt::Debug for Log {
     }
 }
 
-/// What the log's threads and callers share. Locks are taken in this order: writer,
-/// suspects, groups, a group's inside; queue and spare alone.
+/// The state that the log's threads and callers share. Lock order: writer, suspects,
+/// groups, a group's views; queue and spare are locked alone.
 pub(crate) struct LogInner {
     pub(crate) options: LogOptions,
     pub(crate) groups: Mutex<HashMap<u64, Arc<Group>>>,
     queue: Mutex<OpQueue>,
     queued: Condvar,
     writer: Mutex<Writer>,
-    /// The segment being written, for those who must not wait for the writer.
+    /// The segment being written, for callers that must not wait for the writer.
     pub(crate) active: Mutex<Arc<Segment>>,
     maintenance: Mutex<maintenance::MaintenanceWork>,
     maintenance_woken: Condvar,
     spare: Mutex<Spare>,
     spare_changed: Condvar,
-    /// Why nothing may be proposed, if so.
+    /// The reason why nothing may be proposed.
     refusal: Mutex<Option<LogError>>,
     refuses: AtomicBool,
     poison: Mutex<Option<String>>,
@@ -317,50 +320,51 @@ pub(crate) struct LogInner {
     pub(crate) faults: InjectedFaults,
 }
 
-/// Groups that may have lost what they had acknowledged, since this process began.
+/// Groups that may have lost acknowledged entries: those found at the start, less those
+/// that were cleared since.
 #[derive(Debug, Default)]
 struct SuspectedGroups {
     found: Suspects,
     cleared: BTreeSet<u64>,
 }
 
-/// Failures that tests bring about.
+/// Failures that tests inject.
 #[cfg(test)]
 #[derive(Default)]
 pub(crate) struct InjectedFaults {
     pub(crate) disk_full: AtomicBool,
     pub(crate) sync_fails: AtomicBool,
-    /// The keeper leaves a log that rests as it is.
+    /// The maintenance thread leaves an idle log unmarked.
     pub(crate) no_marks: AtomicBool,
 }
 
 #[derive(Default)]
 struct OpQueue {
     ops: Vec<LogOp>,
-    /// When the oldest was left to a thread that is going to sleep.
+    /// Set when the oldest operation was deferred to a thread that is about to park.
     deferred_at: Option<Instant>,
-    /// The writer's thread waits for `queued`.
+    /// The writer thread waits for `queued`.
     sleeping: bool,
     closed: bool,
 }
 
 /// The next segment's file.
 enum Spare {
-    /// Made when the active segment is half full, unless a segment can be recycled
+    /// To be made when the active segment is half full, unless a segment is recycled
     /// before.
     Wanted,
     Making,
     Ready(File, PathBuf),
-    /// In the writer's hands, not yet under its own name.
+    /// The writer holds it; it does not have its own name yet.
     Taken,
 }
 
 impl Log {
-    /// Opens the log in `options.dir`, or begins one.
+    /// Opens the log in `options.dir`, or creates one.
     ///
-    /// A torn tail, what a crash leaves of a batch that was never acknowledged, is cut
-    /// off with a warning that names file and offset. Any other damage is an error that
-    /// names them too.
+    /// A torn tail (the remains of a batch that a crash interrupted before it was
+    /// acknowledged) is cut off, with a warning that names file and offset. Any other
+    /// damage is an error that names both.
     pub fn open(mut options: LogOptions) -> Result<Arc<Log>, LogError> {
         options.segment_bytes = options.segment_bytes.clamp(4 << 10, 1 << 30);
         let recovered = recover::recover(&options)?;
@@ -409,48 +413,49 @@ impl Log {
         Ok(Arc::new(Log { shared, replays, threads: Mutex::new(threads) }))
     }
 
-    /// The ids of the groups that have something in the log, ascending.
+    /// The ids of the groups that have records in the log, ascending.
     pub fn groups(&self) -> Vec<u64> {
         let mut ids: Vec<u64> = self.shared.groups.lock().keys().copied().collect();
         ids.sort_unstable();
         ids
     }
 
-    /// May something be proposed? Ask before proposing: an error here is an answer for a
-    /// client (`LogError::DiskFull`: the disk is full, and it goes away by itself when
-    /// space returns); an error of an append is the end of its Raft group. Costs one
-    /// atomic load when all is well.
+    /// Returns an error if nothing may be proposed. Call it before proposing: this error
+    /// is an answer for a client (`LogError::DiskFull` goes away automatically when space
+    /// returns), whereas a failed append stops its Raft group. Costs one atomic load in
+    /// the normal case.
     pub fn writable(&self) -> Result<(), LogError> {
         self.shared.writable()
     }
 
-    /// What is wrong with its disk now: others should lead what is led here.
+    /// The present problem of the log's disk: this server's leaders should move
+    /// elsewhere.
     pub fn disk_problem(&self) -> Option<DiskProblem> {
         self.shared.disk_monitor.disk_problem(Instant::now(), self.shared.failure())
     }
 
-    /// What is wrong with its disk, or was within the last minute: nothing should be
-    /// given to this server to lead.
+    /// The present problem of the log's disk, or one of the last minute: no leader should
+    /// move to this server.
     pub fn recent_disk_problem(&self) -> Option<DiskProblem> {
         self.shared.disk_monitor.lately(Instant::now(), self.shared.failure())
     }
 
-    /// How long the last fsync took, or one that is under way takes if that is longer.
+    /// The duration of the last fsync, or of a running one if that is longer.
     pub fn last_fsync(&self) -> Duration {
         self.shared.disk_monitor.last(Instant::now())
     }
 
-    /// Figures for metrics and INFO.
+    /// Statistics for metrics and INFO.
     pub fn stats(&self) -> &LogStats {
         &self.shared.stats
     }
 
-    /// How durable acknowledged writes are.
+    /// The durability of acknowledged writes.
     pub fn durability(&self) -> Durability {
         self.shared.options.durability
     }
 
-    /// Makes everything queued so far durable, whatever the durability.
+    /// Makes everything queued so far durable, in every durability mode.
     pub async fn flush(&self) -> Result<(), LogError> {
         let (done, wait) = tokio::sync::oneshot::channel();
         self.shared.submit(LogOp::Flush { mark: false, done });
@@ -467,8 +472,8 @@ impl Log {
             let (done, mut wait) = tokio::sync::oneshot::channel();
             self.shared.submit(LogOp::Flush { mark: true, done });
             self.shared.stop();
-            // In `Os` the caller is the writer; otherwise the thread ends only after it
-            // has emptied the queue.
+            // In `Os` mode the caller is the writer. In the others the thread empties the
+            // queue before it ends.
             self.join();
             wait.try_recv().unwrap_or(Err(LogError::Closed))
         };
@@ -485,19 +490,21 @@ impl Log {
         }
     }
 
-    /// Queues; for callers that hold a group's lock and call [`Log::drive`] after.
+    /// Queues an operation; for callers that hold a group's lock and call [`Log::drive`]
+    /// afterwards.
     pub(crate) fn push(&self, op: LogOp) {
         self.shared.push(op);
     }
 
-    /// Whether a group may have lost entries that it had acknowledged: the process before
-    /// did not close its log, and acknowledged before it synced.
+    /// Returns true if the group may have lost acknowledged entries: the previous process
+    /// acknowledged before it synced, and did not close its log.
     pub(crate) fn is_suspect(&self, group: u64) -> bool {
         let suspicion = self.shared.suspects.lock();
         suspicion.found.has(group) && !suspicion.cleared.contains(&group)
     }
 
-    /// A group has everything again, or what it lacks is lost for good.
+    /// Removes a group from the suspects: it has all its entries again, or they are lost
+    /// for good.
     pub(crate) fn clear(&self, group: u64) {
         if self.shared.suspects.lock().cleared.insert(group)
             && !self.shared.acknowledges_before_sync()
@@ -506,20 +513,20 @@ impl Log {
         }
     }
 
-    /// Sees that what was queued gets written.
+    /// Writes the queue, or leaves it to the writer thread.
     pub(crate) fn drive(&self) {
         self.shared.drive_if_inline();
     }
 
-    /// Waits until so many bytes of entries may be read to apply them again.
+    /// Waits until this number of bytes may be read for a replay.
     pub(crate) async fn replay_permit(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let units = bytes.div_ceil(REPLAY_UNIT).min(u64::from(REPLAY_UNITS)) as u32;
-        // It is never closed.
+        // The semaphore is never closed.
         self.replays.acquire_many(units).await.ok()
     }
 
-    /// Has so much of one group, or of all, been queued and not written that no more
-    /// should be?
+    /// Returns an error if this group, or all groups together, have too many bytes
+    /// queued.
     pub(crate) fn check_backlog(&self, group: &Group) -> Result<(), LogError> {
         self.shared.check_backlog(group)
     }
@@ -557,18 +564,18 @@ fn spawn(
 }
 
 impl LogInner {
-    /// Do callers write by themselves? Then a write costs no change of threads; it may
-    /// wait for the disk only when the kernel throttles writers or a segment ends.
+    /// True if callers write themselves. A write then costs no thread switch; it waits
+    /// for the disk only when the kernel throttles writers or when a segment ends.
     fn is_inline(&self) -> bool {
         self.options.durability == Durability::Os
     }
 
-    /// Is it acknowledged before it is on the disk?
+    /// True if writes are acknowledged before they are on disk.
     fn acknowledges_before_sync(&self) -> bool {
         self.options.durability != Durability::Always
     }
 
-    /// Whom to suspect if the log ends with its closing.
+    /// The suspects of the next start if this process closes the log.
     pub(crate) fn suspects_if_closed(&self) -> Suspects {
         let SuspectedGroups { found, cleared } = &*self.suspects.lock();
         Suspects::These(match found {
@@ -583,7 +590,7 @@ impl LogInner {
         })
     }
 
-    /// Whom to suspect if it ends without.
+    /// The suspects of the next start if this process is killed.
     pub(crate) fn suspects_if_killed(&self) -> Suspects {
         if self.acknowledges_before_sync() { Suspects::All } else { self.suspects_if_closed() }
     }
@@ -593,7 +600,8 @@ impl LogInner {
         self.drive_if_inline();
     }
 
-    /// Writes what is queued, unless someone else is at it, who then comes to ours too.
+    /// Writes the queue, unless another thread is writing: that one then writes ours,
+    /// too.
     fn drive(&self) {
         loop {
             let Some(mut writer) = self.writer.try_lock() else { return };
@@ -603,15 +611,16 @@ impl LogInner {
             }
             writer.run(self, &mut ops);
             drop(writer);
-            // An op queued while the writer was ours found it taken and left.
+            // An operation that was queued meanwhile found the writer taken, and its
+            // caller left it to us.
             if self.queue.lock().ops.is_empty() {
                 return;
             }
         }
     }
 
-    /// Sees that there is a spare, or that someone is making it; false when it could not
-    /// be made.
+    /// Makes the spare unless there is one, or another thread makes it. Returns false if
+    /// that failed.
     fn make_spare(&self) -> bool {
         if !self.claim_spare() {
             return true;
@@ -622,7 +631,7 @@ impl LogInner {
         made
     }
 
-    /// Whether there is neither a spare nor someone who makes one: then the caller does.
+    /// Claims the making of the spare; false if there is one, or another thread makes it.
     fn claim_spare(&self) -> bool {
         let mut spare = self.spare.lock();
         let begins = matches!(*spare, Spare::Wanted);
@@ -632,7 +641,7 @@ impl LogInner {
         begins
     }
 
-    /// The spare is there, or could not be made.
+    /// Stores the spare, or the fact that it could not be made.
     fn finish_spare(&self, made: Result<(File, PathBuf), LogError>) -> Result<(), LogError> {
         let (state, ended) = match made {
             Ok((file, path)) => (Spare::Ready(file, path), Ok(())),
@@ -643,17 +652,17 @@ impl LogInner {
         ended
     }
 
-    /// Whether it is time to make a spare.
+    /// True when it is time to make a spare.
     fn needs_spare(&self) -> bool {
-        // Asked first: after it was taken it is wanted only once the next segment is the
-        // active one, of which less than half is full.
+        // Read first: once the spare is taken, it is wanted again only after the next
+        // segment has become the active one, which is less than half full then.
         let is_wanted = matches!(*self.spare.lock(), Spare::Wanted);
         let active = self.active.lock().clone();
         is_wanted && active.end() >= active.capacity / 2
     }
 
-    /// Makes the spare of a segment that nobody needs, if there is none and nobody reads
-    /// it; gives it back otherwise.
+    /// Turns an obsolete segment into the spare, if none exists and the segment is not
+    /// being read; otherwise returns it.
     fn recycle(&self, segment: Arc<Segment>) -> Result<Option<Arc<Segment>>, LogError> {
         let segment = match Arc::try_unwrap(segment) {
             Ok(segment) if segment.bytes()? == u64::from(self.options.segment_bytes) => segment,
@@ -700,7 +709,8 @@ impl LogInner {
                 }
                 queue.sleeping = false;
             }
-            // Taken by whoever holds the writer: what comes later is written later.
+            // The queue is taken while holding the writer, so that later operations are
+            // written later.
             let mut writer = self.writer.lock();
             std::mem::swap(&mut self.queue.lock().ops, &mut ops);
             if !ops.is_empty() {
@@ -732,7 +742,7 @@ impl LogInner {
         self.refusal.lock().clone().map_or(Ok(()), Err)
     }
 
-    /// Is the log in order?
+    /// Returns an error if the log is poisoned.
     pub(crate) fn alive(&self) -> Result<(), LogError> {
         if !self.poisoned.load(Ordering::Acquire) {
             return Ok(());
@@ -740,7 +750,7 @@ impl LogInner {
         Err(LogError::Poisoned(self.poison.lock().clone().unwrap_or_default()))
     }
 
-    /// Why the log has stopped, if it has.
+    /// The reason why the log has stopped.
     fn failure(&self) -> Option<String> {
         self.poisoned
             .load(Ordering::Acquire)
@@ -757,7 +767,7 @@ impl LogInner {
         }
     }
 
-    /// What is queued waits for the disk.
+    /// Counts an operation as waiting for the disk.
     fn count_unwritten(&self, op: &LogOp) {
         if let LogOp::Append { group, .. } = op {
             let bytes = op.bytes_max() as u64;
@@ -766,7 +776,7 @@ impl LogInner {
         }
     }
 
-    /// It is written, or never will be.
+    /// Uncounts an operation that is written, or never will be.
     pub(crate) fn uncount_unwritten(&self, op: &LogOp) {
         if let LogOp::Append { group, .. } = op {
             let bytes = op.bytes_max() as u64;
@@ -775,21 +785,21 @@ impl LogInner {
         }
     }
 
-    /// Nothing is acknowledged from here on.
+    /// Stops the log: nothing is acknowledged from here on.
     pub(crate) fn poison(&self, why: &LogError) {
         let mut poison = self.poison.lock();
         if poison.is_none() {
-            tracing::error!(error = %why, "the log stops: nobody knows what is on the disk");
+            tracing::error!(error = %why, "the log stops: the state of its disk is unknown");
             *poison = Some(why.to_string());
             self.poisoned.store(true, Ordering::Release);
         }
     }
 
-    /// From now on [`Log::writable`] says no.
+    /// Makes [`Log::writable`] return an error.
     pub(crate) fn refuse(&self, why: LogError) {
         let mut refusal = self.refusal.lock();
         if refusal.is_none() {
-            tracing::warn!(error = %why, "the log takes no new writes until this is over");
+            tracing::warn!(error = %why, "the log refuses new writes until this is resolved");
         }
         *refusal = Some(why);
         self.refuses.store(true, Ordering::Release);
@@ -798,12 +808,12 @@ impl LogInner {
     pub(crate) fn admit(&self) {
         let mut refusal = self.refusal.lock();
         if refusal.take().is_some() {
-            tracing::warn!("the log takes writes again");
+            tracing::warn!("the log accepts writes again");
         }
         self.refuses.store(false, Ordering::Release);
     }
 
-    /// Waits a moment for space; an error when the log is being closed.
+    /// Waits 100 ms for space; an error when the log is being closed.
     pub(crate) fn wait_for_space(&self) -> Result<(), LogError> {
         if self.closing.load(Ordering::Acquire) {
             return Err(LogError::Closed);
@@ -812,8 +822,8 @@ impl LogInner {
         Ok(())
     }
 
-    /// The next segment's file. Normally the keeper has it ready; else it is made here,
-    /// and tried again until there is space; any other failure is the log's.
+    /// The next segment's file. Normally the maintenance thread has made it. Otherwise it
+    /// is made here, and retried until there is space; any other failure is the log's.
     pub(crate) fn take_spare(&self) -> Result<(File, PathBuf), LogError> {
         loop {
             {
@@ -849,13 +859,14 @@ impl LogInner {
         self.maintenance_woken.notify_one();
     }
 
-    /// Leaves segments to the keeper, who removes them once it is safe.
+    /// Hands obsolete segments to the maintenance thread, which removes them once it is
+    /// safe.
     pub(crate) fn remove_later(&self, segments: Vec<Arc<Segment>>) {
         self.maintenance.lock().obsolete.extend(segments);
         self.wake_keeper();
     }
 
-    /// Brings the groups' caches within their bound, the largest giving most.
+    /// Reduces the groups' caches to their bound, the largest by the most.
     pub(crate) fn evict(&self) {
         let cached = self.cached.load(Ordering::Relaxed);
         let max = self.options.tail_bytes_max;
@@ -875,7 +886,7 @@ impl LogInner {
         let groups: Vec<Arc<Group>> = self.groups.lock().values().cloned().collect();
         for group in groups {
             let mut views = group.views.lock();
-            // Behind its end a record would bring a group back.
+            // A record behind a group's end would bring the group back.
             if views.visible.destroyed {
                 continue;
             }

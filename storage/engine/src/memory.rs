@@ -1,28 +1,28 @@
-//! The process's allocator: jemalloc, for Rust and RocksDB alike, because it gives memory
-//! back and says where it is.
+//! The process's allocator: jemalloc, for Rust and RocksDB alike, because it returns
+//! memory to the system and reports its use.
 
 use std::time::Duration;
 
 use tikv_jemalloc_ctl::{arenas, epoch, raw, stats};
 pub use tikv_jemallocator::Jemalloc;
 
-/// The allocator's name, as INFO tells it.
+/// The allocator's name for INFO.
 pub const ALLOCATOR: &str = "jemalloc";
 
-/// Bytes, as the allocator counts them. All 0 in a process that does not use it.
+/// The allocator's statistics, bytes. All are 0 in a process that does not use it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AllocatorStats {
-    /// Asked for and not given back.
+    /// Allocated and not freed.
     pub allocated: u64,
-    /// In pages that are in use, at least in part.
+    /// In pages that are at least partly in use.
     pub active: u64,
-    /// In pages that are in physical memory.
+    /// In pages of physical memory.
     pub resident: u64,
 }
 
-/// The figures of this moment.
+/// The present statistics.
 pub fn stats() -> AllocatorStats {
-    // Without this the figures are those of the last time.
+    // Without this the statistics are those of the last call.
     let _ = epoch::advance();
     let bytes = |read: tikv_jemalloc_ctl::Result<usize>| read.map_or(0, |bytes| bytes as u64);
     AllocatorStats {
@@ -32,11 +32,11 @@ pub fn stats() -> AllocatorStats {
     }
 }
 
-/// Sets how long freed pages stay with the process before the system gets them back: in
-/// all of the allocator's arenas, those that are made later as well.
+/// Sets the time after which freed pages are returned to the system, in all of the
+/// allocator's arenas, including future ones.
 ///
 /// # Errors
-/// The allocator's own words.
+/// The allocator's error text.
 pub fn set_decay_time(time: Duration) -> Result<(), String> {
     let ms = time.as_millis() as isize;
     // SAFETY: these names take, and give, values of these types (jemalloc's manual).

@@ -1,35 +1,34 @@
-//! Safety rules that a test build can break, one at a time, to show that the tests
-//! notice.
+//! Safety rules that a test build can break, one at a time, to show that tests detect it.
 //!
-//! Only with the cargo feature `mutants`, which no shipped binary has: without it
-//! [`breaks`] is a constant `false`, and what it guards is gone from the binary. With it,
-//! the rule is named by the environment variable `BRIDLE_MUTANT`; `make mutants` goes
-//! through all of them (`integration/tests/mutants.rs`).
+//! Only with the cargo feature `mutants`, which no released binary has. Without it
+//! [`breaks`] is a constant `false`, and the code that it guards is compiled out. With
+//! it, the environment variable `BRIDLE_MUTANT` names the rule; `make mutants` breaks
+//! each one (`integration/tests/mutants.rs`).
 
 /// A rule that can be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// An append is called back after its fsync. Broken, it is called back at once and
-    /// written 300 ms later: `kill -9` does lose it then, and would not lose what the
+    /// An append is acknowledged after its fsync. Broken, it is acknowledged at once and
+    /// written 300 ms later: `kill -9` loses it then, whereas it would not lose what the
     /// kernel has.
     SyncBeforeAnswer,
-    /// A vote outlives a restart.
+    /// A vote survives a restart.
     KeepVote,
-    /// The log is purged no further than what is flushed. Broken, whatever is applied
-    /// counts as flushed.
+    /// The log is purged only up to the flushed entry. Broken, every applied entry counts
+    /// as flushed.
     PurgeFlushed,
-    /// Reads need a lease that has not run out.
+    /// Reads need a valid lease.
     Lease,
-    /// Who begins to lead forgets what it knew of rows as an earlier leader.
+    /// A new leader drops the rows that it cached as an earlier leader.
     Adopt,
-    /// Nothing is evaluated or answered under another term than that of the lease.
-    /// Broken, a leadership is kept until a write under it fails.
+    /// Operations are evaluated and answered only in the term of the lease. Broken, a
+    /// leadership is kept until a write under it fails.
     Term,
 }
 
 #[cfg(feature = "mutants")]
 impl Rule {
-    /// What `BRIDLE_MUTANT` calls its breach.
+    /// The value of `BRIDLE_MUTANT` that breaks the rule.
     fn mutant(self) -> &'static str {
         match self {
             Rule::SyncBeforeAnswer => "answer-before-fsync",
@@ -42,17 +41,17 @@ impl Rule {
     }
 }
 
-/// Whether this process is to break a rule.
+/// True if this process is to break a rule.
 #[cfg(feature = "mutants")]
 pub fn breaks(rule: Rule) -> bool {
     static CHOSEN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     CHOSEN.get_or_init(|| std::env::var("BRIDLE_MUTANT").unwrap_or_default()) == rule.mutant()
 }
 
-/// Whether logs are flushed and purged every second, so that a test of seconds sees it.
+/// Logs are flushed and purged every second, so that a short test reaches it.
 pub const SHORT_LOGS: bool = cfg!(feature = "mutants");
 
-/// Whether this process is to break a rule: never.
+/// True if this process is to break a rule: never.
 #[cfg(not(feature = "mutants"))]
 #[inline(always)]
 pub const fn breaks(_rule: Rule) -> bool {

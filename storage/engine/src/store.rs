@@ -1,32 +1,33 @@
-//! A partition's records: one RocksDB per replica, behind a narrow door.
+//! A partition's records: one RocksDB per replica, behind a narrow interface.
 //!
-//! RocksDB's own log is off. The Raft log is replayed instead, from the entry after the
-//! one that [`Store::flushed`] names; that name is written in the same batch as the data
-//! it stands for, and all families are flushed at one moment, so what is on disk is
-//! always the state after some entry.
+//! RocksDB's own log is off. Instead the Raft log is replayed from the entry after
+//! [`Store::flushed`]. That point is written in the same batch as the data up to it, and
+//! a flush includes all families at the same moment. So the state on disk is always that
+//! after some whole entry.
 //!
 //! # Life of a write
-//! [`Store::apply`] checks the entries' batches and puts their records, with the last
-//! entry's log id, into a hash table in front of the memtables (`write_buffer.rs`, `hash_memtable.rs`),
-//! to which they are written when many have gathered or the store rests (`write_memtables.rs`);
-//! what changes more than single records is written at once, behind all that waits. A
-//! flush (when there is enough in the memtables, when a store rests, or on
-//! [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again
-//! from the log.
+//! [`Store::apply`] checks the batches of the entries and puts their records, with the
+//! last entry's log id, into a hash table in front of RocksDB's memtables
+//! (`write_buffer.rs`, `hash_memtable.rs`). A thread moves them to the memtables when
+//! there are many, or when the store is idle (`memtable_writer.rs`). Range deletes and
+//! clears go to the memtables at once, behind all buffered records. A flush puts the
+//! memtables on disk: when they are large enough, when the store is idle, or on
+//! [`Store::flush`]. After a crash the entries that were not flushed are replayed from
+//! the log.
 //!
 //! # Layout
 //! ```text
 //! <path>/current     the name of the directory in use, "db-<n>"
 //! <path>/db-<n>/     RocksDB: families default, head, cell
 //! ```
-//! In `default`, two records are the store's own: `\0applied` (version u8 = 2, index u64
-//! BE, whether there was a link u8, the last link, log id) and `\0membership`. Frozen
+//! Two records in `default` are the store's own: `\0applied` (version u8 = 2, index u64
+//! BE, a byte 1 and the last dependency or a byte 0, log id) and `\0membership`. Frozen
 //! examples: `tests/vectors/store.txt`.
 //!
 //! # Invariants
-//! - What is on disk is the state after exactly the entry that `\0applied` names
-//!   (`tests/store.rs`, "a crash loses whole entries only").
-//! - Nothing else writes to the families than [`Store::apply`].
+//! - The state on disk is that after exactly the entry that `\0applied` names
+//!   (`tests/store.rs`, `a_crash_loses_whole_entries_only`).
+//! - Only [`Store::apply`] writes to the families.
 
 mod background;
 mod compaction_filter;
@@ -71,42 +72,42 @@ const APPLIED: &[u8] = b"\0applied";
 const MEMBERSHIP: &[u8] = b"\0membership";
 /// The version of the `\0applied` record.
 const APPLIED_VERSION: u8 = 2;
-/// How long a clear waits for readers of older states before it leaves their files to
-/// compaction.
+/// The time that a clear waits for readers of older states. After it, compaction removes
+/// their files.
 const CLEAR_READERS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// One Raft entry for [`Store::apply`].
 #[derive(Debug, Clone)]
 pub struct EntryWrite {
-    /// Its index.
+    /// The entry's index.
     pub index: u64,
-    /// Its whole log id, as the Raft side encodes it; opaque here.
+    /// The entry's whole log id, encoded by the Raft side and opaque here.
     pub log_id: Bytes,
-    /// Its batch ([`crate::batch`]); empty for an entry that changes no records.
+    /// The entry's batch ([`crate::batch`]); empty for an entry that changes no records.
     pub batch: Bytes,
-    /// The membership that it sets, as the Raft side encodes it.
+    /// The membership that the entry sets, encoded by the Raft side.
     pub membership: Option<Bytes>,
 }
 
-/// How far a store has applied its group's log.
+/// The last entry that a store has applied, and the state with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppliedPoint {
-    /// The last entry's index.
+    /// The entry's index.
     pub index: u64,
-    /// Its whole log id, as given to [`Store::apply`].
+    /// The entry's whole log id, as given to [`Store::apply`].
     pub log_id: Bytes,
     /// The membership in force, as given to [`Store::apply`].
     pub membership: Option<Bytes>,
-    /// The link of the last batch that had one and took effect.
+    /// The dependency of the last batch that had one and took effect.
     pub dependency: Option<BatchDependency>,
 }
 
-/// Whether a write may wait when RocksDB is behind with its flushes.
+/// The behaviour of a write when RocksDB is behind with its flushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStall {
-    /// Answer [`Fault::Stalled`] instead of waiting; for threads that must not block.
+    /// Return [`Fault::Stalled`] instead of waiting; for threads that must not block.
     Fail,
-    /// Wait as long as it takes.
+    /// Wait until RocksDB has caught up.
     Wait,
 }
 
@@ -124,13 +125,13 @@ struct Inner {
     compaction: Mutex<Option<Arc<ManualCompaction>>>,
     applied_bytes: AtomicU64,
     changes: Arc<ChangeCounter>,
-    /// Why its state is not its group's.
+    /// The reason why its records are not those of its group.
     divergence: OnceLock<Fault>,
 }
 
 impl Store {
-    /// Opens the store at `path`, creating it when there is none. Its cells are never
-    /// dropped by compaction.
+    /// Opens the store at `path`, and creates it if there is none. Compaction never drops
+    /// its cells.
     ///
     /// # Errors
     /// [`Fault::InUse`], [`Fault::Corrupt`] with the file's name, [`Fault::DiskFull`],
@@ -139,8 +140,8 @@ impl Store {
         Self::open_with(shared, path.into(), None)
     }
 
-    /// As [`open`](Store::open); compaction drops the cells that `liveness` shows to be
-    /// dead.
+    /// As [`open`](Store::open), but compaction drops the cells that are dead by
+    /// `liveness`.
     pub fn open_with_filter(
         shared: &SharedResources,
         path: impl Into<PathBuf>,
@@ -172,7 +173,7 @@ impl Store {
         })
     }
 
-    /// Where the store lives.
+    /// The store's directory.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
@@ -187,15 +188,16 @@ impl Store {
         db.as_ref().ok_or(Fault::Closed)?.get_latest(family, key)
     }
 
-    /// As [`get`](Store::get), for a write, of the record that it replaces: what is read
-    /// from disk is kept in the block cache only while such records exist.
+    /// As [`get`](Store::get), but for a write that replaces the record: blocks read from
+    /// disk are kept in the block cache only while such records exist.
     pub fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         let db = self.inner.db.load();
         db.as_ref().ok_or(Fault::Closed)?.get_replaced(family, key)
     }
 
-    /// Walks the latest records with `from <= key < to` in key order, or backwards, until
-    /// `each` breaks. An empty `to` is no upper end. The walk sees one moment.
+    /// Visits the latest records with `from <= key < to` in key order, or in reverse,
+    /// until `each` breaks. An empty `to` means no upper end. All records are of the same
+    /// moment.
     pub fn range(
         &self,
         family: Family,
@@ -207,19 +209,19 @@ impl Store {
         self.snapshot()?.range(family, from, to, reverse, each)
     }
 
-    /// The store at this moment.
+    /// The present state of the store.
     pub fn snapshot(&self) -> Result<Snapshot, Fault> {
         Ok(Snapshot::new(self.db()?))
     }
 
-    /// Applies entries: their records, the last one's log id and membership, as one.
-    /// Entries must come in the log's order, each once; there is one caller at a time.
+    /// Applies entries atomically: their records, the last one's log id and membership.
+    /// Entries must come in the log's order, each once, from one caller at a time.
     ///
-    /// A batch whose link does not follow the one applied before counts as applied and
-    /// changes nothing: what it was evaluated on never happened.
+    /// A batch whose dependency does not follow the last applied one counts as applied
+    /// and changes nothing: the batch it was evaluated on was never applied.
     ///
     /// # Errors
-    /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then.
+    /// [`Fault::BadBatch`] if an entry is damaged; nothing is applied then.
     /// [`Fault::Stalled`] with [`OnStall::Fail`]: nothing is applied, call again.
     pub fn apply(&self, writes: &[EntryWrite], on_stall: OnStall) -> Result<(), Fault> {
         let db = self.db()?;
@@ -233,7 +235,7 @@ impl Store {
         self.apply_effective(&db, &writes, before, on_stall)
     }
 
-    /// Applies entries that all take effect; `before` is the last link before them.
+    /// Applies entries that all take effect; `before` is the last dependency before them.
     fn apply_effective(
         &self,
         db: &Arc<Db>,
@@ -268,7 +270,7 @@ impl Store {
         }
     }
 
-    /// Applies single records: in front of the memtables.
+    /// Applies single records, to the write buffer.
     fn buffer_points(
         &self,
         db: &Arc<Db>,
@@ -287,7 +289,7 @@ impl Store {
         Ok(())
     }
 
-    /// Applies anything, with nothing in front of the memtables.
+    /// Applies anything, when the write buffer is empty.
     fn write(
         &self,
         db: &Db,
@@ -324,14 +326,15 @@ impl Store {
         self.inner.changes.count.fetch_add(1, Ordering::Release);
     }
 
-    /// Grows after every write, flush and compaction: while it stays, so do records and
-    /// [`StoreSizes`], except for what readers of older states keep in memory.
+    /// A number that grows after every write, flush and compaction. While it stays the
+    /// same, so do the records and the [`StoreSizes`], except for memory that readers of
+    /// older states hold.
     pub fn changes(&self) -> u64 {
         self.inner.changes.count.load(Ordering::Acquire)
     }
 
-    /// Waits until a flush ends, or has ended since this was last asked; for one who
-    /// waits.
+    /// Waits for the end of a flush, or returns at once if one has ended since the last
+    /// call; for a single waiter.
     pub async fn flush_ended(&self) {
         self.inner.changes.flushed.notified().await;
     }
@@ -341,10 +344,10 @@ impl Store {
         self.inner.applied_bytes.load(Ordering::Relaxed)
     }
 
-    /// Applies entries of which the last empties families, and gives their space back at
-    /// once. Files are deleted under two conditions: the emptiness is on disk, and nobody
-    /// reads an older state. Nothing else is written meanwhile, so every file at the
-    /// lower levels is dead. Where a condition fails, compaction does the rest.
+    /// Applies entries of which the last one empties families, and frees their space at
+    /// once. Files are deleted under two conditions: the emptiness is on disk, and
+    /// nothing reads an older state. Nothing else is written meanwhile, so every file at
+    /// the lower levels is dead. If a condition fails, compaction frees the space.
     fn apply_clear(
         &self,
         db: &Arc<Db>,
@@ -370,44 +373,46 @@ impl Store {
                 self.changed();
             }
             Ok(()) => {}
-            Err(fault) => tracing::warn!(%fault, "the space of cleared records comes back later"),
+            Err(fault) => {
+                tracing::warn!(%fault, "cannot free the space of cleared records; compaction will")
+            }
         }
-        // What is left (level 0, files under compaction) goes by a compaction of little.
+        // The rest (level 0, files in a compaction) is small and is compacted.
         manual_compaction::compact_cleared(db, cleared.any)
     }
 
-    /// How far the log was applied; `None` for a store that has applied nothing.
+    /// The last applied entry; `None` for a store that has applied nothing.
     pub fn applied(&self) -> Result<Option<AppliedPoint>, Fault> {
         Ok(self.db()?.progress.applied())
     }
 
-    /// How far the log was applied in the state that is on disk: what a crash would
-    /// leave. Asks no disk.
+    /// The last applied entry of the state on disk, which a crash would leave. Reads no
+    /// disk.
     pub fn flushed(&self) -> Result<Option<AppliedPoint>, Fault> {
         Ok(self.db()?.progress.flushed())
     }
 
-    /// Writes what was applied to disk and waits for it.
+    /// Writes the applied entries to disk, and waits for it.
     pub fn flush(&self) -> Result<(), Fault> {
         self.db()?.flush()
     }
 
-    /// Why what is on disk can't be relied on, once a read or a compaction has found
-    /// that, or it [diverged](Store::mark_diverged); of a closed store only the latter is
-    /// known.
+    /// The reason why the stored data is unreliable: damage that a read or a compaction
+    /// has found, or that the store has [diverged](Store::mark_diverged). A closed store
+    /// knows only the latter.
     pub fn damage(&self) -> Option<Fault> {
         self.inner.divergence.get().cloned().or_else(|| self.db().ok()?.damage())
     }
 
-    /// Takes note that the records, whole as they are, are not those of the replica's
-    /// group: it can only be rebuilt from its peers.
+    /// Records that the store's data, though intact, is not that of the replica's group.
+    /// It can only be rebuilt from its peers.
     pub fn mark_diverged(&self, why: impl Into<String>) {
         let file = self.inner.path.display().to_string();
         self.inner.divergence.get_or_init(|| Fault::Corrupt { file, reason: why.into() });
     }
 
-    /// Whether the store can take writes. Cheap: the file system is looked at a few times
-    /// a second at most.
+    /// The store's ability to take writes. Cheap: reads the file system at most a few
+    /// times a second.
     pub fn health(&self) -> StoreHealth {
         match self.db() {
             Ok(db) => db.health(self.inner.shared.settings().disk_reserve_bytes),
@@ -415,8 +420,8 @@ impl Store {
         }
     }
 
-    /// Rewrites everything, so that dead records give their space back; on a thread of
-    /// its own. Gives the one that is running when there is one.
+    /// Starts a compaction of the whole store on a thread of its own, which frees the
+    /// space of dead records. Returns the running one if there is one.
     pub fn compact(&self) -> Result<Arc<ManualCompaction>, Fault> {
         let mut compaction = self.inner.compaction.lock();
         match &*compaction {
@@ -425,15 +430,15 @@ impl Store {
         }
     }
 
-    /// Compacts a family at once, whoever reads older states, as automatic compaction
-    /// does: for tests of what that drops.
+    /// Compacts a family at once, without regard to readers, as automatic compaction
+    /// does; for tests of the compaction filters.
     pub fn compact_family(&self, family: Family) -> Result<(), Fault> {
         let db = self.db()?;
         manual_compaction::compact_range(&db, family, None, None);
         db.reported().map_or(Ok(()), Err)
     }
 
-    /// The bytes that it takes; cheaper than all [`stats`](Store::figures).
+    /// The store's size; cheaper than all [`stats`](Store::stats).
     pub fn sizes(&self) -> Result<StoreSizes, Fault> {
         stats::sizes(&*self.db()?)
     }
@@ -452,8 +457,8 @@ impl Store {
         Some(db)
     }
 
-    /// Flushes and lets go of the database; readers that still hold snapshots keep it
-    /// open until they drop them. Every later call answers [`Fault::Closed`].
+    /// Flushes and closes the database. Readers with snapshots keep it open until they
+    /// drop them. Every later call returns [`Fault::Closed`].
     pub fn close(&self) -> Result<(), Fault> {
         let Some(db) = self.detach() else { return Ok(()) };
         let flushed = db.flush();
@@ -461,7 +466,7 @@ impl Store {
         flushed
     }
 
-    /// Closes without flushing and deletes everything. The directory goes with it.
+    /// Closes without a flush and deletes the store's directory.
     pub fn destroy(&self) -> Result<(), Fault> {
         if let Some(db) = self.detach() {
             db.stop();
@@ -482,7 +487,7 @@ impl Store {
     }
 
     /// Makes a store of `received`, a [`checkpoint`](Store::checkpoint) on the same file
-    /// system, at `path`, where none is open; the directory is moved away.
+    /// system, at `path`, where no store may be open; the directory is moved.
     pub fn make(received: &Path, path: &Path) -> Result<(), Fault> {
         let name = directory::first_name();
         directory::move_received(received, &path.join(&name))?;
@@ -490,9 +495,9 @@ impl Store {
     }
 
     /// Replaces the store's state by that in `received`, a
-    /// [`checkpoint`](Store::checkpoint) on the same file system; the directory is moved
-    /// away. Readers go on with the old state until they drop their snapshots. A crash
-    /// leaves the old state or the new one.
+    /// [`checkpoint`](Store::checkpoint) on the same file system; the directory is moved.
+    /// Readers keep the old state until they drop their snapshots. A crash leaves either
+    /// the old state or the new one.
     pub fn install(&self, received: &Path) -> Result<(), Fault> {
         let old = self.db()?;
         let name = directory::next_name(&old.directory);
@@ -508,11 +513,11 @@ impl Store {
         self.inner.shared.memtable_writer().retire(&old);
         self.changed();
         old.stop();
-        // RocksDB keeps its open files readable for those who still hold snapshots.
+        // RocksDB's open files stay readable for the holders of snapshots.
         directory::remove(&old.directory)
     }
 
-    /// What the stores of the node share.
+    /// The resources that the node's stores share.
     pub fn shared(&self) -> &SharedResources {
         &self.inner.shared
     }
@@ -526,7 +531,7 @@ impl Drop for Inner {
     }
 }
 
-/// The entry as it takes effect: without its batch when the batch's link does not follow
+/// The entry with its effect: without its batch if the batch's dependency does not follow
 /// `last`.
 fn effective_entry(write: &EntryWrite, last: &mut Option<BatchDependency>) -> EntryWrite {
     let Some(dependency) = batch::dependency(&write.batch) else { return write.clone() };
@@ -538,12 +543,12 @@ fn effective_entry(write: &EntryWrite, last: &mut Option<BatchDependency>) -> En
         index = write.index,
         ?dependency,
         ?last,
-        "a batch is void: the one it was evaluated on never took effect"
+        "entry has no effect: the batch it was evaluated on was never applied"
     );
     EntryWrite { batch: Bytes::new(), ..write.clone() }
 }
 
-/// The records that entries set, if they change no more than single ones.
+/// The records that entries put and delete; `None` if they do more than that.
 fn point_writes(writes: &[EntryWrite]) -> Result<Option<PointWrites<'_>>, Fault> {
     let mut points = PointWrites::default();
     for write in writes {
@@ -589,7 +594,7 @@ fn encode_applied(index: u64, dependency: Option<BatchDependency>, log_id: &[u8]
     record
 }
 
-/// What an `\0applied` record says.
+/// A decoded `\0applied` record.
 struct AppliedRecord {
     index: u64,
     dependency: Option<BatchDependency>,
@@ -609,8 +614,8 @@ fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
     Some(AppliedRecord { index, dependency, log_id: record.slice(at..) })
 }
 
-/// Reads log id and membership of one moment: again, when a write or flush came between
-/// the two.
+/// Reads log id and membership of the same moment: again, if a write or a flush came
+/// between them.
 fn read_applied<E>(
     get: impl Fn(&[u8]) -> Result<Option<Bytes>, E>,
     malformed: impl FnOnce(&'static str) -> E,

@@ -1,23 +1,24 @@
-//! Wall time for stamps: it follows the machine's wall clock, without its jumps.
+//! Wall time for stamps: it follows the machine's wall clock without its jumps.
 //!
-//! Stamps are written down, and whoever leads next goes on from them. So a wall clock
-//! that is wrong for a moment (set before NTP has seen a server, a virtual machine that
-//! resumes, `date -s`) must neither push them far ahead at once nor, once it is right
-//! again, stop them until it has come to where they are.
+//! Stamps are persistent, and every later leader continues from them. So a wall clock
+//! that is wrong for a moment (not yet set by NTP, a virtual machine that resumes, `date
+//! -s`) must not push them far ahead at once. When it is right again, it must not stop
+//! them until it has caught up with them.
 //!
-//! [`SlewedClock`] is a process's: it goes at the pace of the steady clock from where it
-//! is. Where the wall clock is behind, it goes slower until the other has caught up;
-//! where the wall clock has jumped ahead, it goes faster until it has caught up itself.
-//! [`StampClock`] is a group's: as the process's, but not before what was stamped, from
-//! where it goes on, slower, until the process's has come there.
+//! [`SlewedClock`] is the process's clock. It runs at the pace of the steady clock. While
+//! the wall clock is behind, it runs slower until the wall clock has caught up; after the
+//! wall clock has jumped ahead, it runs faster until it has caught up itself.
+//! [`StampClock`] is a group's clock. It equals the process's clock, but is never before
+//! the last stamp: from a later stamp it continues at the slower pace until the process's
+//! clock has caught up.
 //!
-//! The steady clock is the boot clock ([`Clocks::boot`]): the time that a machine sleeps
-//! is no jump.
+//! The steady clock is the boot clock ([`Clocks::boot`]): a suspension of the machine is
+//! no jump.
 //!
 //! # Invariants
-//! - A clock never runs backwards, and never stands still
+//! - A clock never runs backwards and never stops
 //!   (`time_goes_on_whatever_the_wall_clock_does`, `stamps_go_on_from_one_far_ahead`).
-//! - No step of the wall clock is taken over that is larger than [`STEP_MAX`]
+//! - No step of the wall clock larger than [`STEP_MAX`] is followed at once
 //!   (`a_clock_that_was_ahead_for_a_moment_leaves_little`).
 
 use std::sync::Arc;
@@ -28,27 +29,26 @@ use parking_lot::Mutex;
 
 use crate::clocks::{Clocks, SystemClocks};
 
-/// The largest step forward of the wall clock that is taken over at once, relative to the
-/// steady clock. Larger ones are taken over at a tenth of the pace.
+/// The largest forward step of the wall clock, relative to the steady clock, that is
+/// followed at once. Larger ones are followed at a tenth of the pace.
 pub const STEP_MAX: Duration = Duration::from_secs(10);
-/// A difference that two clocks read one after the other show anyway.
+/// The difference between two clocks that are read one after the other.
 const NOISE_US: i64 = 2_000;
-/// How often both clocks are read to have them at one moment.
+/// Attempts to read both clocks at the same moment.
 const PAIR_TRIES: usize = 4;
-/// Less of a difference is not worth a line in the log.
+/// Smaller differences are not logged.
 const LOGGED_MIN_MS: i64 = 100;
-/// A wall clock before 2025 was never set: when it is, that is taken over at once.
+/// A wall clock before 2025 was never set; the first setting is followed at once.
 const UNSET_BEFORE_US: i64 = 1_735_689_600_000_000;
-/// In place of an offset, while the clock is slewed.
+/// The value of the offset while the clock is slewed.
 const SLEWED: i64 = i64::MIN;
 
-/// How fast the clock goes, in tenths of the steady clock's pace.
+/// The pace of the clock, in tenths of the steady clock's.
 const SLOW: i64 = 9;
 const EVEN: i64 = 10;
 const FAST: i64 = 11;
 
-/// Time since some moment: `at_us` at `from_us` of the steady clock, and from there at a
-/// pace.
+/// A clock with a constant pace: it shows `at_us` when the steady clock shows `from_us`.
 #[derive(Debug, Clone, Copy)]
 struct LinearClock {
     from_us: i64,
@@ -62,10 +62,10 @@ impl LinearClock {
     }
 }
 
-/// A process's wall time.
+/// The process's wall clock.
 pub struct SlewedClock {
     clocks: Box<dyn Clocks>,
-    /// What the steady clock lacks to the time, while that is the wall clock's.
+    /// The wall clock's lead over the steady clock, unless slewed.
     offset_us: AtomicI64,
     line: Mutex<LinearClock>,
 }
@@ -77,12 +77,12 @@ impl std::fmt::Debug for SlewedClock {
 }
 
 impl SlewedClock {
-    /// By the operating system's clocks.
+    /// A clock on the operating system's clocks.
     pub fn system() -> Arc<SlewedClock> {
         Self::new(SystemClocks)
     }
 
-    /// Begins at what the wall clock says.
+    /// A clock that starts with the time of the wall clock.
     pub fn new(clocks: impl Clocks) -> Arc<SlewedClock> {
         let (from_us, at_us) = (us(clocks.boot()), us(clocks.wall()));
         let line = Mutex::new(LinearClock { from_us, at_us, pace: EVEN });
@@ -106,13 +106,13 @@ impl SlewedClock {
         ms(self.now_us(self.steady_us()))
     }
 
-    /// Milliseconds on a clock that nobody sets, since some moment.
+    /// Milliseconds since an arbitrary start, on a clock that is never set.
     pub fn steady_ms(&self) -> u64 {
         ms(self.steady_us())
     }
 
-    /// By how much this clock is ahead of the wall clock; negative: behind. What is
-    /// within their noise is nothing.
+    /// The lead of this clock over the wall clock; negative if it is behind, 0 within the
+    /// noise of both.
     pub fn ahead_ms(&self) -> i64 {
         self.ahead_of_wall_ms(self.now_us(self.steady_us()))
     }
@@ -135,14 +135,14 @@ impl SlewedClock {
     #[cold]
     fn slew(&self, before_us: i64) -> i64 {
         let mut line = self.line.lock();
-        // Read again: whoever held the lock may have gone by a later moment.
+        // Read again: the previous holder of the lock may have used a later moment.
         let (wall_us, steady_us) = self.read_both();
         let steady_us = steady_us.max(before_us);
         let now_us = line.at(steady_us);
         let off_us = wall_us - now_us;
         let step_us = STEP_MAX.as_micros() as i64;
-        // Only from an even pace: what is being taken over at a tenth of the pace is so
-        // to its end.
+        // Only from an even pace: a jump that is being followed at a tenth of the pace is
+        // followed so to its end.
         let is_step = off_us > NOISE_US && line.pace != FAST && off_us <= step_us
             || now_us < UNSET_BEFORE_US && off_us > 0;
         let (at_us, pace) = match off_us {
@@ -167,8 +167,8 @@ impl SlewedClock {
         at_us
     }
 
-    /// Both clocks at one moment, unless this thread is held up between them again and
-    /// again.
+    /// Reads both clocks at the same moment, unless this thread is preempted between them
+    /// again and again.
     fn read_both(&self) -> (i64, i64) {
         let mut before_us = self.steady_us();
         for _ in 0..PAIR_TRIES {
@@ -187,15 +187,13 @@ fn log_pace(pace: i64, off_ms: i64) {
         _ if off_ms.abs() < LOGGED_MIN_MS => {}
         SLOW => tracing::warn!(
             behind_ms = -off_ms,
-            "the wall clock is behind the time of stamps, which goes a tenth slower until it has \
-             caught up"
+            "the wall clock is behind: stamp time runs 10 % slower until it has caught up"
         ),
         FAST => tracing::warn!(
             ahead_ms = off_ms,
-            "the wall clock has jumped ahead: the time of stamps goes a tenth faster until it has \
-             caught up"
+            "the wall clock has jumped ahead: stamp time runs 10 % faster until it has caught up"
         ),
-        _ => tracing::info!(ahead_ms = off_ms, "the time of stamps is the wall clock's again"),
+        _ => tracing::info!(ahead_ms = off_ms, "stamp time equals the wall clock again"),
     }
 }
 
@@ -207,22 +205,22 @@ fn ms(us: i64) -> u64 {
     u64::try_from(us / 1000).unwrap_or(0)
 }
 
-/// The time of a group's stamps: the process's, but never before what was stamped and the
-/// time since.
+/// A group's clock for stamps: the process's clock, but never before the last stamp and
+/// the time since.
 #[derive(Debug)]
 pub struct StampClock {
     clock: Arc<SlewedClock>,
-    /// What it would be at the steady clock's zero, had it gone at [`SLOW`] pace since.
-    /// The process's time goes no slower, so this has to be told of others' stamps only.
+    /// The time at the steady clock's zero, at the [`SLOW`] pace. The process's clock is
+    /// never slower, so only the stamps of others raise it.
     base_us: AtomicI64,
-    /// The last stamp. Calls that meet a change of pace may be a little apart, and a
-    /// machine that is moved may set even its steady clock back: no stamp goes back for
-    /// either.
+    /// The last stamp. Calls around a change of pace may differ a little, and the
+    /// migration of a virtual machine may set even the steady clock back: neither lets a
+    /// stamp go back.
     last_ms: AtomicU64,
 }
 
 impl StampClock {
-    /// Goes on from `last_ms`, the last stamp; 0: there is none.
+    /// Continues from `last_ms`, the last stamp; 0 if there is none.
     pub fn new(clock: Arc<SlewedClock>, last_ms: u64) -> StampClock {
         let stamps =
             StampClock { clock, base_us: AtomicI64::new(i64::MIN), last_ms: AtomicU64::new(0) };
@@ -230,7 +228,7 @@ impl StampClock {
         stamps
     }
 
-    /// Takes note of a stamp that somebody gave.
+    /// Never returns less than `stamp_ms` from here on.
     pub fn advance_to(&self, stamp_ms: u64) {
         let steady_us = self.clock.steady_us();
         let stamp_us = i64::try_from(stamp_ms).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
@@ -238,8 +236,9 @@ impl StampClock {
         self.last_ms.fetch_max(stamp_ms, Ordering::AcqRel);
     }
 
-    /// Milliseconds since the Unix epoch: later calls give no less, wherever the group
-    /// was led before. The shared number is written once a millisecond at most.
+    /// Milliseconds since the Unix epoch. Later calls never return less, regardless of
+    /// the group's earlier leaders. The shared number is written at most once a
+    /// millisecond.
     pub fn now_ms(&self) -> u64 {
         let (now_ms, last_ms) = (ms(self.now_us()), self.last_ms.load(Ordering::Acquire));
         match now_ms > last_ms {
@@ -254,7 +253,7 @@ impl StampClock {
         self.clock.now_us(steady_us).max(on_us)
     }
 
-    /// By how much it is ahead of the wall clock; negative: behind.
+    /// The lead over the wall clock; negative if it is behind.
     pub fn ahead_ms(&self) -> i64 {
         self.clock.ahead_of_wall_ms(self.now_us())
     }
@@ -324,7 +323,7 @@ mod tests {
         let now = || clock.now_us(hands.steady_us());
         hands.pass(SECOND_US);
         assert_eq!(now(), START_US + SECOND_US);
-        // A small step is taken over at once, a large one at a tenth of the pace.
+        // A small step is followed at once, a large one at a tenth of the pace.
         hands.step(9 * SECOND_US);
         assert_eq!(now(), START_US + 10 * SECOND_US);
         hands.step(DAY_US);
@@ -332,7 +331,7 @@ mod tests {
         hands.pass(100 * SECOND_US);
         assert!(is_near(now(), START_US + 120 * SECOND_US), "{}", now());
         assert!(clock.ahead_ms() < -86_000_000, "the metric shows it: {}", clock.ahead_ms());
-        // It was wrong: what was taken over goes away again, without a step back.
+        // It was wrong: the part that was followed is undone, without a step back.
         hands.step(-DAY_US);
         let before = now();
         assert_eq!(clock.ahead_ms(), 10_000);
@@ -367,7 +366,7 @@ mod tests {
             clock.now_ms();
             hands.pass(SECOND_US);
         }
-        // Less than the largest step is left, and it is not taken at once.
+        // Less than the largest step is left, but it is not followed at once.
         let before = clock.now_us(hands.steady_us());
         assert!(before < hands.wall_us() - 50_000);
         for _ in 0..3 {
@@ -389,7 +388,7 @@ mod tests {
     #[test]
     fn stamps_go_on_from_one_far_ahead() {
         let hands = TestClocks::new(START_US);
-        // A restart, or a failover, after somebody has stamped a day ahead.
+        // A restart or a failover, after a stamp that is a day ahead.
         let clock = SlewedClock::new(hands.clone());
         let last_ms = ms(START_US + DAY_US);
         let stamps = StampClock::new(clock.clone(), last_ms);
@@ -400,13 +399,13 @@ mod tests {
         assert_eq!(clock.now_ms(), ms(hands.wall_us()), "the process's is not concerned");
         hands.pass(10 * DAY_US);
         assert_eq!(stamps.now_ms(), ms(hands.wall_us()), "the wall clock has caught up");
-        // To be told of the same stamp later does not set it back.
+        // The same stamp again does not set it back.
         stamps.advance_to(last_ms);
         hands.step(-DAY_US);
         let before = stamps.now_ms();
         hands.pass(SECOND_US);
         assert_eq!(stamps.now_ms(), before + 900);
-        // None far behind matters.
+        // A stamp far behind changes nothing.
         assert_eq!(StampClock::new(clock, 0).now_ms(), stamps.now_ms());
     }
 
@@ -429,7 +428,11 @@ mod tests {
                 let (now_us, next_us) = (clock.now_us(hands.steady_us()), stamps.now_us());
                 let least_us = pass_us * 9 / 10;
                 let most_us = pass_us * 11 / 10 + STEP_MAX.as_micros() as i64 + NOISE_US;
-                proptest::prop_assert!((least_us..=most_us).contains(&(now_us - last_us)), "{} in {pass_us}", now_us - last_us);
+                let passed_us = now_us - last_us;
+                proptest::prop_assert!(
+                    (least_us..=most_us).contains(&passed_us),
+                    "{passed_us} in {pass_us}"
+                );
                 proptest::prop_assert!(next_us - stamp_us >= least_us - 1000 && next_us >= now_us);
                 (last_us, stamp_us) = (now_us, next_us);
             }

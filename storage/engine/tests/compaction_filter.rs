@@ -1,5 +1,5 @@
-//! What compaction drops: cells of dead generations, and only when no reader and no crash
-//! can bring them back.
+//! Compaction drops cells of dead generations, and only when no reader and no crash can
+//! bring them back.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::store::{EntryWrite, Liveness, OnStall, Owner, SharedResources, Store, StoreSettings};
 
-/// Heads are named by one byte and hold a generation (8 bytes) or a string; a cell's key
+/// Heads are named by one byte and hold a generation (8 bytes) or a string. A cell's key
 /// is the head's name, the generation, the member.
 struct Toy;
 

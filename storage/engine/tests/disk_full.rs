@@ -1,5 +1,5 @@
-//! A full disk stops writes with a clear error, reads go on, and writes go on by
-//! themselves when space returns.
+//! A full disk stops writes with a clear error, reads go on, and writes resume
+//! automatically when space returns.
 //!
 //! The disk is a small tmpfs in a mount namespace of its own, so the test needs Linux
 //! with user namespaces (or root); it runs itself again inside.
@@ -18,8 +18,7 @@ use engine::store::{
 /// The mount point; set in the run inside the namespace.
 const INSIDE: &str = "ENGINE_TEST_SMALL_DISK";
 
-/// Runs the named test again with a disk of 32 MB, and says whether this is that second
-/// run.
+/// Runs the named test again with a disk of 32 MB; returns the disk in that second run.
 fn small_disk(test: &str) -> Option<PathBuf> {
     if let Some(disk) = std::env::var_os(INSIDE) {
         return Some(disk.into());
@@ -56,7 +55,7 @@ fn small_disk(test: &str) -> Option<PathBuf> {
     None
 }
 
-/// Takes up space until only about `leave` bytes are free.
+/// Fills the disk until only about `leave` bytes are free.
 fn fill(disk: &Path, leave: u64) -> PathBuf {
     let stat = rustix::fs::statvfs(disk).unwrap();
     let ballast = disk.join("ballast");
@@ -135,7 +134,7 @@ fn writes_wait_for_space_and_reads_go_on() {
     }
     std::fs::remove_file(ballast).unwrap();
     within(30, "writes go on", || store.apply(&[entry(written + 1)], OnStall::Wait).is_ok());
-    // RocksDB looks for space every five seconds.
+    // RocksDB checks for space every five seconds.
     within(15, "the store is well", || store.health() == StoreHealth::Good);
     store.close().unwrap();
     drop(store);

@@ -1,4 +1,4 @@
-//! Fuzz target of the batch format; runs briefly as a test, and as long as asked with
+//! Fuzz target of the batch format. It runs briefly as a test, and for any time with
 //! `cargo bolero test -p engine any_bytes_are_read_or_refused`.
 
 use engine::batch::{self, BatchWriter, Change};
@@ -7,7 +7,7 @@ use engine::batch::{self, BatchWriter, Change};
 fn any_bytes_are_read_or_refused() {
     bolero::check!().for_each(|bytes: &[u8]| {
         let Ok(records) = batch::check(bytes) else { return };
-        // What is read and written again is the same batch.
+        // A batch that is read and written again is the same.
         let mut writer = match batch::dependency(bytes) {
             Some(dependency) => BatchWriter::with_dependency(dependency, bytes.len()),
             None => BatchWriter::new(),

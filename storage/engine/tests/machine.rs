@@ -1,5 +1,5 @@
-//! A group of one over the real log and a real store: what was acknowledged survives,
-//! what is purged was flushed, a full disk only makes writes wait.
+//! A group of one over the real log and a real store: acknowledged writes survive, purged
+//! entries were flushed, a full disk only makes writes wait.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -43,10 +43,10 @@ impl Replica {
         self.group.propose(&self.leadership, batch(key, value)).await.unwrap();
     }
 
-    /// Ends without flushing the store: what memtables hold is lost, as in a crash.
+    /// Ends without flushing the store: the memtables are lost, as in a crash.
     async fn crash(self, path: &Path) -> tempfile::TempDir {
         self.group.shutdown().await;
-        // The log's files first: the store may flush when it goes.
+        // The log's files first: the store may flush when it is dropped.
         self.log.flush().await.unwrap();
         let copy = tempfile::tempdir().unwrap();
         copy_tree(path, copy.path());
@@ -60,8 +60,8 @@ fn batch(key: u64, value: &[u8]) -> Bytes {
     writer.finish()
 }
 
-/// Newest first: the log may be removing its oldest segments, and a copy without one must
-/// not have an older one.
+/// Newest first: the log may be removing its oldest segments, and a copy that lacks one
+/// must not have an older one.
 fn copy_tree(from: &Path, to: &Path) {
     let mut entries: Vec<_> =
         std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()).collect();
@@ -77,7 +77,7 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// The log removes segments, oldest first, while it is copied; one that is gone was not
+/// The log removes segments, oldest first, while it is copied; a missing one was not
 /// needed.
 fn copy_file(from: &Path, to: &Path) {
     match std::fs::copy(from, to) {
@@ -197,7 +197,7 @@ async fn a_flush_does_not_cause_the_next() {
     }
     let due = (replica.store.applied_bytes() / policy.bytes_max) as usize;
     assert!(flushes.len() <= due + 1, "{} flushes, {due} were due", flushes.len());
-    // openraft was told of them, or nothing would be purged.
+    // openraft was told of the flushes, or nothing would be purged.
     assert!(replica.group.stats().purged > 0);
     replica.group.shutdown().await;
     tokio::time::timeout(Duration::from_secs(5), keeper)

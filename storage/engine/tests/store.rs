@@ -1,5 +1,5 @@
-//! What a store promises: whole entries or nothing, one moment per snapshot, files that
-//! say who damaged them.
+//! A store's promises: whole entries or nothing, snapshots of one moment, errors that
+//! name damaged files.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
@@ -133,7 +133,7 @@ fn flushes_that_rocksdb_starts_are_known() {
     );
 }
 
-/// Where the child of `a_crash_loses_whole_entries_only` writes; unset in the parent.
+/// The directory of the child of `a_crash_loses_whole_entries_only`; unset in the parent.
 const CHILD: &str = "ENGINE_TEST_CRASHING_STORE";
 
 /// Not a claim by itself: the child process of the test below, which writes until it is
@@ -146,7 +146,7 @@ fn child_that_is_killed() {
     let applied = store.applied().unwrap().map_or(0, |applied| applied.index);
     for index in applied + 1.. {
         apply(&store, index, |batch| {
-            // Families of different weight, so that their memtables fill at different
+            // Families of different sizes, so that their memtables fill at different
             // times.
             batch.put(Family::Default, b"last", &index.to_be_bytes());
             batch.put(Family::Head, b"last", &index.to_be_bytes());
@@ -308,7 +308,7 @@ fn a_batch_whose_base_never_took_effect_is_void() {
     }
 }
 
-/// Waits until what was applied is in the memtables.
+/// Waits until the applied entries are in the memtables.
 fn drained(shared: &SharedResources) {
     let since = Instant::now();
     while shared.write_buffer_bytes() > 0 {
@@ -352,7 +352,7 @@ fn a_dropped_store_can_be_opened_at_once() {
     let shared = shared();
     for index in 1..=40 {
         let store = Store::open(&shared, directory.path()).unwrap();
-        // So many pieces are drained at once.
+        // This many immutable memtables are written at once.
         for n in 10 * index..10 * index + 10 {
             apply(&store, n, |batch| batch.put(Family::Head, b"a", &[7; 1_000]));
             drop(store.snapshot().unwrap());
@@ -392,7 +392,7 @@ fn many_stores_with_little_in_each_are_not_flushed_for_it() {
             batch.put(Family::Head, format!("key{index}").as_bytes(), &[7; 100 << 10])
         });
     }
-    // A store that is written to does not rest: it is for the budget that it is flushed.
+    // A store that is written to is not idle: it is flushed because of the budget.
     let since = Instant::now();
     for index in 81.. {
         if store.flushed().unwrap().is_some() {
@@ -425,15 +425,15 @@ fn an_idle_store_is_flushed() {
     );
 }
 
-/// Of a million new keys tens of thousands of looks find a filter wrong; the blocks that
-/// they read would fill the cache.
+/// For tens of thousands of a million new keys a Bloom filter errs; the blocks that are
+/// read then would fill the cache.
 #[test]
 fn reads_before_inserts_do_not_fill_the_block_cache() {
     const RECORDS: u32 = 20_000;
     let directory = tempfile::tempdir().unwrap();
     let shared = shared();
     let store = Store::open(&shared, directory.path()).unwrap();
-    // In no order: the files lie over each other.
+    // In random order, so that the files overlap.
     let key = |n: u32| n.wrapping_mul(0x9e37_79b1).to_be_bytes();
     for file in 0..4 {
         let records = file * RECORDS..(file + 1) * RECORDS;

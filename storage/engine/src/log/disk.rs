@@ -1,14 +1,14 @@
-//! The disk under the log: how it is written and synced, and how it has been lately.
+//! The log's disk: writing, syncing, and monitoring.
 //!
-//! A slow, full or failed disk is its server's trouble and is not to be the cluster's:
-//! whoever leads on one hands over to a member whose disk is well ([`DiskProblem`],
-//! [`Log::disk_problem`](super::Log::ailment)), and is not given leaderships back for
-//! [`DISK_PROBATION`].
+//! A problem of one server's disk (slow, full or failed) must not become a problem of the
+//! cluster. A leader on such a disk transfers its leadership to a member with a healthy
+//! one ([`DiskProblem`], [`Log::disk_problem`](super::Log::disk_problem)), and the server
+//! receives no leaderships for [`DISK_PROBATION`].
 //!
 //! # Invariants
-//! - A sync that hangs is seen while it hangs, not when it ends
+//! - A sync that hangs is detected while it hangs
 //!   (`a_hanging_sync_is_a_disk_problem_while_it_hangs`).
-//! - Who was ailing says so for a minute after it is well
+//! - A problem is reported for another minute after it has ended
 //!   (`a_disk_problem_is_recent_for_a_minute`).
 
 use std::fmt;
@@ -21,46 +21,46 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A sync that takes longer is a slow disk's.
+/// A sync that takes longer is a problem of the disk.
 const SLOW_FSYNC_MIN: Duration = Duration::from_secs(1);
-/// Who is to take over from another because of its disk must have synced faster.
+/// A member that takes over because of another's disk must have synced faster than this.
 pub const HEALTHY_FSYNC_MAX: Duration = Duration::from_millis(100);
-/// A disk that is so full is left to others, percent.
+/// Usage at which a disk counts as full, percent.
 const FULL_PERCENT: u8 = 95;
-/// For so long after it was ailing a disk is not trusted with leaderships.
+/// A server leads nothing new for this long after its last disk problem.
 pub const DISK_PROBATION: Duration = Duration::from_secs(60);
 
 /// Space of a file system, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSpace {
-    /// What is used.
+    /// Used space.
     pub used: u64,
-    /// What this process may still use.
+    /// Space that this process may still use.
     pub free: u64,
 }
 
 impl DiskSpace {
-    /// How much is used of what can be, percent, as `df` says it.
+    /// The usage as `df` computes it, percent.
     pub fn used_percent(&self) -> u8 {
         let all = u128::from(self.used) + u128::from(self.free);
         (u128::from(self.used) * 100).checked_div(all).unwrap_or(0) as u8
     }
 }
 
-/// What the log asks of a disk. Tests put another in its place, which is slow, fails or
-/// is full.
+/// The disk operations of the log. Tests replace them by a disk that is slow, fails or is
+/// full.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Writes all bytes at an offset.
     fn write(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         file.write_all_at(bytes, at)
     }
 
-    /// Has what was written on the disk (fdatasync).
+    /// Makes everything written durable (fdatasync).
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_data()
     }
 
-    /// The space of the file system that a directory is on; `None`: it can't be asked.
+    /// The space of the file system of a directory; `None` if it cannot be read.
     fn space(&self, dir: &Path) -> Option<DiskSpace> {
         let stat = rustix::fs::statvfs(dir).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
@@ -71,31 +71,31 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// The operating system's.
+/// The disk of the operating system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsDisk;
 
 impl Disk for OsDisk {}
 
-/// What is wrong with a disk.
+/// A problem of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiskProblem {
-    /// An fsync takes, or the last one took, more than a second.
+    /// The running or the last fsync takes more than a second.
     #[error("an fsync of the log takes {:.1} s", .0.as_secs_f64())]
     Slow(Duration),
-    /// It is nearly full.
+    /// The disk is nearly full.
     #[error("a disk is {0} % full")]
     Full(u8),
     /// The log has stopped.
     #[error("{0}")]
     Failed(String),
-    /// More log waits for the disk than may.
+    /// More bytes wait for the disk than the bound allows.
     #[error("the log's disk does not keep up: {0} bytes wait for it")]
     Behind(u64),
 }
 
 impl DiskProblem {
-    /// In two words, for a metric.
+    /// A name of two words, for metrics.
     pub fn name(&self) -> &'static str {
         match self {
             DiskProblem::Slow(_) => "slow disk",
@@ -106,18 +106,18 @@ impl DiskProblem {
     }
 }
 
-/// How a disk is and has been.
+/// The present and the recent state of a disk.
 #[derive(Debug)]
 pub(crate) struct DiskMonitor {
     began: Instant,
-    /// When the syncs that are under way began; two at most.
+    /// Start times of the running syncs, two at most.
     in_progress: Mutex<Vec<Instant>>,
     last_nanos: AtomicU64,
-    /// Up to when, in nanoseconds from `began`, nobody is to sync who has other things to
-    /// do; 0: nothing happened yet.
+    /// Threads with other work do no syncs until this time, nanoseconds since `began`; 0
+    /// if no sync was slow yet.
     slow_until: AtomicU64,
     used_percent: AtomicU8,
-    /// The last ailment and when it was last seen.
+    /// The last problem, and the time at which it was last seen.
     last_problem: Mutex<Option<(Instant, DiskProblem)>>,
 }
 
@@ -133,13 +133,13 @@ impl DiskMonitor {
         }
     }
 
-    /// A sync begins.
+    /// Records the start of a sync.
     pub(crate) fn begin(&self, now: Instant) -> Instant {
         self.in_progress.lock().push(now);
         now
     }
 
-    /// It has ended; how long it took.
+    /// Records the end of a sync, and returns its duration.
     pub(crate) fn end(&self, began: Instant, now: Instant) -> Duration {
         let mut in_progress = self.in_progress.lock();
         if let Some(at) = in_progress.iter().position(|other| *other == began) {
@@ -152,19 +152,19 @@ impl DiskMonitor {
             let until = now.saturating_duration_since(self.began) + DISK_PROBATION;
             self.slow_until.store(until.as_nanos() as u64, Ordering::Relaxed);
         }
-        // Noted now: the next one may be quick before anybody looks.
+        // Recorded now, as the next sync may be fast before anything else checks.
         let _ = self.disk_problem(now, None);
         took
     }
 
-    /// Whether a sync took more than [`HEALTHY_FSYNC_MAX`] within the last minute: whoever has other
-    /// things to do leaves syncs to the log's own thread.
+    /// True if a sync took more than [`HEALTHY_FSYNC_MAX`] within the last minute.
+    /// Threads with other work then leave syncs to the log's own thread.
     pub(crate) fn was_slow_lately(&self, now: impl FnOnce() -> Instant) -> bool {
         let until = self.slow_until.load(Ordering::Relaxed);
         until != 0 && now().saturating_duration_since(self.began).as_nanos() < u128::from(until)
     }
 
-    /// How long the last sync took, or one that is under way takes if that is longer.
+    /// The duration of the last sync, or of a running one if that is longer.
     pub(crate) fn last(&self, now: Instant) -> Duration {
         let in_progress =
             self.in_progress.lock().iter().map(|began| now.saturating_duration_since(*began)).max();
@@ -172,13 +172,13 @@ impl DiskMonitor {
             .max(in_progress.unwrap_or_default())
     }
 
-    /// Looks how full the disks of these directories are.
+    /// Reads the usage of the disks of these directories.
     pub(crate) fn check_space<'d>(&self, disk: &dyn Disk, dirs: impl Iterator<Item = &'d PathBuf>) {
         let used = dirs.filter_map(|dir| disk.space(dir)).map(|space| space.used_percent()).max();
         self.used_percent.store(used.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// What is wrong now; `failed`: why the log has stopped.
+    /// The present problem; `failed` is the reason why the log has stopped.
     pub(crate) fn disk_problem(&self, now: Instant, failed: Option<String>) -> Option<DiskProblem> {
         let (last, used) = (self.last(now), self.used_percent.load(Ordering::Relaxed));
         let disk_problem = match failed {
@@ -193,7 +193,7 @@ impl DiskMonitor {
         disk_problem
     }
 
-    /// What is wrong now, or was within the last minute.
+    /// The present problem, or one of the last minute.
     pub(crate) fn lately(&self, now: Instant, failed: Option<String>) -> Option<DiskProblem> {
         let lately = |(at, disk_problem): &(Instant, DiskProblem)| {
             (now.saturating_duration_since(*at) < DISK_PROBATION).then(|| disk_problem.clone())
@@ -238,8 +238,7 @@ mod tests {
         assert!(watch.was_slow_lately(|| late + DISK_PROBATION / 2));
         assert_eq!(watch.lately(late + DISK_PROBATION, None), None);
         assert!(!watch.was_slow_lately(|| late + DISK_PROBATION));
-        // One that is not slow yet, but too slow for threads that have other things to
-        // do.
+        // Not slow enough for a problem, but too slow for threads that have other work.
         watch
             .end(watch.begin(late + DISK_PROBATION), late + DISK_PROBATION + HEALTHY_FSYNC_MAX * 2);
         assert!(

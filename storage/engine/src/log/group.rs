@@ -1,15 +1,16 @@
-//! One group's part of the log, in memory: what readers see at once, and where on disk it
-//! is.
+//! One group's part of the log in memory: the entries that readers see, and their places
+//! on disk.
 //!
-//! There are two views, because writing is asynchronous. `VisibleLog` changes when a call is
-//! made: an appended entry is readable before it is written, a truncated one is gone.
-//! `DurableLog` changes when the writer comes to the same call, in the order of the queue; it
-//! holds the position of each entry and what the next segment's head must say.
+//! There are two views, because writing is asynchronous. [`VisibleLog`] changes when a
+//! call is made: an appended entry is readable before it is written, a truncated one is
+//! gone at once. [`DurableLog`] changes when the writer processes the same call, in the
+//! order of the queue. It holds the location of each entry, and the group's header for
+//! the next segment.
 //!
 //! # Invariants
 //! - Entries are contiguous: indexes `first..next`, no holes.
-//! - An entry that `DurableLog` does not hold is in the cache; so the cache, which is the tail
-//!   of the log, never lets go of an entry at or beyond `written`. Held by
+//! - An entry that is not in [`DurableLog`] is in the cache. The cache is the tail of the
+//!   log, so it never drops an entry at or beyond `written`. Held by
 //!   `acknowledged_writes_survive_crashes`, whose caches are tiny.
 
 use std::collections::VecDeque;
@@ -25,7 +26,7 @@ use super::record::{self, GroupHeader, RecordKind, RecordPosition};
 use super::segment::Segment;
 use crate::raft::types::{Entry, EntryPayload, LeaderId, LogId, Vote};
 
-/// Where an entry's record is.
+/// The location of an entry's record.
 #[derive(Clone, Debug)]
 pub(crate) struct EntryLocation {
     pub(crate) segment: Arc<Segment>,
@@ -39,12 +40,12 @@ impl EntryLocation {
         self.segment.live.fetch_add(u64::from(self.len), Ordering::Relaxed);
     }
 
-    /// Counts the entry as no longer needed.
+    /// Counts the entry as obsolete.
     pub(crate) fn release(&self) {
         self.segment.live.fetch_sub(u64::from(self.len), Ordering::Relaxed);
     }
 
-    /// Reads the entry back and checks that it is the one asked for.
+    /// Reads the entry and checks that it is the expected one.
     pub(crate) fn read(&self, group: u64, index: u64) -> Result<Entry, LogError> {
         let mut bytes = vec![0; self.len as usize];
         let path = &self.segment.path;
@@ -71,7 +72,7 @@ impl EntryLocation {
     }
 }
 
-/// A group's view of the log.
+/// A group's part of the log.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) id: u64,
@@ -87,13 +88,13 @@ pub(crate) struct GroupViews {
     pub(crate) durable: DurableLog,
 }
 
-/// What readers see.
+/// The log as readers see it.
 #[derive(Debug, Default)]
 pub(crate) struct VisibleLog {
     pub(crate) vote: Option<Vote>,
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
-    /// `committed` moved since it was last queued.
+    /// `committed` has changed since it was last queued.
     pub(crate) committed_dirty: bool,
     /// The group was destroyed; nothing may be written to it any more.
     pub(crate) destroyed: bool,
@@ -101,19 +102,19 @@ pub(crate) struct VisibleLog {
     pub(crate) first: u64,
     /// One past the last entry.
     pub(crate) next: u64,
-    /// Entries below are written.
+    /// Entries below this index are written.
     pub(crate) written: u64,
-    /// Counts truncations, so that a write that was under way during one does not move
+    /// Counts truncations. A write that was in progress during one must not advance
     /// `written`.
     pub(crate) epoch: u64,
     /// First index of each run of entries of one leader.
     leaders: VecDeque<(u64, LeaderId)>,
-    /// The last entries.
+    /// The tail of the entries.
     cache: VecDeque<Entry>,
     cache_bytes: u64,
 }
 
-/// What the writer has put on disk.
+/// The log as it is written to disk.
 #[derive(Debug, Default)]
 pub(crate) struct DurableLog {
     pub(crate) vote: Option<Vote>,
@@ -123,7 +124,7 @@ pub(crate) struct DurableLog {
     pub(crate) locations: VecDeque<EntryLocation>,
 }
 
-/// What an entry costs in the cache.
+/// The bytes that an entry occupies in the cache.
 fn cache_cost(entry: &Entry) -> u64 {
     let payload = match &entry.payload {
         EntryPayload::Normal(payload) => payload.0.len(),
@@ -139,12 +140,12 @@ impl Group {
 }
 
 impl VisibleLog {
-    /// The last entry's id, or what was purged when there is none.
+    /// The id of the last entry, or of the last purged one if there is none.
     pub(crate) fn last(&self) -> Option<LogId> {
         if self.first == self.next { self.purged } else { self.log_id(self.next - 1) }
     }
 
-    /// The id of an entry that is there.
+    /// The id of an entry that exists.
     pub(crate) fn log_id(&self, index: u64) -> Option<LogId> {
         if index < self.first || index >= self.next {
             return None;
@@ -153,24 +154,25 @@ impl VisibleLog {
         Some(LogId { leader_id: self.leaders[run - 1].1, index })
     }
 
-    /// The last entry that is known to be committed: what openraft has said, or what was
-    /// let go of because it is applied.
+    /// The last entry that is known to be committed: by openraft, or because it was
+    /// purged after it had been applied.
     pub(crate) fn last_committed(&self) -> Option<LogId> {
         self.committed.into_iter().chain(self.purged).max_by_key(|id| id.index)
     }
 
-    /// Takes note that the state machine has everything up to `applied`.
+    /// Records that the state machine has applied everything up to `applied`.
     pub(crate) fn note_applied(&mut self, applied: LogId) {
         if self.last_committed().is_none_or(|last_committed| last_committed.index < applied.index) {
             self.committed = Some(applied);
         }
     }
 
-    /// Why a leader that has `entry` in its log lacks what is committed here, if so. Raft
-    /// never elects such a leader; a majority that has lost its log's tail does. openraft
-    /// compares no ids up to the last committed entry, and goes on behind it as if
-    /// nothing had happened. `vote` is the leader's where it does not say that the entry
-    /// is committed: then one of the past may have anything.
+    /// Returns the reason why a leader whose log contains `entry` lacks entries that are
+    /// committed here, or `None` if it does not. Raft never elects such a leader, but a
+    /// majority that has lost the tail of its log does. openraft compares no ids up to
+    /// the last committed entry, and goes on behind it as if nothing had happened. `vote`
+    /// is the leader's, unless the leader says that the entry is committed: an earlier
+    /// leader may have any uncommitted entry.
     pub(crate) fn contradiction(&self, vote: Option<&Vote>, entry: &LogId) -> Option<String> {
         let last_committed = self.last_committed()?;
         if vote.is_some_and(|vote| self.vote.is_some_and(|own| own > *vote)) {
@@ -179,21 +181,21 @@ impl VisibleLog {
         let agrees = match entry.index.cmp(&last_committed.index) {
             std::cmp::Ordering::Greater => entry.leader_id >= last_committed.leader_id,
             std::cmp::Ordering::Equal => *entry == last_committed,
-            // What was let go of is before what is still known.
+            // Purged entries precede those that are still known.
             std::cmp::Ordering::Less => self
                 .log_id(entry.index)
                 .map_or(entry.leader_id <= last_committed.leader_id, |own| own == *entry),
         };
         (!agrees).then(|| {
             format!(
-                "the group went on without what this replica had applied: here entry {last_committed} is \
-                 committed, and the leader has {entry}"
+                "the group continued without entries that this replica had applied: entry \
+                 {last_committed} is committed here, and the leader has {entry}"
             )
         })
     }
 
-    /// Begins the log anew behind `last`: what it held is not needed, or contradicts the
-    /// state that ends there. The caller has truncated it.
+    /// Restarts the log behind `last`: its entries are not needed, or contradict the
+    /// snapshot that ends there. The caller has truncated it.
     pub(crate) fn restart_after(&mut self, last: LogId) {
         assert!(self.first == self.next, "it was truncated");
         (self.purged, self.committed, self.committed_dirty) = (Some(last), None, false);
@@ -201,9 +203,9 @@ impl VisibleLog {
         self.leaders.clear();
     }
 
-    /// The last id of each leader's run of entries within `from..=to`: what openraft
-    /// keeps instead of all ids. (Its trait's documentation speaks of first ids; its code
-    /// and its suite want the last.)
+    /// The last id of each leader's run of entries within `from..=to`. openraft keeps
+    /// these instead of all ids. (Its trait's documentation speaks of first ids; its code
+    /// and its test suite expect the last.)
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
         let ends = self.leaders.iter().skip(1).map(|(first, _)| first - 1).chain([to]);
         let runs =
@@ -211,7 +213,7 @@ impl VisibleLog {
         runs.map(|(&(_, leader_id), end)| LogId { leader_id, index: end.min(to) }).collect()
     }
 
-    /// Takes entries in; they must continue the log.
+    /// Appends entries, which must continue the log.
     pub(crate) fn append(&mut self, entries: &[Entry], cached: &AtomicU64) -> Result<(), LogError> {
         let Some(head) = entries.first() else { return Ok(()) };
         let mut next = match (self.first == self.next, self.purged) {
@@ -244,14 +246,14 @@ impl VisibleLog {
         Ok(())
     }
 
-    /// Notes whose the entry that was just added is.
+    /// Records the leader of an entry that was just added.
     pub(crate) fn note_leader(&mut self, id: &LogId) {
         if self.leaders.back().is_none_or(|(_, leader)| *leader != id.leader_id) {
             self.leaders.push_back((id.index, id.leader_id));
         }
     }
 
-    /// Drops entries beyond `after`, all when `None`.
+    /// Drops the entries behind `after`, all of them if `None`.
     pub(crate) fn truncate(&mut self, after: Option<u64>, cached: &AtomicU64) {
         let next = after.map_or(0, |index| index.saturating_add(1)).max(self.first);
         if next >= self.next {
@@ -269,7 +271,7 @@ impl VisibleLog {
         }
     }
 
-    /// Drops entries up to `upto`; the log may end before it.
+    /// Drops the entries up to `upto`, which may lie beyond the end of the log.
     pub(crate) fn purge(&mut self, upto: LogId, cached: &AtomicU64) {
         if self.purged.is_some_and(|purged| purged.index >= upto.index) {
             return;
@@ -292,7 +294,7 @@ impl VisibleLog {
         }
     }
 
-    /// Lets go of written entries, oldest first, until the cache holds at most `keep`
+    /// Drops written entries from the cache, oldest first, until it holds at most `keep`
     /// bytes.
     pub(crate) fn evict(&mut self, keep: u64, cached: &AtomicU64) {
         while self.cache_bytes > keep
@@ -303,7 +305,7 @@ impl VisibleLog {
         }
     }
 
-    /// The committed id to queue, when it moved since the last time.
+    /// The committed id, if it has changed since the last call.
     pub(crate) fn take_committed(&mut self) -> Option<LogId> {
         std::mem::take(&mut self.committed_dirty).then_some(self.committed)?
     }
@@ -320,7 +322,7 @@ impl VisibleLog {
 }
 
 impl DurableLog {
-    /// What a new segment's head says of this group; `None` when there is nothing to say.
+    /// The group's header for a new segment; `None` when it would be empty.
     pub(crate) fn header(&self) -> Option<GroupHeader> {
         let first = (!self.locations.is_empty()).then_some(self.locations_first);
         let state =
@@ -364,7 +366,7 @@ impl DurableLog {
     }
 }
 
-/// Entries asked for: those that must be read from segments, then those at hand.
+/// The entries of a read: those to read from segments, then those from the cache.
 #[derive(Debug, Default)]
 pub(crate) struct ReadPlan {
     pub(crate) cold: Vec<(u64, EntryLocation)>,
@@ -372,8 +374,8 @@ pub(crate) struct ReadPlan {
 }
 
 impl GroupViews {
-    /// The bytes of the largest run of `count` entries of `from..to`, as far as they are
-    /// on disk.
+    /// The size of the largest run of `count` entries of `from..to`, counting those on
+    /// disk; bytes.
     pub(crate) fn largest_run(&self, from: u64, to: u64, count: u64) -> u64 {
         let durable = &self.durable;
         let at = |index: u64| {
@@ -389,8 +391,8 @@ impl GroupViews {
         locations.chunks(count as usize).map(|run| run.iter().sum()).max().unwrap_or(0)
     }
 
-    /// The entries of `from..to` that are there, from the front, as many as `bytes_max`
-    /// allows and at least one.
+    /// The existing entries of `from..to`, from the start, within `bytes_max` bytes but
+    /// at least one.
     pub(crate) fn plan_read(&self, from: u64, to: u64, bytes_max: u64) -> ReadPlan {
         let visible = &self.visible;
         let (from, to) = (from.max(visible.first), to.min(visible.next));
@@ -430,8 +432,8 @@ mod tests {
 
     #[test]
     fn a_leader_without_committed_entries_is_detected_by_log_ids() {
-        // Entries up to 3 are gone, 4 to 6 are of term 2, 7 to 9 of term 5; up to 8 all
-        // is committed.
+        // Entries up to 3 are purged, 4 to 6 are of term 2, 7 to 9 of term 5; those up to
+        // 8 are committed.
         let leaders = VecDeque::from([(4, id(2, 4).leader_id), (7, id(5, 7).leader_id)]);
         let vote = |term, committed| Vote { leader_id: id(term, 0).leader_id, committed };
         let visible = VisibleLog {
@@ -455,7 +457,7 @@ mod tests {
         {
             assert!(lacks(other), "{other}");
         }
-        // What a leader of the past has says nothing, unless it is committed.
+        // The entries of an earlier leader prove nothing, unless they are committed.
         assert!(visible.contradiction(Some(&vote(4, true)), &id(4, 9)).is_none());
         assert!(visible.contradiction(None, &id(4, 8)).is_some());
         assert!(VisibleLog::default().contradiction(Some(&vote(1, true)), &id(1, 1)).is_none());

@@ -1,9 +1,8 @@
-//! The log's housekeeper: a thread that does what must not delay an append.
+//! The log's maintenance thread: work that must not delay an append.
 //!
-//! It has the next segment ready, looks how full the disks are and, in a log that rests,
-//! whether they are well again, syncs on time where appends do not (`Interval`, `Os`),
-//! writes committed ids that no append has carried, recycles or removes segments, and
-//! moves entries out of old ones.
+//! It prepares the next segment, monitors the disks (those of an idle log as well), syncs
+//! on time where appends do not (`Interval`, `Os`), writes committed ids that no append
+//! has carried, recycles or removes obsolete segments, and relocates entries of old ones.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,16 +11,16 @@ use std::time::{Duration, Instant};
 use super::segment::{self, Segment};
 use super::{Durability, HEALTHY_FSYNC_MAX, LogError, LogInner};
 
-/// What the keeper was asked for.
+/// Requests to the maintenance thread.
 #[derive(Default)]
 pub(crate) struct MaintenanceWork {
     pub(crate) obsolete: Vec<Arc<Segment>>,
     pub(crate) woken: bool,
 }
 
-/// How often it looks around without being asked.
+/// Interval of the work that nothing triggers.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// How soon it tries again to make a spare.
+/// Delay before another attempt to make a spare.
 const SPARE_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 pub(crate) fn run(shared: &LogInner) {
@@ -61,15 +60,15 @@ pub(crate) fn run(shared: &LogInner) {
     }
 }
 
-/// Says in a log that rests that everything in it is on the disk, so that damage to the
-/// last batch is told from a torn write of it. And asks a disk whose last sync was slow
-/// whether it still is: nobody else may.
+/// Marks an idle log as synced, so that damage to the last batch is told from a torn
+/// write of it. Also syncs once more if the last sync was slow, since nothing else may
+/// use a disk that counts as slow.
 fn mark_idle_log(shared: &LogInner) -> Result<(), LogError> {
     #[cfg(test)]
     if shared.faults.no_marks.load(Ordering::Relaxed) {
         return Ok(());
     }
-    // Who writes now need not be told.
+    // An active writer needs no mark.
     let Some(mut writer) = shared.writer.try_lock() else { return Ok(()) };
     if shared.writable().is_err() {
         return Ok(());
@@ -77,13 +76,13 @@ fn mark_idle_log(shared: &LogInner) -> Result<(), LogError> {
     let asks = shared.disk_monitor.last(Instant::now()) > HEALTHY_FSYNC_MAX;
     writer.mark(shared, asks)?;
     drop(writer);
-    // Who queued meanwhile found the writer taken.
+    // An operation that was queued meanwhile found the writer taken.
     shared.drive_if_inline();
     if asks { shared.timed_sync(&shared.active.lock().clone()) } else { Ok(()) }
 }
 
-/// Syncs the active segment where appends do not: in each interval, or when much has
-/// gathered, so that the end of a segment finds little to do.
+/// Syncs the active segment where appends do not: in each interval, or when much is
+/// unsynced, so that the end of a segment has little to sync.
 fn sync(shared: &LogInner) -> Result<(), LogError> {
     let active = shared.active.lock().clone();
     let waiting = active.end() - active.synced();
@@ -95,13 +94,14 @@ fn sync(shared: &LogInner) -> Result<(), LogError> {
     if due > 0 && waiting >= due { shared.timed_sync(&active) } else { Ok(()) }
 }
 
-/// Removes what is doomed, oldest first, once everything that made it so is on the disk.
+/// Removes obsolete segments, oldest first, once everything that made them obsolete is on
+/// disk.
 fn remove(shared: &LogInner) -> Result<(), LogError> {
     let obsolete = std::mem::take(&mut shared.maintenance.lock().obsolete);
     if obsolete.is_empty() {
         return Ok(());
     }
-    // A purge in an earlier segment than the active was synced when that one ended.
+    // A purge in a segment before the active one was synced when that segment ended.
     let active = shared.active.lock().clone();
     if active.synced() < active.end() {
         shared.timed_sync(&active)?;
@@ -110,22 +110,22 @@ fn remove(shared: &LogInner) -> Result<(), LogError> {
         let Some(segment) = shared.recycle(segment)? else { continue };
         std::fs::remove_file(&segment.path)
             .map_err(|e| LogError::io("remove", &segment.path, e))?;
-        // In order on the disk too: a crash must leave no gap in the numbers.
+        // Removed in order on disk as well: a crash must leave no gap in the numbers.
         segment::sync_dir(&shared.options.dir)?;
         tracing::debug!(file = %segment.path.display(), "removed a segment of the log");
     }
     Ok(())
 }
 
-/// Moves a few entries when that is due; gives whether there is more to do at once.
+/// Relocates a few entries if needed; returns true if there is more to do at once.
 fn relocate_entries(shared: &LogInner) -> Result<bool, LogError> {
-    // On a full disk the keeper must not get stuck in a write: what it removes may be the
-    // space that is missing.
+    // On a full disk this thread must not block in a write: the segments that it removes
+    // may be the missing space.
     if shared.writable().is_err() {
         return Ok(false);
     }
     let more = shared.writer.lock().relocate_entries(shared)?;
-    // Who queued meanwhile found the writer taken.
+    // An operation that was queued meanwhile found the writer taken.
     shared.drive_if_inline();
     Ok(more)
 }

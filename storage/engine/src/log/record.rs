@@ -1,4 +1,4 @@
-//! One record of the log: its bytes, and how a whole one is told from a broken one.
+//! One record of the log: its bytes, and how an intact one is told from a damaged one.
 //!
 //! # Layout
 //! Integers are little-endian.
@@ -13,37 +13,41 @@
 //!
 //! - `crc32c` covers, in this order: the number of the segment (u64), the offset of the
 //!   record in it (u32), `length`, and everything from `synced` to the end of the body.
-//!   So a record is valid at one place only: bytes that a client stored, an old copy of a
-//!   file, or a write that the disk put elsewhere cannot pass for one.
-//! - `synced`: up to which offset the segment was known to be on the disk when this
-//!   record was written. It is what tells a torn tail from damage (`recover.rs`).
-//! - `kind`: high nibble 1 (the version), low nibble what it is, so that it is never zero
-//!   and zeros are never a record. A whole record of another kind was written by a newer
+//!   So a record is valid at one position only: bytes that a client stored, an old copy
+//!   of a file, or a write that the disk misplaced cannot pass for one.
+//! - `synced`: the offset up to which the segment was known to be on disk when this
+//!   record was written. It tells a torn tail from damage (`recover.rs`).
+//! - `kind`: high nibble 1 (the version), low nibble the kind. It is never zero, so zeros
+//!   are never a record. An intact record of an unknown kind was written by a newer
 //!   version: it is an error, and never taken for a torn tail.
 //!
-//! | kind | name | body |
-//! |---|---|---|
-//! | `0x11` | entry | log id, payload tag u8, payload |
-//! | `0x12` | moved entry | as entry; the same entry written again so that an old segment can go; replaces, never truncates |
-//! | `0x13` | vote | term u64, Raft id u64, committed u8 |
-//! | `0x14` | committed | optional log id |
-//! | `0x15` | truncate after | optional index u64: entries beyond it (all, when absent) are gone |
-//! | `0x16` | purge | log id: entries up to it are gone |
-//! | `0x17` | group state | optional vote, optional purged log id, optional committed log id, optional index u64 of the first entry |
-//! | `0x18` | destroy | nothing: the group is gone |
-//! | `0x19` | mark | nothing, group 0: only carries `synced` |
-//! | `0x1a` | suspects | group 0: whom to suspect if the log ends with this one ([`Suspects`]): a byte 1 for all, or a byte 0, their count u32, their ids u64 |
+//! ```text
+//!  kind  name              body
+//!  0x11  entry             log id, payload tag u8, payload
+//!  0x12  relocated entry   as entry: a copy, written so that an old segment can be removed;
+//!                          it replaces the entry and never truncates
+//!  0x13  vote              term u64, Raft id u64, committed u8
+//!  0x14  committed         optional log id
+//!  0x15  truncate after    optional index u64: entries behind it (all, if absent) are removed
+//!  0x16  purge             log id: entries up to it are removed
+//!  0x17  group header      optional vote, optional purged log id, optional committed log id,
+//!                          optional index u64 of the first entry
+//!  0x18  destroy           empty: the group is removed
+//!  0x19  mark              empty, group 0: only carries `synced`
+//!  0x1a  suspects          group 0, `Suspects` if this is the last such record: a byte 1 for
+//!                          all groups; or a byte 0, their count u32, their ids u64
+//! ```
 //!
-//! A log id is term u64, Raft id u64, index u64. An optional thing is a byte 0, or a byte
-//! 1 and the thing. Payload tags: 0 blank, 1 a batch (its bytes follow), 2 a membership
+//! A log id is term u64, Raft id u64, index u64. An optional value is a byte 0, or a byte
+//! 1 and the value. Payload tags: 0 blank, 1 a batch (its bytes follow), 2 a membership
 //! (postcard of `openraft::Membership`).
 //!
 //! # Invariants
 //! - The format is frozen: `tests/vectors/log.txt` holds vectors of each kind, and
 //!   `tests/vectors/segments.txt` whole files (`records_are_frozen`,
 //!   `segments_are_frozen`).
-//! - Decoding any bytes gives a record or a reason, never a panic:
-//!   `any_bytes_decode_or_say_why`.
+//! - Decoding any bytes gives a record or a reason, never a panic
+//!   (`any_bytes_decode_or_say_why`).
 
 use std::collections::BTreeSet;
 
@@ -54,7 +58,7 @@ use crate::raft::types::{Entry, EntryPayload, LeaderId, LogId, Membership, Paylo
 /// Bytes before the body.
 pub(crate) const HEADER: usize = 21;
 
-/// What a record is.
+/// Kinds of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum RecordKind {
@@ -88,14 +92,14 @@ impl RecordKind {
     }
 }
 
-/// Where a record starts.
+/// The position of a record: valid nowhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecordPosition {
     pub(crate) segment: u64,
     pub(crate) offset: u32,
 }
 
-/// A group's small state, written again at the head of each segment.
+/// A group's state without its entries, repeated at the start of each segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GroupHeader {
     pub(crate) vote: Option<Vote>,
@@ -104,13 +108,13 @@ pub(crate) struct GroupHeader {
     pub(crate) first: Option<u64>,
 }
 
-/// Groups that may have lost entries which they had acknowledged: the log was not closed,
-/// and did not sync before it acknowledged.
+/// Groups that may have lost acknowledged entries: the log acknowledged before it synced,
+/// and was not closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Suspects {
-    /// All that have a past.
+    /// Every group that exists.
     All,
-    /// These.
+    /// These groups.
     These(BTreeSet<u64>),
 }
 
@@ -129,7 +133,7 @@ impl Suspects {
     }
 }
 
-/// A whole record with a right checksum, its body not yet looked at.
+/// An intact record, its body not yet decoded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawRecord<'a> {
     pub(crate) synced: u32,
@@ -139,14 +143,13 @@ pub(crate) struct RawRecord<'a> {
 }
 
 impl RawRecord<'_> {
-    /// Bytes of the record, header included.
+    /// The record's length, header included.
     pub(crate) fn len(&self) -> u32 {
         (HEADER + self.body.len()) as u32
     }
 }
 
-/// Appends a record to `buf`; `position` is where it will stand in the file. Gives its
-/// length.
+/// Appends a record to `buf` and returns its length; `position` is its place in the file.
 pub(crate) fn put(
     buf: &mut Vec<u8>,
     position: RecordPosition,
@@ -169,12 +172,12 @@ pub(crate) fn put(
     length + HEADER as u32
 }
 
-/// Why bytes are no record, or no segment.
+/// The reason why bytes are not a record, or not a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FormatError {
-    /// They are not what was written, or nothing was.
+    /// They are not the bytes that were written, or nothing was written.
     Broken(&'static str),
-    /// They are whole, and not known to this build.
+    /// They are intact, but of a format that this build does not know.
     Newer(&'static str),
 }
 
@@ -186,10 +189,10 @@ impl FormatError {
     }
 }
 
-/// What the header of a record claims, as far as it can be true.
+/// A record's header, as far as it is plausible. Its checksum is not verified yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordHeader {
-    /// Of the body.
+    /// The length of the body.
     pub(crate) length: u32,
     pub(crate) synced: u32,
     kind: u8,
@@ -197,7 +200,7 @@ pub(crate) struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// What the bytes at `position` claim.
+    /// Decodes the header at `position`.
     pub(crate) fn of(bytes: &[u8], position: RecordPosition) -> Result<RecordHeader, &'static str> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
             return Err("the file ends inside a record's header");
@@ -220,19 +223,18 @@ impl RecordHeader {
         Ok(claim)
     }
 
-    /// The part of the record, from its start, that its checksum covers beside [`seed`].
+    /// The part of the record that its checksum covers, beside [`seed`].
     pub(crate) fn covered(&self) -> std::ops::Range<usize> {
         8..HEADER + self.length as usize
     }
 
-    /// Whether this is the record's checksum.
+    /// True if `crc` is the record's checksum.
     pub(crate) fn is_sealed_by(&self, crc: u32) -> bool {
         self.crc == crc
     }
 }
 
-/// The record that starts at the start of `bytes`, which stand at `position`; or why there
-/// is none.
+/// Decodes the record at the start of `bytes`, which lie at `position` in the log.
 pub(crate) fn parse(bytes: &[u8], position: RecordPosition) -> Result<RawRecord<'_>, FormatError> {
     let claim = RecordHeader::of(bytes, position).map_err(FormatError::Broken)?;
     if !claim.is_sealed_by(checksum(position, claim.length, &bytes[claim.covered()])) {
@@ -253,8 +255,7 @@ fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// The checksum of what comes before a record's own bytes: where it stands, and its
-/// length.
+/// The checksum over what precedes a record's own bytes: its position and its length.
 pub(crate) fn seed(position: RecordPosition, length: u32) -> u32 {
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&position.segment.to_le_bytes());
@@ -267,9 +268,9 @@ fn checksum(position: RecordPosition, length: u32, rest: &[u8]) -> u32 {
     crc32c::crc32c_append(seed(position, length), rest)
 }
 
-// --- bodies: writing ---
+// --- encoding of bodies ---
 
-/// An upper bound of an entry's record, to know beforehand whether it fits.
+/// An upper bound of the length of an entry's record.
 pub(crate) fn entry_len(entry: &Entry) -> usize {
     let payload = match &entry.payload {
         EntryPayload::Blank => 0,
@@ -350,11 +351,11 @@ pub(crate) fn put_suspects(buf: &mut Vec<u8>, suspects: &Suspects) {
     }
 }
 
-// --- bodies: reading; `Err` says what is wrong with a body whose checksum is right ---
+// --- decoding of bodies; an error is a flaw of a body whose checksum is right ---
 
 type Read<T> = Result<T, &'static str>;
 
-/// Takes a body apart from the front.
+/// Decodes a body from the front.
 pub(crate) struct BodyReader<'a>(pub(crate) &'a [u8]);
 
 impl BodyReader<'_> {
@@ -425,7 +426,7 @@ impl BodyReader<'_> {
     }
 }
 
-/// An entry from its body; a batch's bytes are a slice of `body`, not a copy.
+/// Decodes an entry; a batch's bytes are a slice of `body`, not a copy.
 pub(crate) fn entry(body: &Bytes) -> Read<Entry> {
     let mut rest = BodyReader(body);
     let log_id = rest.log_id()?;

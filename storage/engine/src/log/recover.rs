@@ -1,38 +1,38 @@
-//! Reads the log back: which groups there are, what each holds, and where writing goes
-//! on.
+//! Recovery: reads the log at a start, finds its groups and their entries, and the end at
+//! which writing continues.
 //!
-//! # What a crash leaves, and what is damage
-//! A segment that has a successor was complete and on the disk before the successor got
-//! its name, and the successor says where it ends. So there every record must be whole;
-//! anything else is damage and the log does not open.
+//! # Torn tail or damage?
+//! A segment that has a successor was complete and on disk before the successor got its
+//! name, and the successor records its end. Every record of such a segment must be
+//! intact; anything else is damage, and the log does not open.
 //!
-//! The last segment ends where records stop. Behind the last record are zeros, then
-//! whatever the file held before, and, after a crash in the middle of a write, any part
-//! of the batch that was being written: disks persist pages in any order, so whole
-//! records may stand *behind* a broken one without anything being wrong. The `synced`
-//! number in every record tells the two apart. A batch is acknowledged (with
-//! `Durability::Always`) only after its sync, and whatever is written after a sync
-//! carries in `synced` how far it went. So:
+//! The last segment ends where its records end. Behind the last record are zeros, then
+//! earlier contents of the file, and, after a crash in the middle of a write, any part of
+//! the batch that was being written. Disks persist pages in any order, so intact records
+//! may lie *behind* a broken one without any damage. The `synced` number of each record
+//! distinguishes the two cases. A batch is acknowledged (with `Durability::Always`) only
+//! after its sync, and everything written after a sync carries the synced offset in
+//! `synced`. So:
 //!
-//! - Let X be the offset of the first thing that is not a whole record, and S the largest
-//!   `synced` of any whole record found behind X, at any offset at all.
-//! - S > X: the bytes at X were on the disk once and are not what they were. Damage: an
-//!   error, nothing is changed.
-//! - Otherwise nothing shows that the bytes at X were ever synced. When there are zeros
-//!   at X, and no whole record behind them, the log just ends there. Else the tail is
-//!   torn: it is cut at X, which is logged with file and offset, and overwritten with
-//!   zeros so that no stale record can line up with a new one later.
+//! - Let X be the offset of the first thing that is not an intact record, and S the
+//!   largest `synced` of any intact record behind X, at any offset.
+//! - S > X: the bytes at X were on disk once, and have changed. This is damage: an error,
+//!   and nothing is changed.
+//! - Otherwise nothing shows that the bytes at X were ever synced. If there are zeros at
+//!   X and no intact record behind them, the log ends there. Else the tail is torn: it is
+//!   cut at X with a warning that names file and offset, and overwritten with zeros, so
+//!   that no stale record can line up with a new one later.
 //!
-//! What this cannot tell: damage in the very last batch that was synced, with nothing
-//! written behind it, looks like a torn write of it. A clean close ends the log with a
-//! mark, which leaves nothing to guess; and a log that rests gets one within a second or
-//! two (`maintenance.rs`).
+//! One case remains: damage in the very last batch, with nothing written behind it, looks
+//! like a torn write of that batch. So a clean close ends the log with a mark, and an
+//! idle log gets one within two seconds (`maintenance.rs`).
 //!
-//! What is whole but of a kind that this build does not know was written by a newer one
-//! ([`LogError::Newer`]): it is neither damage nor torn.
+//! An intact record of an unknown kind was written by a newer build
+//! ([`LogError::Newer`]): it is neither damaged nor torn.
 //!
-//! A record found "at any offset" by accident, because a client stored one's bytes, or
-//! from the file's earlier life, does not count: the checksum covers segment and offset.
+//! A record that is found "at any offset" by accident, because a client stored its bytes
+//! or because the file contained it earlier, does not count: the checksum covers segment
+//! and offset.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -53,11 +53,11 @@ pub(crate) struct Recovered {
     pub(crate) groups: HashMap<u64, Arc<Group>>,
     pub(crate) sealed: VecDeque<Arc<Segment>>,
     pub(crate) active: Arc<Segment>,
-    /// Whom the last record of that kind names.
+    /// The suspects of the last record of that kind.
     pub(crate) suspects: Suspects,
 }
 
-/// A segment's file and what its header says.
+/// A segment's file, and the end of its predecessor from its header.
 struct SegmentFile {
     number: u64,
     path: PathBuf,
@@ -93,7 +93,7 @@ pub(crate) fn recover(options: &LogOptions) -> Result<Recovered, LogError> {
     })
 }
 
-/// The first segment of a new log.
+/// Creates the first segment of a new log.
 fn begin(options: &LogOptions) -> Result<Recovered, LogError> {
     let (file, spare_path) =
         segment::spare(&options.dir, options.segment_bytes, options.preallocate)?;
@@ -116,7 +116,7 @@ fn begin(options: &LogOptions) -> Result<Recovered, LogError> {
     })
 }
 
-/// The segments in order, with no number missing.
+/// Lists the segments in order, and checks that no number is missing.
 fn find(dir: &Path) -> Result<Vec<SegmentFile>, LogError> {
     let mut numbers = Vec::new();
     for file in std::fs::read_dir(dir).map_err(|e| LogError::io("list", dir, e))? {
@@ -189,7 +189,7 @@ fn read_segment(
     let capacity = options.segment_bytes.max(bytes.len() as u32);
     let segment = Arc::new(Segment::new(this.number, path.clone(), file, capacity, 0, 0));
     let mut at = segment::HEADER as usize;
-    // Up to where it is known to be on the disk.
+    // The offset up to which the segment is known to be on disk.
     let mut synced = at as u32;
     while at < records.len() {
         let position = RecordPosition { segment: this.number, offset: at as u32 };
@@ -207,10 +207,9 @@ fn read_segment(
         at += raw.len() as usize;
         apply(replay, &raw, location).map_err(|why| corrupt(at - raw.len() as usize, why))?;
     }
-    // A process that was killed leaves pages that are in no file yet: what is believed
-    // from here on must not depend on them. And after a sync that failed they count as
-    // written though they are not: another sync would not write them, so they are written
-    // again.
+    // A killed process leaves dirty pages in the page cache, on which nothing from here
+    // on may depend. After a failed sync Linux counts such pages as clean, so that
+    // another sync would not write them: they are rewritten.
     segment.end.store(at as u32, std::sync::atomic::Ordering::Release);
     if next.is_none() && (synced as usize) < at {
         let unsure = &bytes[synced as usize..at];
@@ -223,14 +222,13 @@ fn read_segment(
     Ok(segment)
 }
 
-/// Cuts what a crash left behind offset `at` of the last segment, or finds that it is
+/// Cuts the tail at offset `at` of the last segment if a crash tore it, or reports it as
 /// damage.
 fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Result<(), LogError> {
     let Some(last) = bytes[at..].iter().rposition(|b| *b != 0) else { return Ok(()) };
     let tail = &bytes[..at + last + 1];
     let mut is_torn = bytes[at..].iter().take(segment::TRAILER).any(|b| *b != 0);
-    // The record's own trailing zeros are part of it, so it is looked for in the whole
-    // file.
+    // The record's own trailing zeros are part of it, so the whole file is searched.
     let ranges = RangeChecksums::new(bytes, at);
     for offset in at + 1..tail.len() {
         let tells = |claim: &record::RecordHeader| !is_torn || claim.synced as usize > at;
@@ -260,22 +258,22 @@ fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Re
         .map_err(|e| LogError::io("cut the tail of", &segment.path, e))
 }
 
-/// What was read so far.
+/// The result of the records read so far.
 #[derive(Default)]
 struct Replay {
     groups: BTreeMap<u64, ReplayedGroup>,
     suspects: Suspects,
 }
 
-/// A group while its records are being read. Entries may have holes until the end: a
-/// moved entry comes after its successors.
+/// A group whose records are being read. Entries may have holes until the end, since a
+/// relocated entry comes after its successors.
 #[derive(Default)]
 struct ReplayedGroup {
     vote: Option<Vote>,
     purged: Option<LogId>,
     committed: Option<LogId>,
     entries: BTreeMap<u64, (LeaderId, EntryLocation)>,
-    /// The first entry there must be, when a segment's head has said so.
+    /// The first entry that must exist, according to a group header.
     first: Option<u64>,
 }
 
@@ -337,7 +335,7 @@ impl ReplayedGroup {
         self.purged = Some(upto);
     }
 
-    /// The group as it was, if nothing of it is missing.
+    /// Checks that the group is complete, and builds it.
     fn finish(self, dir: &Path, id: u64) -> Result<Group, LogError> {
         let incomplete = |why| LogError::Incomplete { dir: dir.to_owned(), group: id, why };
         let mut views = GroupViews::default();
@@ -369,9 +367,8 @@ impl ReplayedGroup {
             durable.append(index, location);
         }
         visible.written = visible.next;
-        // A committed id says what to apply again; beyond the log there is nothing to
-        // apply, so it says nothing. Nor does that of an entry which another has
-        // replaced.
+        // A committed id decides what is replayed. One beyond the log, or of an entry
+        // that was replaced, means nothing.
         let is_there = |committed: &LogId| {
             visible.log_id(committed.index).or(visible.purged) == Some(*committed)
         };

@@ -1,23 +1,23 @@
-//! Looks for whole records at any offset of a segment's end, in a time that depends on
-//! how many bytes there are and not on what they are.
+//! Searches the end of a segment for intact records at any offset, in a time that depends
+//! on the number of its bytes and not on their values.
 //!
-//! What stands behind the last record may be a client's bytes, which claim whatever he
-//! likes: a value of headers, each of a length of megabytes that fits, would have its
-//! checksum taken over the same megabytes again and again, for hours. So the checksum of
-//! any range is put together from those of the whole up to its two ends, as CRCs can be
-//! (zlib's `crc32_combine`): a few dozen table look-ups for each offset.
+//! The bytes behind the last record may be a client's, and claim anything. A value made
+//! of headers, each with a plausible length of megabytes, would have its checksum
+//! computed over the same megabytes again and again, for hours. So the checksum of a
+//! range is combined from the checksums of the prefixes that end at its two ends, as CRCs
+//! can be (zlib's `crc32_combine`): a few dozen table look-ups for each offset.
 
 use std::sync::LazyLock;
 
 use super::record::{self, RecordHeader, RecordPosition};
 
-/// The whole's checksum is kept so often; the rest of the way is taken anew.
+/// Distance of the stored prefix checksums; the rest of a prefix is computed anew.
 const STRIDE: usize = 256;
-/// Lengths of segments have so many bits.
+/// Bits of a segment's length.
 const LENGTH_BITS: usize = 32;
 
-/// By power of two: what so many zero bytes behind it make of a checksum, for each value
-/// of its four bytes.
+/// For each power of two: the effect of that number of appended zero bytes on a checksum,
+/// for each value of its four bytes.
 static ZERO_TABLES: LazyLock<Vec<[[u32; 256]; 4]>> = LazyLock::new(|| {
     let table = |power: usize| {
         let columns: [u32; 32] =
@@ -31,12 +31,12 @@ static ZERO_TABLES: LazyLock<Vec<[[u32; 256]; 4]>> = LazyLock::new(|| {
     (0..LENGTH_BITS).map(table).collect()
 });
 
-/// Checksums of a segment's ranges.
+/// Checksums of any range of a segment.
 pub(super) struct RangeChecksums<'a> {
     bytes: &'a [u8],
-    /// Nothing before is asked for.
+    /// The start of all prefixes.
     from: usize,
-    /// Of `from..from + n * STRIDE`.
+    /// Checksums of `from..from + n * STRIDE`.
     prefixes: Vec<u32>,
 }
 
@@ -49,7 +49,7 @@ impl<'a> RangeChecksums<'a> {
         RangeChecksums { bytes, from, prefixes }
     }
 
-    /// The checksum of everything from `from` to `end`.
+    /// The checksum of `from..end`.
     fn whole(&self, end: usize) -> u32 {
         let strides = (end - self.from) / STRIDE;
         crc32c::crc32c_append(
@@ -58,15 +58,15 @@ impl<'a> RangeChecksums<'a> {
         )
     }
 
-    /// The checksum that begins with `seed` and goes on over `range`.
+    /// The checksum `seed`, continued over `range`.
     fn append(&self, seed: u32, range: std::ops::Range<usize>) -> u32 {
-        // The range's own is whole(end) ^ after_zeros(whole(start)), and zeros are
-        // linear.
+        // The range's own checksum is whole(end) ^ extend_by_zeros(whole(start)), and
+        // extending by zeros is linear.
         self.whole(range.end) ^ extend_by_zeros(seed ^ self.whole(range.start), range.len())
     }
 
-    /// Whether a whole record of a segment stands at an offset, of whatever kind; up to
-    /// where it says that the segment was synced.
+    /// The header of an intact record at an offset, of any kind, if there is one and its
+    /// header is wanted.
     pub(super) fn record(
         &self,
         segment: u64,
@@ -84,7 +84,7 @@ impl<'a> RangeChecksums<'a> {
     }
 }
 
-/// A checksum after so many zero bytes more.
+/// A checksum, extended over this number of zero bytes.
 fn extend_by_zeros(mut crc: u32, length: usize) -> u32 {
     for (power, table) in ZERO_TABLES.iter().enumerate() {
         if length >> power & 1 == 1 {

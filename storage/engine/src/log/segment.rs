@@ -1,27 +1,28 @@
-//! A segment: one file of the log, filled from front to back and then only read.
+//! A segment: one file of the log, filled from front to back and only read afterwards.
 //!
 //! # Layout
-//! `<number, 20 decimal digits>.log`, of its full size when it begins (overwriting
-//! allocated blocks makes an fdatasync cheaper than growing a file: no journal commit;
-//! and the space is there before anything is promised): a file of zeros, or one whose
-//! records nobody needs any more. Integers are little-endian.
+//! `<number, 20 decimal digits>.log`. It has its full size from the start: overwriting
+//! allocated blocks makes an fdatasync cheaper than growing a file (no journal commit),
+//! and the space exists before anything is acknowledged. The file begins as zeros, or as
+//! an obsolete segment. Integers are little-endian.
 //!
 //! ```text
-//!  0          8         12       16         24         28
-//!  +----------+---------+--------+----------+----------+------------------------------------------+
-//!  | "BRDLLOG\n" | version | crc32c | number   | prev end | records ..., [`TRAILER`] zeros, anything |
-//!  +----------+---------+--------+----------+----------+------------------------------------------+
-//!    8 bytes    u32 = 1   u32      u64        u32
+//!  0             8         12       16       24         28
+//!  +-------------+---------+--------+--------+----------+-------------+---------+----------+
+//!  | "BRDLLOG\n" | version | crc32c | number | prev end | records ... | TRAILER | anything |
+//!  +-------------+---------+--------+--------+----------+-------------+---------+----------+
+//!    8 bytes       u32 = 1   u32      u64      u32                      zeros
 //! ```
 //!
-//! Each write ends with zeros, as far as there is room, which the next one overwrites: so
-//! the end of the records is told from a torn one though the file held others before.
-//! Those cannot pass for records of this segment, whose number is in their checksums.
+//! Each write ends with [`TRAILER`] zeros, as far as there is room, which the next write
+//! overwrites. So the end of the records is told from a torn one although the file
+//! contained other records before. Those cannot pass for records of this segment, because
+//! its number is part of the checksums.
 //!
-//! `crc32c` covers the header without itself. `prev end` is where the records of the
-//! segment before end (0 when there was none): a segment that has a successor is complete
-//! and its end is known exactly. The successor gets its name only after it and its
-//! predecessor are on the disk.
+//! `crc32c` covers the header without itself. `prev end` is the end of the records in the
+//! previous segment (0 in the first one): a segment with a successor is complete, and its
+//! end is known exactly. The successor gets its name only after it and its predecessor
+//! are on disk.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -38,12 +39,12 @@ use super::{Disk, LogError};
 pub(crate) const HEADER: u32 = 28;
 const MAGIC: &[u8; 8] = b"BRDLLOG\n";
 const VERSION: u32 = 1;
-/// Zeros behind what is written: as many as a record's header has.
+/// The number of zeros behind the records: the length of a record's header.
 pub(crate) const TRAILER: usize = super::record::HEADER;
-/// So many zeros are written at a time, each followed by a sync, so that the fsyncs of
+/// Zeros are written in chunks of this size with a sync after each, so that the fsyncs of
 /// appends never wait behind many.
 const ZERO_CHUNK_BYTES: u32 = 256 << 10;
-/// The next segment, without a header of its own yet.
+/// The next segment's file, which has no header yet.
 const SPARE: &str = "spare.tmp";
 
 /// An open segment.
@@ -52,15 +53,15 @@ pub(crate) struct Segment {
     pub(crate) number: u64,
     pub(crate) path: PathBuf,
     pub(crate) file: File,
-    /// How far records may go without growing the file.
+    /// The end up to which records do not grow the file.
     pub(crate) capacity: u32,
-    /// Where the records end.
+    /// The end of the records.
     pub(crate) end: AtomicU32,
-    /// Up to where the file is known to be on the disk.
+    /// The offset up to which the file is known to be on disk.
     pub(crate) synced: AtomicU32,
     /// Bytes of entries that some group still needs.
     pub(crate) live: AtomicU64,
-    /// Held by who syncs; how it failed, once it has.
+    /// Held during a sync. The error of the first failed sync stays.
     syncing: Mutex<Option<LogError>>,
 }
 
@@ -89,8 +90,8 @@ impl Segment {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// How large the file is: the full size of a segment unless nothing was allocated
-    /// beforehand, or a record was larger.
+    /// The file's size: that of a full segment, unless nothing was preallocated or a
+    /// record was larger.
     pub(crate) fn bytes(&self) -> Result<u64, LogError> {
         self.file
             .metadata()
@@ -98,12 +99,12 @@ impl Segment {
             .map_err(|e| LogError::io("look at", &self.path, e))
     }
 
-    /// Makes everything written so far durable; false: it was already. An error means
-    /// that nobody knows what is on the disk: the caller poisons the log.
+    /// Makes everything written so far durable; false if it was already. After an error
+    /// the state of the disk is unknown, and the caller poisons the log.
     ///
-    /// Linux tells an error of writing back once for each open file, to whoever syncs
-    /// first, and the next sync succeeds although the bytes are not there. So one syncs
-    /// at a time, and a failure is everybody's from then on.
+    /// Linux reports a write-back error once for each open file, to the first sync. The
+    /// next sync succeeds although the bytes are not on disk. So syncs run one at a time,
+    /// and a failure is returned by all later ones.
     pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<bool, LogError> {
         let mut failure = self.syncing.lock();
         if let Some(failure) = &*failure {
@@ -128,7 +129,7 @@ pub(crate) fn file_name(number: u64) -> String {
     format!("{number:020}.log")
 }
 
-/// The number in a file name that [`file_name`] made.
+/// The number in a segment's file name.
 pub(crate) fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".log")?;
     (digits.len() == 20).then(|| digits.parse().ok())?
@@ -149,7 +150,7 @@ fn header_checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..HEADER as usize])
 }
 
-/// The `prev end` of the segment that `bytes` begin, or what is wrong with them.
+/// Checks a segment's header, and returns its `prev end`.
 pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, FormatError> {
     let Some(bytes) = bytes.first_chunk::<{ HEADER as usize }>() else {
         return Err(FormatError::Broken("the file is shorter than a segment's header"));
@@ -171,7 +172,7 @@ pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, FormatError>
     Ok(word(24))
 }
 
-/// A file of zeros for the next segment, on the disk. `bytes` = its size.
+/// Makes the next segment's file, `bytes` zeros on disk.
 pub(crate) fn spare(
     dir: &Path,
     bytes: u32,
@@ -197,23 +198,24 @@ pub(crate) fn spare(
     match made {
         Ok(file) => Ok((file, path)),
         Err(e) => {
-            // Half a spare is of no use and holds space that may be short.
+            // An incomplete spare is useless, and holds space that may be needed.
             let _ = std::fs::remove_file(&path);
             Err(LogError::io("preallocate", &path, e))
         }
     }
 }
 
-/// Makes the next segment's file of one that nobody needs or reads any more.
+/// Turns an obsolete segment, which nothing reads any more, into the next segment's file.
 pub(crate) fn recycle(dir: &Path, segment: Segment) -> Result<(File, PathBuf), LogError> {
     let path = dir.join(SPARE);
     std::fs::rename(&segment.path, &path).map_err(|e| LogError::io("recycle", &segment.path, e))?;
-    // Before anything is written: under its old name, the file must be what it was.
+    // Synced before anything is written: under its old name, the file must keep its old
+    // contents.
     sync_dir(dir)?;
     Ok((segment.file, path))
 }
 
-/// Removes a spare that an earlier process left.
+/// Removes the spare of an earlier process.
 pub(crate) fn remove_spare(dir: &Path) -> Result<(), LogError> {
     let path = dir.join(SPARE);
     match std::fs::remove_file(&path) {
@@ -222,7 +224,7 @@ pub(crate) fn remove_spare(dir: &Path) -> Result<(), LogError> {
     }
 }
 
-/// Makes names in `dir` durable.
+/// Makes the names in `dir` durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), LogError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| LogError::io("sync", dir, e))
 }

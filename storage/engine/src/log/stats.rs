@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What the log has done since it was opened, and what it holds.
+/// Counters since the log was opened, and its present size.
 #[derive(Debug, Default)]
 pub struct LogStats {
     pub(crate) fsyncs: AtomicU64,
@@ -18,14 +18,14 @@ pub struct LogStats {
 }
 
 impl LogStats {
-    /// A moving average over some eight fsyncs.
+    /// A moving average over about eight fsyncs.
     pub(crate) fn recent_fsync(&self) -> Duration {
         Duration::from_nanos(self.recent_fsync_nanos.load(Ordering::Relaxed))
     }
 
     pub(crate) fn note_fsync(&self, took: Duration) {
         let before = self.recent_fsync_nanos.load(Ordering::Relaxed);
-        // Of two at a time one is lost: it is an average.
+        // Of two concurrent updates one is lost, which an average tolerates.
         self.recent_fsync_nanos
             .store(before - before / 8 + took.as_nanos() as u64 / 8, Ordering::Relaxed);
     }
@@ -42,9 +42,9 @@ macro_rules! getters {
 }
 
 getters! {
-    /// Times fdatasync was called on a segment.
+    /// Calls of fdatasync on a segment.
     fsyncs,
-    /// Nanoseconds spent in them.
+    /// Duration of all fdatasync calls, nanoseconds.
     fsync_nanos,
     /// Batches written.
     batches,
@@ -52,11 +52,10 @@ getters! {
     records,
     /// Bytes written.
     bytes,
-    /// Entries written again so that an old segment could go.
+    /// Entries relocated so that an old segment could be removed.
     relocated,
     /// Segments in use.
     segments,
-    /// Bytes that they take on disk, preallocated ones included; the spare is not
-    /// counted.
+    /// Bytes of the segments on disk, preallocated ones included, without the spare.
     disk_bytes,
 }

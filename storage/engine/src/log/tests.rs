@@ -1,5 +1,4 @@
-//! The log under crashes, damage and want of space. This file is the kit; what is claimed
-//! stands in the others.
+//! Tests of the log under crashes, damage and lack of space. This file is their kit.
 #![allow(clippy::unwrap_used)]
 
 mod crash;
@@ -39,7 +38,7 @@ pub(super) fn entry(term: u64, index: u64, payload: impl Into<Bytes>) -> Entry {
     Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(Payload(payload.into())) }
 }
 
-/// Appends and gives what to wait on for the acknowledgement.
+/// Appends, and returns the receiver of the acknowledgement.
 pub(super) async fn start_append(group: &mut GroupLog, entries: Vec<Entry>) -> Acknowledged {
     let (done, wait) = Types::oneshot();
     group.append(entries, Flushed::signal(done)).await.unwrap();
@@ -67,7 +66,7 @@ pub(super) async fn image(log: &Arc<Log>, id: u64) -> Image {
     Image { vote: group.read_vote().await.unwrap(), purged: state.last_purged_log_id, entries }
 }
 
-/// The segments of a log that nobody changes meanwhile, oldest first.
+/// The segments of a log that does not change meanwhile, oldest first.
 pub(super) fn segments(dir: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
     let mut segments: Vec<PathBuf> =
@@ -76,8 +75,8 @@ pub(super) fn segments(dir: &Path) -> Vec<PathBuf> {
     segments
 }
 
-/// Copies the log as it stands on disk, as if the process had been killed at this moment;
-/// gives up to where the last segment is synced, and its end.
+/// Copies the log from disk as if the process had been killed at this moment. Returns the
+/// synced offset and the end of the last segment.
 pub(super) fn kill(log: &Log, to: &Path) -> (u32, u32) {
     let shared = &log.shared;
     'again: loop {
@@ -91,17 +90,18 @@ pub(super) fn kill(log: &Log, to: &Path) -> (u32, u32) {
         let _ = std::fs::remove_dir_all(to);
         std::fs::create_dir_all(to).unwrap();
         for segment in segments(&shared.options.dir) {
-            // The keeper may be removing segments.
+            // The maintenance thread may be removing segments.
             if std::fs::copy(&segment, to.join(segment.file_name().unwrap())).is_err() {
                 continue 'again;
             }
         }
-        // Looked at last: what the keeper synced meanwhile is what its removals rest on.
+        // Read last: the maintenance thread's removals rest on what it has synced
+        // meanwhile.
         return (writer.active.synced(), writer.active.end());
     }
 }
 
-/// Random numbers that a seed gives again (xorshift64*).
+/// Random numbers that are repeatable by their seed (xorshift64*).
 pub(super) struct Dice(u64);
 
 impl Dice {

@@ -1,36 +1,37 @@
-//! Appends written by the very threads that made them, before they go to sleep.
+//! Writes and syncs pending appends on the threads that made them, when tokio parks these
+//! (Redis does the same in its `beforeSleep`).
 //!
-//! An append that is left to the log's own thread costs two changes of threads: there,
-//! and back with the word that it is on disk. They take as long as a quick fsync does. So
-//! a thread of an event loop that has nothing else to do writes what it and its like have
-//! appended, at once and with one fsync, and goes on with the callbacks; as it has run
-//! out of work, little waits for it meanwhile.
+//! An append that is left to the log's own thread costs two thread switches: to that
+//! thread, and back with the acknowledgement. They take as long as a fast fsync. So a
+//! worker thread of the runtime that has run out of work writes all pending appends at
+//! once, with one fsync, and continues with their callbacks. Since it was idle, little
+//! waits for it meanwhile.
 //!
-//! # Where it is left to the log's own thread
-//! - Fsyncs have been slow lately ([`FAST_FSYNC_MAX`]), or one has stalled within the last minute:
-//!   other work would wait for them.
-//! - Much has been appended, or a while ago: the thread does not get to sleep.
-//! - The segment would end: that takes longer, and on a full disk until there is space.
+//! # Exceptions
+//! The log's own thread does the work when
+//! - fsyncs are slow on average ([`FAST_FSYNC_MAX`]), or one was slow within the last
+//!   minute: other work would wait for them;
+//! - many appends are pending, or one for long: the thread is too busy to park;
+//! - the segment would end: that takes longer, and on a full disk until there is space.
 //!
 //! # When a disk stalls
-//! No average sees the first stall of a disk coming, and a thread that waits for the disk
-//! sends no heartbeats. tokio would not wake another for it: to tokio, a thread that is
-//! about to sleep is one that looks for work. So the runtime has one thread more than it
-//! uses, which waits here, inside of a task and at no cost
-//! ([`WriteOnPark::keep_reserve`]). When a sync takes longer than [`STALL_TIMEOUT`], a tenth
-//! of a leader's lease, it is called in and drives the runtime. From then on nobody syncs
-//! before sleep any more in this process: to send a thread back into the reserve could
-//! take tasks with it.
+//! No average predicts the first stall of a disk, and a thread that waits for the disk
+//! sends no heartbeats. tokio would not wake another thread in its place, because it
+//! takes a thread that is about to park for one that looks for work. So the runtime has
+//! one thread more than it uses, which waits in a task at no cost
+//! ([`WriteOnPark::keep_reserve`]). When a sync takes longer than [`STALL_TIMEOUT`], a
+//! tenth of a leader's lease, that thread is released and drives the runtime. From then
+//! on no thread of the process syncs on park any more: sending a thread back into the
+//! reserve could take tasks with it.
 //!
 //! # Invariants
-//! - What is left to a thread is written before it sleeps, by it or by the log's own
+//! - A deferred append is written before the thread parks, by it or by the log's own
 //!   thread (`log/tests/threads.rs`,
 //!   `appends_are_deferred_only_to_a_thread_about_to_park`).
-//! - Whoever writes takes the whole queue while holding the writer: a group's records are
-//!   in the order of its ops
-//!   (`groups_written_on_park_do_not_disturb_each_other`).
-//! - A disk that stalls holds up one thread, once, and the runtime for less than a
-//!   heartbeat (`a_disk_that_stalls_holds_up_one_thread_once`).
+//! - A thread takes the whole queue while it holds the writer: a group's records are in
+//!   the order of its operations (`groups_written_on_park_do_not_disturb_each_other`).
+//! - A stalled disk blocks one thread, once, and the runtime for less than a heartbeat
+//!   (`a_disk_that_stalls_holds_up_one_thread_once`).
 
 use std::cell::Cell;
 use std::fmt;
@@ -45,39 +46,39 @@ use parking_lot::{Condvar, Mutex};
 use super::{Durability, LogInner, LogOp, OpQueue, segment};
 use crate::mutants::{self, Rule};
 
-/// Fsyncs that take less on average may hold up an event loop that had nothing to do.
+/// The largest average duration of an fsync that an idle worker thread may do.
 const FAST_FSYNC_MAX: Duration = Duration::from_micros(500);
-/// More appends, or older ones, are not left any longer.
+/// Bounds of the number and the age of deferred appends.
 const DEFERRED_MAX: usize = 16;
 const DEFERRED_AGE_MAX: Duration = Duration::from_micros(500);
-/// After so long the reserve is called in.
+/// A sync that takes longer counts as stalled, and releases the reserve.
 const STALL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How often it is looked how long a sync takes, while there are any.
+/// Interval of checks of a running sync.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
-/// After so many looks without any, nobody looks until there is one again.
+/// After this many checks without a write the watching thread parks until the next one.
 const IDLE_CHECKS_MAX: u32 = 50;
 
 thread_local! {
     static WRITES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What threads of an event loop call before they sleep; the log that they serve is given
-/// it when it is opened ([`LogOptions::write_on_park`](super::LogOptions::before_sleep)).
+/// The hook for tokio's `on_thread_park`. It belongs to the log that was opened with it
+/// ([`LogOptions::write_on_park`](super::LogOptions::write_on_park)).
 #[derive(Clone)]
 pub struct WriteOnPark(Arc<ParkState>);
 
 struct ParkState {
     log: OnceLock<Weak<LogInner>>,
     began: Instant,
-    /// When the write began that is under way before a thread sleeps, nanoseconds from
-    /// `began`; 0: there is none.
+    /// Start of the write that is running on a parking thread, nanoseconds since `began`;
+    /// 0 if there is none.
     in_progress: AtomicU64,
-    /// How many there were.
+    /// The number of such writes.
     writes: AtomicU64,
-    /// Somebody looks how long they take.
+    /// The watching thread is awake.
     is_watched: AtomicBool,
     watch: OnceLock<Thread>,
-    /// Nobody writes before sleep any more, and nobody is in reserve.
+    /// No thread writes on park any more, and the reserve is released.
     is_over: AtomicBool,
     over: Mutex<()>,
     called_in: Condvar,
@@ -106,8 +107,8 @@ impl fmt::Debug for WriteOnPark {
 }
 
 impl WriteOnPark {
-    /// Writes what was appended. To be called by the same threads each time they are
-    /// about to sleep, with nothing else to do.
+    /// Writes the pending appends. Must be called by the same threads each time that they
+    /// are about to park.
     pub fn write(&self) {
         if self.is_over() {
             return;
@@ -118,24 +119,24 @@ impl WriteOnPark {
         }
     }
 
-    /// Keeps one of a runtime's threads in reserve, for when another is held up by the
-    /// disk. To be called before anything else runs there, on a runtime of at least two
-    /// threads, and not on one of them. [`WriteOnPark::stop`] must be called before the
-    /// runtime is shut down.
+    /// Keeps one thread of a runtime in reserve, to be released when the disk blocks
+    /// another. Must be called before anything else runs on the runtime, from outside of
+    /// it; the runtime needs at least two threads. [`WriteOnPark::stop`] must be called
+    /// before the runtime is shut down.
     ///
     /// # Errors
-    /// There can be no thread that watches over the others.
+    /// The watching thread could not be started.
     pub fn keep_reserve(&self, runtime: &tokio::runtime::Handle) -> io::Result<()> {
         let (inner, (waits, is_waiting)) = (self.0.clone(), mpsc::channel());
         runtime.spawn(async move {
             let mut over = inner.over.lock();
-            // Nobody is missed who does not wait for it.
+            // The receiver may be gone; nothing depends on it then.
             let _ = waits.send(());
             while !inner.is_over.load(Ordering::Acquire) {
                 inner.called_in.wait(&mut over);
             }
         });
-        // An error: the runtime is gone already, and needs no reserve.
+        // An error means that the runtime is gone already and needs no reserve.
         let _ = is_waiting.recv();
         let inner = self.0.clone();
         let watch = std::thread::Builder::new()
@@ -145,7 +146,7 @@ impl WriteOnPark {
         Ok(())
     }
 
-    /// From now on the log's own thread writes all, and nobody is in reserve.
+    /// Leaves all writing to the log's own thread, and releases the reserve.
     pub fn stop(&self) {
         self.0.call_in();
     }
@@ -154,7 +155,7 @@ impl WriteOnPark {
         self.0.is_over.load(Ordering::Relaxed)
     }
 
-    /// The log to write. A process has one; of several, the first.
+    /// Sets the log to write. A process has one; of several, the first.
     pub(super) fn serve(&self, shared: &Arc<LogInner>) {
         let _ = self.0.log.set(Arc::downgrade(shared));
     }
@@ -168,7 +169,7 @@ impl ParkState {
         self.watch.get().inspect(|watch| watch.unpark());
     }
 
-    /// Looks how long writes take, and calls in the reserve when one takes too long.
+    /// Watches the duration of writes, and releases the reserve when one takes too long.
     fn watch(&self) {
         let (mut seen, mut in_vain) = (0, 0);
         self.is_watched.store(true, Ordering::SeqCst);
@@ -179,7 +180,7 @@ impl ParkState {
             let took = self.began.elapsed().saturating_sub(Duration::from_nanos(since));
             if since != 0 && took > STALL_TIMEOUT {
                 tracing::warn!(
-                    "the log's disk has stalled: it is left to the log's own thread from now on"
+                    "the log's disk has stalled: only the log's own thread syncs from now on"
                 );
                 return self.call_in();
             }
@@ -188,7 +189,8 @@ impl ParkState {
             if in_vain >= IDLE_CHECKS_MAX {
                 in_vain = 0;
                 self.is_watched.store(false, Ordering::SeqCst);
-                // Who begins now either is seen here, or sees that nobody looks.
+                // A write that begins now is either seen here, or sees that nothing
+                // watches.
                 if self.in_progress.load(Ordering::SeqCst) == 0
                     && !self.is_over.load(Ordering::Acquire)
                 {
@@ -199,7 +201,7 @@ impl ParkState {
         }
     }
 
-    /// A write begins, of which there is one at any time.
+    /// Records the start of a write; there is one at any time.
     fn begin(&self) {
         let since = (self.began.elapsed().as_nanos() as u64).max(1);
         self.in_progress.store(since, Ordering::SeqCst);
@@ -215,7 +217,7 @@ impl ParkState {
 }
 
 impl LogInner {
-    /// Whether an op may be left to this thread. Asked before it is queued.
+    /// True if an operation may be deferred to this thread; called before it is queued.
     pub(super) fn is_deferred(&self, op: &LogOp, queue: &mut OpQueue) -> bool {
         let is_for_us = WRITES.get()
             && self
@@ -243,7 +245,7 @@ impl LogInner {
         if self.queue.lock().ops.is_empty() {
             return;
         }
-        // Whoever writes now may not look at the queue once more.
+        // The thread that holds the writer may not check the queue again.
         let Some(mut writer) = self.writer.try_lock() else { return self.wake_writer() };
         let mut ops = {
             let mut queue = self.queue.lock();

@@ -1,15 +1,16 @@
-//! The one writer: takes what is queued, writes it as one batch, syncs once, and calls
-//! everyone back.
+//! The log's one writer: takes the queued operations, writes them as one batch, syncs
+//! once, and completes their callbacks.
 //!
 //! # Life of a batch
-//! 1. Callers change their group's front and queue an [`LogOp`]; fronts and queue are in the
-//!    same order for each group.
-//! 2. Whoever drives the writer (its thread; a caller that is about to sleep; in
-//!    `Durability::Os` the caller itself) takes the whole queue.
-//! 3. Each op becomes records, one after another; a record that does not fit begins the
-//!    next segment.
-//! 4. One write, and one fdatasync when an op needs it.
-//! 5. Callbacks, in order.
+//! 1. Callers change the visible log of their group and queue a [`LogOp`]. For each
+//!    group, both happen in the same order.
+//! 2. The thread that drives the writer (the log's own; a worker thread that is about to
+//!    park; in `Durability::Os` the caller) takes the whole queue.
+//! 3. Each operation is encoded as records. A record that does not fit begins the next
+//!    segment.
+//! 4. The records are written with one write, and synced with one fdatasync if an
+//!    operation requires it.
+//! 5. The callbacks are completed in order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,10 +24,10 @@ use super::{Durability, LogError, LogInner};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Vote};
 
-/// Tells a waiting caller how its op ended.
+/// Receives the result of an operation.
 pub(crate) type OpCallback = tokio::sync::oneshot::Sender<Result<(), LogError>>;
 
-/// Something to write.
+/// A queued operation.
 pub(crate) enum LogOp {
     Append {
         group: Arc<Group>,
@@ -57,19 +58,19 @@ pub(crate) enum LogOp {
         group: Arc<Group>,
         done: OpCallback,
     },
-    /// Make everything so far durable; `mark` says so in the log itself, so that damage
-    /// to the last batch is told from a torn tail.
+    /// Make everything before it durable. `mark` records that in the log itself, so that
+    /// damage to the last batch is told from a torn tail.
     Flush {
         mark: bool,
         done: OpCallback,
     },
-    /// Notes that a group is suspected no more.
+    /// Record that a group is no longer a suspect.
     Cleared,
 }
 
 impl LogOp {
-    /// Must the op be durable before it is called back? Votes, truncations and
-    /// destructions are rare and what Raft's safety rests on, so they are in every mode.
+    /// True if the operation must be durable before its callback. Votes, truncations and
+    /// destructions always are: they are rare, and Raft's safety rests on them.
     fn needs_sync(&self, durability: Durability) -> bool {
         match self {
             LogOp::Append { .. } => durability == Durability::Always,
@@ -81,7 +82,7 @@ impl LogOp {
         }
     }
 
-    /// An upper bound of the bytes of its records.
+    /// An upper bound of the length of its records.
     pub(crate) fn bytes_max(&self) -> usize {
         let records = match self {
             LogOp::Append { entries, .. } => entries.iter().map(record::entry_len).sum(),
@@ -91,17 +92,18 @@ impl LogOp {
         records + record::HEADER + 32
     }
 
-    /// May the op have freed a segment?
+    /// True if the operation may make a segment obsolete.
     fn frees(&self) -> bool {
         matches!(self, LogOp::Truncate { .. } | LogOp::Purge { .. } | LogOp::Destroy { .. })
     }
 
-    /// Calls back with an error; the op was never queued.
+    /// Completes the callback of an operation that was never queued, with an error.
     pub(crate) fn refuse(self, why: LogError) {
         self.finish(Err(why));
     }
 
-    /// Calls an append back before anything is written; for [`Rule::SyncBeforeAnswer`].
+    /// Completes an append's callback before anything is written; for
+    /// [`Rule::SyncBeforeAnswer`].
     pub(crate) fn acknowledge_early(mut self) -> LogOp {
         if let LogOp::Append { done, .. } = &mut self {
             std::mem::replace(done, Flushed::Noop).io_completed(Ok(()));
@@ -116,7 +118,7 @@ impl LogOp {
             | LogOp::Truncate { done, .. }
             | LogOp::Destroy { done, .. }
             | LogOp::Flush { done, .. } => {
-                // A caller that no longer waits does not want to know.
+                // The caller may have stopped waiting.
                 let _ = done.send(result);
             }
             LogOp::Committed { .. } | LogOp::Purge { .. } | LogOp::Cleared => {}
@@ -124,33 +126,33 @@ impl LogOp {
     }
 }
 
-/// Records are written out at the latest when so many bytes of them wait.
+/// The buffer is written out when it holds this many bytes.
 const BUFFER_BYTES: usize = 1 << 20;
-/// How much of an old segment is moved at a time, so that appends wait little.
+/// Bytes of an old segment that are relocated at a time, so that appends wait little.
 const RELOCATE_BYTES_MAX: u32 = 256 << 10;
-/// How late appends are written that were answered before.
+/// The delay of appends that were acknowledged early.
 const MUTANT_DELAY: Duration = Duration::from_millis(300);
 
 pub(crate) struct Writer {
     pub(crate) active: Arc<Segment>,
-    /// Where the head of `active` ends: a record that does not fit behind it fits nowhere
-    /// and may grow the file.
+    /// End of the header records of `active`. A record that does not fit behind it fits
+    /// into no segment, and may grow the file.
     pub(crate) head_end: u32,
     pub(crate) sealed: VecDeque<Arc<Segment>>,
-    /// Records that will stand at `active`'s end.
+    /// Records to be written at the end of `active`.
     pub(crate) buffer: Vec<u8>,
     /// The last record is a mark.
     is_marked: bool,
 }
 
-// After an error here the log is poisoned, so nobody sees a view of the disk that is
-// ahead of it.
+// After an error in these methods the log is poisoned, so no reader sees a durable log
+// that is ahead of the disk.
 impl Writer {
     pub(crate) fn new(active: Arc<Segment>, sealed: VecDeque<Arc<Segment>>) -> Writer {
         Writer { active, head_end: segment::HEADER, sealed, buffer: Vec::new(), is_marked: false }
     }
 
-    /// Writes a batch and calls everyone back.
+    /// Writes a batch and completes its callbacks.
     pub(crate) fn run(&mut self, shared: &LogInner, ops: &mut Vec<LogOp>) {
         if mutants::breaks(Rule::SyncBeforeAnswer)
             && ops.iter().all(|op| matches!(op, LogOp::Append { .. }))
@@ -198,8 +200,8 @@ impl Writer {
         if sync {
             self.sync(shared)?;
         }
-        // A mark is the one record that is only worth something when what it speaks of is
-        // already on the disk.
+        // A mark is useful only if everything before it is already on disk, so it is
+        // written last.
         if ops.iter().any(|op| matches!(op, LogOp::Flush { mark: true, .. })) {
             self.record(shared, RecordKind::Mark, 0, record::HEADER, |_| {})?;
             self.write_out(shared)?;
@@ -214,8 +216,8 @@ impl Writer {
             .map(drop)
     }
 
-    /// Before anything else is written: what may be lost if the log is not closed, or
-    /// what an earlier process has left open.
+    /// Records the suspects before anything else is written: the groups that lose entries
+    /// if this process is killed, or those of an earlier process.
     pub(crate) fn begin(&mut self, shared: &LogInner, found: &Suspects) -> Result<(), LogError> {
         let suspects = shared.suspects_if_killed();
         if suspects == *found {
@@ -291,8 +293,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts a record of at most `len_max` bytes behind the others and says where it will
-    /// be.
+    /// Appends a record of at most `len_max` bytes to the buffer, and returns its
+    /// location.
     fn record(
         &mut self,
         shared: &LogInner,
@@ -317,9 +319,9 @@ impl Writer {
         self.active.end() + self.buffer.len() as u32
     }
 
-    /// Writes what is buffered. A full disk stalls it: what was accepted is neither
-    /// dropped nor refused, `Log::writable` has been saying so since before this point,
-    /// and the write goes on by itself when there is space.
+    /// Writes the buffer. On a full disk the write waits: accepted operations are neither
+    /// dropped nor failed. `Log::writable` has returned an error since before this point,
+    /// and the write continues automatically when there is space.
     fn write_out(&mut self, shared: &LogInner) -> Result<(), LogError> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -358,9 +360,9 @@ impl Writer {
         shared.timed_sync(&self.active)
     }
 
-    /// Writes a mark behind records that are all on the disk, unless there is one already
-    /// (`anyway`: then too); it is not synced. Where there is no room for it, the next
-    /// record begins another segment, which says as much.
+    /// Writes a mark, without a sync, if all records are on disk and the last one is not
+    /// a mark (`anyway`: even then). If it does not fit, the next record begins another
+    /// segment, which proves the same.
     pub(crate) fn mark(&mut self, shared: &LogInner, anyway: bool) -> Result<(), LogError> {
         shared.alive()?;
         let end = self.active.end();
@@ -375,9 +377,8 @@ impl Writer {
         self.write_out(shared)
     }
 
-    /// Ends the active segment and begins the next, whose head says all that is worth
-    /// keeping of the groups' small state; so an old segment is needed for its entries
-    /// only.
+    /// Ends the active segment and begins the next one, which starts with the headers of
+    /// all groups. So an old segment is needed only for its entries.
     fn roll(&mut self, shared: &LogInner) -> Result<(), LogError> {
         self.write_out(shared)?;
         self.sync(shared)?;
@@ -419,8 +420,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Hands segments that nobody needs to the keeper, oldest first; one behind a needed
-    /// one waits, so that the log has no gaps.
+    /// Hands obsolete segments to the maintenance thread, oldest first. An obsolete
+    /// segment behind a needed one stays, so that the log has no gaps.
     pub(crate) fn reclaim(&mut self, shared: &LogInner) {
         let mut obsolete = Vec::new();
         while self.sealed.front().is_some_and(|s| s.live() == 0) {
@@ -444,16 +445,16 @@ impl Writer {
         shared.stats.disk_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Is so much of the disk garbage, held by a few entries in an old segment, that they
-    /// should move?
+    /// True if old segments are mostly garbage, kept by a few entries that should be
+    /// relocated.
     fn should_relocate(&self, shared: &LogInner) -> bool {
         let used: u64 = self.sealed.iter().map(|s| u64::from(s.end())).sum();
         let live: u64 = self.sealed.iter().map(|s| s.live()).sum();
         used > 2 * live + 4 * u64::from(shared.options.segment_bytes)
     }
 
-    /// Writes some of the oldest segment's needed entries again; gives whether there is
-    /// more to do at once.
+    /// Relocates some of the needed entries of the oldest segment; returns true if there
+    /// is more to do at once.
     pub(crate) fn relocate_entries(&mut self, shared: &LogInner) -> Result<bool, LogError> {
         shared.alive()?;
         if !self.should_relocate(shared) {
@@ -485,8 +486,7 @@ impl Writer {
                     location.len as usize,
                     |b| record::put_entry(b, &entry),
                 )?;
-                // A reader may find the new place before the bytes are there, so they go
-                // out first.
+                // Written out first: a reader may find the new location at once.
                 self.write_out(shared)?;
                 relocated += new.len;
                 shared.stats.relocated.fetch_add(1, Ordering::Relaxed);
@@ -502,7 +502,7 @@ impl Writer {
 }
 
 impl LogInner {
-    /// fdatasync, counted and timed.
+    /// Syncs a segment (fdatasync), counts and times it.
     pub(crate) fn timed_sync(&self, segment: &Segment) -> Result<(), LogError> {
         #[cfg(test)]
         if self.faults.sync_fails.load(Ordering::Relaxed) {
@@ -516,7 +516,7 @@ impl LogInner {
         let outcome = segment.sync(&*self.options.disk);
         let took = self.disk_monitor.end(began, Instant::now());
         if !outcome? {
-            // Somebody else has synced it meanwhile.
+            // Another thread has synced it meanwhile.
             return Ok(());
         }
         self.stats.fsyncs.fetch_add(1, Ordering::Relaxed);
@@ -524,7 +524,11 @@ impl LogInner {
         self.stats.note_fsync(took);
         self.fsync_seconds.record(took.as_secs_f64());
         if took > Duration::from_secs(1) {
-            tracing::warn!(file = %segment.path.display(), seconds = took.as_secs_f64(), "slow fdatasync of the log");
+            tracing::warn!(
+                file = %segment.path.display(),
+                seconds = took.as_secs_f64(),
+                "slow fdatasync of the log"
+            );
         }
         Ok(())
     }

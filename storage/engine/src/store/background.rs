@@ -1,14 +1,16 @@
-//! Threads for which no request waits: those that write memtables, flush and compact.
+//! Background threads: those that write memtables, flush and compact. No request waits
+//! for them.
 //!
-//! They take a core for tens of milliseconds every few seconds. At the niceness of all
-//! others the kernel deals that out fairly, and a request waits up to a time slice (3 ms
-//! and more) at each change of threads. So they are nicer: whoever is woken to serve gets
-//! the core at once, and they keep a tenth of one that everybody wants. Much nicer would
-//! be wrong: at 19, on a machine that is busy with something else, writes waited for a
-//! flush for seconds.
+//! They use a core for tens of milliseconds every few seconds. At normal niceness the
+//! kernel shares the core fairly, and a request waits up to a time slice (3 ms and more)
+//! at each thread switch. With a higher niceness, a thread that is woken to serve a
+//! request gets the core at once, and background threads keep a tenth of a busy core. A
+//! much higher niceness would be wrong: at 19, on a machine that was busy otherwise,
+//! writes waited seconds for a flush.
 //!
 //! # Invariants
-//! - No such thread is as nice as those that serve (`integration/tests/resource_limits.rs`,
+//! - Background threads have a higher niceness than those that serve requests
+//!   (`integration/tests/resource_limits.rs`,
 //!   `background_threads_have_a_lower_priority`).
 
 use std::thread::{Builder, JoinHandle};
@@ -18,15 +20,15 @@ use super::Fault;
 /// Added to the niceness of the process.
 const NICENESS: i32 = 10;
 
-/// Starts a thread of the background; so are the threads that it starts.
+/// Starts a background thread. The threads that it starts inherit its niceness.
 pub(super) fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Fault> {
     let nicer = || {
-        // It serves as well otherwise, with longer waits.
+        // Without it the thread works as well, but requests wait longer.
         if let Err(error) = rustix::process::nice(NICENESS) {
-            tracing::warn!(%error, "a background thread has the priority of all others");
+            tracing::warn!(%error, "cannot lower the priority of a background thread");
         }
         run()
     };

@@ -1,44 +1,45 @@
 //! The compaction filters of `cell` and `head`: they drop members of collections that
-//! were deleted or replaced or are past, and empty strings that are past.
+//! were deleted, replaced or have expired, and the values of strings that have expired.
 //!
-//! Deleting a collection only drops its head; what lay under its generation is invisible
-//! at once and is dropped here, whenever compaction comes by. So are the members of a row
-//! that is past, before the expiry cycle comes to it, and the value of a string. Heads
-//! themselves, counters and the time index go by the cycle only: a head that one replica
-//! dropped by itself would be absent there, not expired, to the next write, and the
-//! counters would differ. This module knows neither heads nor cells: a [`Liveness`]
-//! reads them.
+//! The deletion of a collection removes only its head. The cells of its generation are
+//! invisible from then on, and are dropped here when compaction reaches them. So are the
+//! members of an expired row, before the expiry cycle reaches it, and the value of an
+//! expired string. Heads themselves, counters and the time index are removed by the
+//! expiry cycle only: a head that one replica dropped would be absent there, not expired,
+//! to the next write, and the counters would differ. This module understands neither
+//! heads nor cells: a [`Liveness`] decodes them.
 //!
 //! # Why it is safe
-//! A *state* is what all entries up to some index make. It has a stamp, the time of its
-//! last batch, and whoever reads it or evaluates a batch on it does so by a time that is
-//! not before that: stamps never run backwards in a partition, under whatever leader. All
-//! that will ever be read here are states that follow
-//! - the state of the oldest reader (the oldest snapshot held when the compaction starts,
-//!   or a fresh one when there is none); what is in front of RocksDB for that reader only
-//!   makes it later;
-//! - or the state on disk, after a crash: with `interval` or `os` durability entries
-//!   behind it may be lost with the log's tail, and others come in their place. What is
-//!   sent to other replicas is a state behind it as well.
+//! A *state* is the result of all entries up to some index. It has a stamp, the time of
+//! its last batch. A reader of the state, or the evaluation of a batch on it, uses a time
+//! that is not before that stamp, because stamps never run backwards in a partition,
+//! whoever leads it. All states that will ever be read here follow one of two:
+//! - the state of the oldest reader (the oldest snapshot that is open when the compaction
+//!   starts, or a fresh one if there is none); the write buffer of that reader only makes
+//!   its state later;
+//! - or the state on disk, after a crash: with `interval` or `os` durability, entries
+//!   behind it may be lost with the log's tail and replaced by others. A snapshot that is
+//!   sent to another replica follows it as well.
 //!
-//! *A cell* is dropped when it is dead in both. It is dead in a state
-//! - when its generation was given and is not its head's: a generation is given once, so
-//!   no later state has it either;
-//! - or when its head is past by the state's stamp. To all who come to this state or a
-//!   later one the row is dead: a write makes a new one, with a new generation, or leaves
-//!   none. An EXPIRE or PERSIST that prolongs a row is evaluated while it lives, so it is
-//!   in the log before the first batch whose stamp is at or behind the row's expiry, and
-//!   a state with such a stamp has it.
+//! *A cell* is dropped when it is dead in both of these states. It is dead in a state
+//! - if its generation was given but is not the one of its head: a generation is given
+//!   once, so no later state has it either;
+//! - or if its head has expired by the state's stamp. In this state and in all later ones
+//!   the row is dead: a write makes a new row with a new generation, or leaves none. An
+//!   EXPIRE or PERSIST that prolongs a row is evaluated while the row lives, so it is in
+//!   the log before the first batch whose stamp is at or after the row's expiry, and a
+//!   state with such a stamp includes it.
 //!
-//! *A head* is judged by itself, as compaction may see one that was replaced above. Its
-//! value is dropped when its expiry is not after the stamps of both. States in which it
-//! is seen and not past are before both, and nobody reads these any more; in all others
-//! it is past, or a later one lies above it. What a write to a dead row needs of its head
-//! (the expiry, the kind, a hash's figures) stays. Batches carry finished records, so
-//! none that is on its way is made from a value that was dropped.
+//! *A head* is judged on its own, because compaction may see one that was replaced in a
+//! higher level. Its value is dropped if its expiry is not after the stamps of both
+//! states. States in which it is visible and not expired precede both, and nothing reads
+//! them any more. In all others it has expired, or a later head replaces it. The parts
+//! that a write to a dead row needs of its head (the expiry, the kind, a hash's counts)
+//! stay. Batches carry finished records, so no batch in progress is made from a value
+//! that was dropped.
 //!
-//! What cannot be read or understood is kept. `storage`'s `compaction_filter.rs` tries all this with
-//! random ops, readers and crashes.
+//! Anything that cannot be read or decoded is kept. A test in `storage`'s
+//! `compaction_filter.rs` tries all this with random operations, readers and crashes.
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,52 +53,52 @@ use super::db::Db;
 use super::snapshot::PinnedSnapshot;
 use crate::batch::Family;
 
-/// Reads heads, cells and stamps for the store, which does not know them.
+/// Decodes heads, cells and stamps for the store, which does not understand them.
 pub trait Liveness: Send + Sync + 'static {
-    /// Writes the key of the head that owns `cell` into `head`, which is empty, and says
-    /// under which generation the cell lies. `None`: not understood, so kept.
+    /// Writes the key of the head that owns `cell` into `head`, which is empty, and
+    /// returns the generation of the cell. `None`: it cannot be decoded, so it is kept.
     fn find_owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64>;
 
     /// The generation whose cells a head owns.
     fn parse_owner(&self, head: &[u8]) -> Owner;
 
-    /// How many of a head's first bytes are to be kept when every state has this stamp or
-    /// a later one; `None`: all of it.
+    /// The number of a head's first bytes to keep if every state has this stamp or a
+    /// later one; `None`: all of them.
     fn kept_len(&self, head: &[u8], stamp_ms: u64) -> Option<usize>;
 
     /// The key in `Default` of the stamp of the last batch.
     fn stamp_key(&self) -> &[u8];
 
-    /// A stamp, ms. `None`: not understood.
+    /// Decodes a stamp, ms; `None` if that is impossible.
     fn stamp_ms(&self, stamp: &[u8]) -> Option<u64>;
 
     /// The key in `Default` of the counter of generations.
     fn counter_key(&self) -> &[u8];
 
-    /// The first generation that was not yet given when the counter had this value: every
-    /// smaller one was given. `None`: not understood.
+    /// The first generation that was not given yet when the counter had this value; every
+    /// smaller one was given. `None`: it cannot be decoded.
     fn first_unused(&self, counter: &[u8]) -> Option<u64>;
 }
 
-/// What a head says about cells.
+/// The cells that a head owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// Cells of this generation are its members, until then (ms; `None` = for ever).
+    /// Those of this generation, until this time (ms; `None`: for ever).
     Generation(u64, Option<u64>),
-    /// It has no cells (a string).
+    /// None: the row is a string.
     Nothing,
-    /// It was not understood: all cells are kept.
+    /// Unknown: the head cannot be decoded, so all cells are kept.
     Unreadable,
 }
 
-/// How much the filters of a store have dropped since it was opened.
+/// Cells and bytes that the filters of a store have dropped since it was opened.
 #[derive(Debug, Default)]
 pub(super) struct FilterStats {
     pub(super) cells: AtomicU64,
     pub(super) bytes: AtomicU64,
 }
 
-/// What the filters of one database share.
+/// The state that the filters of one database share.
 pub(super) struct FilterShared {
     liveness: Arc<dyn Liveness>,
     db: OnceLock<DbPointer>,
@@ -117,7 +118,7 @@ impl FilterShared {
         Arc::new(Self { liveness, db: OnceLock::new(), filter_stats: FilterStats::default() })
     }
 
-    /// Lets filters work; before, they keep everything.
+    /// Enables the filters; before, they keep everything.
     pub(super) fn attach(&self, db: &Arc<Db>) {
         let _ = self.db.set(DbPointer(Arc::as_ptr(db)));
     }
@@ -126,8 +127,8 @@ impl FilterShared {
         &self.filter_stats
     }
 
-    /// The earlier of the stamps of a reader's state and of the state on disk. `None`:
-    /// one of them has none, or it can't be read.
+    /// The earlier one of the stamps of a reader's state and of the state on disk.
+    /// `None`: one of them has no stamp, or it cannot be read.
     fn stamp_ms(&self, db: &Db, pinned: &PinnedSnapshot) -> Option<u64> {
         let key = self.liveness.stamp_key();
         let on_disk = self.liveness.stamp_ms(&db.get_flushed(Family::Default, key).ok()??)?;
@@ -165,7 +166,7 @@ impl CompactionFilterFactory for CellFilterFactory {
     }
 }
 
-/// Of filters of `head`.
+/// Makes filters of `head`.
 pub(super) struct HeadFilterFactory(pub(super) Arc<FilterShared>);
 
 impl CompactionFilterFactory for HeadFilterFactory {
@@ -184,7 +185,7 @@ impl CompactionFilterFactory for HeadFilterFactory {
 /// The filter of one compaction of `head`; used by one thread.
 pub(super) struct HeadFilter {
     filters: Arc<FilterShared>,
-    /// Every state that is read from now on has this stamp or a later one; 0 = not known.
+    /// Every state that is read from now on has this stamp or a later one; 0 = unknown.
     stamp_ms: u64,
     bytes: u64,
 }
@@ -223,12 +224,12 @@ fn oldest(db: &Db) -> Arc<PinnedSnapshot> {
     db.open_snapshots().oldest().unwrap_or_else(|| db.pin())
 }
 
-/// The state that one compaction judges by.
+/// The states by which one compaction decides.
 struct FilterContext {
     // Dropped in this order: the cursor points into the snapshot.
     heads: DBRawIteratorWithThreadMode<'static, DB>,
     first_unused: u64,
-    /// What is past by this is past in both states; 0 = not known.
+    /// Rows that have expired by this stamp have expired in both states; 0 = unknown.
     stamp_ms: u64,
     _pinned: Arc<PinnedSnapshot>,
 }
@@ -257,12 +258,12 @@ impl FilterContext {
     }
 }
 
-/// The filter of one compaction; used by one thread.
+/// The filter of one compaction of `cell`; used by one thread.
 pub(super) struct CellFilter {
     filters: Arc<FilterShared>,
     context: Option<FilterContext>,
-    /// The head last looked up, what it owns as the oldest reader sees it, and in the
-    /// state on disk once that was asked.
+    /// The last head that was looked up, with its cells in the state of the oldest
+    /// reader, and in the state on disk once that was needed.
     last: Option<(Vec<u8>, Owner, Option<Owner>)>,
     head: Vec<u8>,
     cells: u64,
@@ -286,7 +287,7 @@ impl CellFilter {
             Owner::Nothing => true,
             Owner::Unreadable => false,
         };
-        // Cells come in key order, so a row's verdict is asked once.
+        // Cells come in key order, so each row is looked up once.
         if self.last.as_ref().is_none_or(|(head, ..)| *head != self.head) {
             let cells = context.parse_owner(liveness, &self.head);
             let (mut head, ..) = self.last.take().unwrap_or((Vec::new(), cells, None));
@@ -405,8 +406,8 @@ mod tests {
         });
         store.flush().unwrap();
         apply(2, &|batch| batch.delete(Family::Head, b"h"));
-        // As automatic compaction does: what is in memory stays there (no cell is, and a
-        // range is named).
+        // As automatic compaction does: memtables stay (no cell is in them, and a range
+        // is given).
         manual_compaction::compact_range(
             &store.db().unwrap(),
             Family::Cell,
@@ -463,7 +464,7 @@ mod tests {
         apply(1, &|batch| {
             batch.put(Family::Default, b"next", &[9]);
             batch.put(Family::Default, b"stamp", &[10]);
-            // Generation 5, past at 20, and a value.
+            // Generation 5, expires at 20, and a value.
             batch.put(Family::Head, b"h", &[5, 20, 1, 2, 3]);
             batch.put(Family::Cell, &[5], b"a member");
         });

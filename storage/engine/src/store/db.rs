@@ -23,14 +23,15 @@ use super::write_buffer::{ImmutableMemtables, WriteBuffer};
 use super::{Fault, OnStall, read_applied};
 use crate::batch::{self, Change, END, Family};
 
-/// An open database. Held by [`Store`](super::Store) and by everyone who reads it; closed
-/// when the last of them lets go.
+/// An open database. [`Store`](super::Store) and all readers hold it; it is closed when
+/// the last of them drops it.
 pub(super) struct Db {
-    // Everything that points into `db` comes before it: fields are dropped in this order.
+    // Everything that points into `db` is declared before it: fields are dropped in this
+    // order.
     families: [Arc<BoundColumnFamily<'static>>; 3],
     open_snapshots: Arc<OpenSnapshots>,
     latest: ReadOptions,
-    /// As `latest`; blocks that are read are not kept in the block cache.
+    /// As `latest`, but blocks that are read are not kept in the block cache.
     uncached: ReadOptions,
     flushed: ReadOptions,
     waiting: WriteOptions,
@@ -38,34 +39,34 @@ pub(super) struct Db {
     db: DB,
     background_errors: Arc<BackgroundErrors>,
     filters: Option<Arc<FilterShared>>,
-    /// What was applied and is not in the memtables yet.
+    /// Applied records that are not in the memtables yet.
     pub(super) write_buffer: WriteBuffer,
-    /// One at a time writes to the memtables.
+    /// Held while records are written to the memtables.
     memtable_lock: Mutex<()>,
     is_pending: AtomicBool,
-    /// The last [look before a write](Db::get_replaced) in RocksDB found nothing.
+    /// The last [read before a write](Db::get_replaced) found nothing in RocksDB.
     is_new: AtomicBool,
-    /// Why what was applied can't be written to the memtables.
+    /// The reason why applied records cannot be written to the memtables.
     write_fault: OnceLock<Fault>,
     pub(super) progress: Arc<ApplyProgress>,
-    /// The first record that could not be read.
+    /// The first read that failed.
     read_fault: OnceLock<Fault>,
     pub(super) cleared_families: ClearedFamilies,
     pub(super) directory: PathBuf,
     _part: StoreShare,
 }
 
-/// Which families a batch clears.
+/// The families that a batch clears.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Cleared {
-    /// By family number: was cleared.
+    /// By family number: cleared.
     pub(super) any: [bool; 3],
-    /// By family number: was cleared and not written to afterwards.
+    /// By family number: cleared, and not written to afterwards.
     pub(super) empty: [bool; 3],
 }
 
 impl Db {
-    /// Counts flushes and compactions in `changes`.
+    /// Opens the database; its flushes and compactions are counted in `changes`.
     pub(super) fn open(
         shared: &SharedResources,
         directory: &Path,
@@ -150,15 +151,15 @@ impl Db {
         }
     }
 
-    /// The failure of background work that stands.
+    /// The failure of background work, unless it has passed.
     pub(super) fn reported(&self) -> Option<Fault> {
         self.background_errors
             .reported()
             .map(|text| Fault::from_text("compact", &self.directory, text))
     }
 
-    /// A cursor over a family as `pinned` sees it, for code that runs inside a
-    /// compaction: it must be dropped before `pinned`.
+    /// A cursor over a family in the state of `pinned`, for code that runs inside a
+    /// compaction. It must be dropped before `pinned`.
     pub(super) fn cursor(
         &self,
         pinned: &PinnedSnapshot,
@@ -177,7 +178,7 @@ impl Db {
         }
     }
 
-    /// Why what is on disk can't be relied on, once that was found.
+    /// The reason why the data on disk is unreliable, once that was found.
     pub(super) fn damage(&self) -> Option<Fault> {
         let found = || self.reported().filter(|fault| matches!(fault, Fault::Corrupt { .. }));
         self.read_fault.get().cloned().or_else(found)
@@ -207,8 +208,8 @@ impl Db {
         &self.open_snapshots
     }
 
-    /// What was applied so far and is not in the memtables yet, and a snapshot of RocksDB
-    /// of the same moment, which the caller must drop before this database.
+    /// The write buffer's records, and a RocksDB snapshot of the same moment, which the
+    /// caller must drop before this database.
     pub(super) fn consistent_view(&self) -> (ImmutableMemtables, Arc<PinnedSnapshot>) {
         self.write_buffer.make_immutable(|| self.pin())
     }
@@ -227,13 +228,13 @@ impl Db {
         }
     }
 
-    /// As [`get_latest`](Db::get_latest), for a write, of the record that it replaces.
+    /// As [`get_latest`](Db::get_latest), but for a write that replaces the record.
     ///
-    /// While writes are of new records, a look reads a block only where a filter is
-    /// wrong: of a million new keys these are tens of thousands of blocks, which would
-    /// push all others out of the block cache, and of which none is more likely to be
-    /// asked for again than any other. So after a look that has found nothing the next
-    /// one keeps no blocks.
+    /// While writes insert new records, a read before the write loads a block only when a
+    /// Bloom filter errs. Over a million new keys these are tens of thousands of blocks.
+    /// They would evict all others from the block cache although none of them is likely
+    /// to be read again. So after a read that has found nothing, the next one does not
+    /// fill the cache.
     pub(super) fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         if let Some(point) = self.write_buffer.get(family, key) {
             return Ok(point);
@@ -246,12 +247,12 @@ impl Db {
         Ok(record)
     }
 
-    /// What a crash would leave: memtables are not looked at.
+    /// Reads the state on disk, without memtables: what a crash would leave.
     pub(super) fn get_flushed(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.get(&self.flushed, family, key)
     }
 
-    /// Learns how far what is on disk goes.
+    /// Reads the last applied entry of the state on disk.
     fn refresh_flushed(&self) -> Result<(), Fault> {
         let malformed = |reason: &str| Fault::Corrupt {
             file: self.directory.display().to_string(),
@@ -262,7 +263,7 @@ impl Db {
         Ok(())
     }
 
-    /// What RocksDB has.
+    /// Reads from RocksDB only.
     pub(super) fn get(
         &self,
         options: &ReadOptions,
@@ -275,7 +276,7 @@ impl Db {
         }
     }
 
-    /// Walks what RocksDB has.
+    /// Visits records of RocksDB only.
     pub(super) fn range(
         &self,
         mut options: ReadOptions,
@@ -311,7 +312,8 @@ impl Db {
         cursor.status().map_err(|error| self.unreadable("scan", error))
     }
 
-    /// Adds a batch's records to a RocksDB batch, and says which families it clears.
+    /// Adds a batch's records to a RocksDB batch, and returns the families that it
+    /// clears.
     pub(super) fn collect(&self, batch: &[u8], records: &mut WriteBatch) -> Result<Cleared, Fault> {
         let mut cleared = Cleared::default();
         for change in batch::read(batch)? {
@@ -335,32 +337,32 @@ impl Db {
         Ok(cleared)
     }
 
-    /// Whether the drainer is to be told: it does not know yet.
+    /// Marks the store as pending for the memtable writer; true if it was not yet.
     pub(super) fn mark_pending(&self) -> bool {
         !self.is_pending.swap(true, Ordering::AcqRel)
     }
 
-    /// For the drainer: it looks no more.
+    /// Called by the memtable writer when it drops the store from its backlog.
     pub(super) fn clear_pending(&self) {
         self.is_pending.store(false, Ordering::Release);
     }
 
-    /// For the drainer: writes what was applied to the memtables if that goes without
-    /// waiting; says whether it did.
+    /// Called by the memtable writer: writes the buffered records to the memtables unless
+    /// that would block. Returns true if it did.
     pub(super) fn try_write_memtables(&self) -> bool {
         match self.write_memtables(OnStall::Fail) {
             Ok(()) => true,
             Err(Fault::Stalled | Fault::DiskFull(_)) => false,
             Err(fault) => {
                 if self.write_fault.set(fault.clone()).is_ok() {
-                    tracing::error!(%fault, "what was applied can't be written to the memtables");
+                    tracing::error!(%fault, "cannot write applied entries to the memtables");
                 }
                 false
             }
         }
     }
 
-    /// Bytes of the memtables that are written to.
+    /// Bytes of the active memtables.
     pub(super) fn memtable_bytes(&self) -> usize {
         let bytes = |family| {
             self.db
@@ -372,25 +374,25 @@ impl Db {
             .sum()
     }
 
-    /// Writes the memtables to disk, and does not wait for it.
+    /// Starts a flush of the memtables without waiting for it.
     pub(super) fn flush_soon(&self) {
         if let Err(fault) = self.flush_families(false) {
-            tracing::warn!(%fault, "memtables stay for now");
+            tracing::warn!(%fault, "cannot start a flush; memtables stay in memory");
         }
     }
 
-    /// The fault that keeps what was applied from the memtables.
+    /// Returns the fault that keeps applied records from the memtables.
     pub(super) fn write_fault(&self) -> Result<(), Fault> {
         self.write_fault.get().map_or(Ok(()), |fault| Err(fault.clone()))
     }
 
-    /// Nothing is drained while this is held.
+    /// While this is held, nothing is written to the memtables.
     #[cfg(test)]
     pub(super) fn hold_up(&self) -> parking_lot::MutexGuard<'_, ()> {
         self.memtable_lock.lock()
     }
 
-    /// Writes what was applied to the memtables.
+    /// Writes the buffered records to the memtables.
     pub(super) fn write_memtables(&self, on_stall: OnStall) -> Result<(), Fault> {
         let _one = match on_stall {
             OnStall::Fail => self.memtable_lock.try_lock().ok_or(Fault::Stalled)?,
@@ -422,24 +424,24 @@ impl Db {
         self.db.write_opt(records, options).map_err(|error| self.fault("write", error))
     }
 
-    /// Deletes the table files of a family, except at level 0. Only when all that they
-    /// hold is dead, on disk and for every reader.
+    /// Deletes the table files of a family, except at level 0. Only allowed if all their
+    /// records are dead, on disk and for every reader.
     pub(super) fn delete_files(&self, family: Family) -> Result<(), Fault> {
         self.db
             .delete_file_in_range_cf(self.family(family), &[][..], &END[..])
             .map_err(|error| self.fault("delete files of", error))
     }
 
-    /// Ends background work for good; reading goes on.
+    /// Ends background work permanently; reads still work.
     pub(super) fn stop(&self) {
         self.db.cancel_all_background_work(true);
     }
 
-    /// Writes what was applied to disk, all families at one moment.
+    /// Writes the applied records to disk, all families at the same moment.
     pub(super) fn flush(&self) -> Result<(), Fault> {
         self.write_memtables(OnStall::Wait)?;
         self.flush_families(true)?;
-        // The listener may not be done with it yet.
+        // RocksDB's listener may not have run yet.
         self.refresh_flushed()
     }
 
@@ -453,8 +455,8 @@ impl Db {
 
 impl Drop for Db {
     fn drop(&mut self) {
-        // Compactions read through `self`; none may be running when its fields go.
-        // Memtables are flushed on the way.
+        // Compactions read through `self`, so none may run when its fields are dropped.
+        // This also flushes the memtables.
         self.db.cancel_all_background_work(true);
     }
 }

@@ -1,9 +1,9 @@
-//! Which directory of a store is in use.
+//! The database directory that a store uses.
 //!
-//! A store is replaced as a whole when a replica installs another's state: the new
-//! database is put beside the old one and `current` is pointed at it by an atomic, synced
-//! rename. Whatever `current` does not name is left over from a crash and is removed at
-//! the next open.
+//! A store is replaced as a whole when a replica installs a snapshot: the new database is
+//! put beside the old one, and `current` is pointed at it by an atomic, synced rename.
+//! Databases that `current` does not name are leftovers of a crash and are removed at the
+//! next open.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -14,7 +14,7 @@ use super::Fault;
 const CURRENT: &str = "current";
 const PREFIX: &str = "db-";
 
-/// The directory in use; `<path>/db-0` for a new store.
+/// The database directory in use; `<path>/db-0` for a new store.
 pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
     fs::create_dir_all(path).map_err(|error| fault("create", path, &error))?;
     let name = match fs::read_to_string(path.join(CURRENT)) {
@@ -29,8 +29,8 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
             }
             let name = first_name();
             set_current(path, &name)?;
-            // The log may let go of what is flushed here: the way here must not be lost
-            // in a crash.
+            // The log may be purged up to the entry that is flushed here, so a crash must
+            // not lose the path to this directory.
             for above in
                 path.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty())
             {
@@ -51,12 +51,12 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
     Ok(path.join(name))
 }
 
-/// The name in a new store.
+/// The directory name in a new store.
 pub(super) fn first_name() -> String {
     format!("{PREFIX}0")
 }
 
-/// The name after the one in use.
+/// The directory name after the one in use.
 pub(super) fn next_name(current: &Path) -> String {
     let number = current
         .file_name()
@@ -80,7 +80,7 @@ pub(super) fn set_current(path: &Path, name: &str) -> Result<(), Fault> {
     write().map_err(|error| fault("write", &path.join(CURRENT), &error))
 }
 
-/// Moves a received database to `target`, with everything in it synced.
+/// Syncs a received database and moves it to `target`.
 pub(super) fn move_received(received: &Path, target: &Path) -> Result<(), Fault> {
     let sync = || -> std::io::Result<()> {
         for entry in fs::read_dir(received)? {
@@ -97,7 +97,7 @@ pub(super) fn move_received(received: &Path, target: &Path) -> Result<(), Fault>
     sync().map_err(|error| fault("move", received, &error))
 }
 
-/// Removes the store's directory; fine when it is gone already.
+/// Removes the store's directory, if it exists.
 pub(super) fn remove(path: &Path) -> Result<(), Fault> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(fault("remove", path, &error)),

@@ -1,4 +1,4 @@
-//! What can go wrong in a store, told apart by who recovers.
+//! A store's failures, distinguished by the party that recovers from them.
 
 use std::path::Path;
 
@@ -6,38 +6,38 @@ use rocksdb::ErrorKind;
 
 use crate::batch::BadBatch;
 
-/// A store's failure. Never an answer to a client's question: reads stop, or writes wait,
-/// until it is dealt with.
+/// A store's failure. It is never an answer to a client: reads stop, or writes wait,
+/// until it is resolved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The file system has no space left. Reads go on; writes wait, and go on by
-    /// themselves when space returns.
+    /// The file system has no space left. Reads work; writes wait, and resume
+    /// automatically when space returns.
     #[error("the disk is full: {0}")]
     DiskFull(String),
-    /// Stored bytes are not what was written. The replica is set aside.
+    /// Stored bytes are not those that were written. The replica is set aside.
     #[error("corrupt data in {file}: {reason}")]
     Corrupt {
         /// The damaged file, or the store's directory when RocksDB names none.
         file: String,
-        /// RocksDB's words: what did not match, at which offset.
+        /// RocksDB's message: the mismatch and its offset.
         reason: String,
     },
-    /// The operating system refused. The replica is set aside.
+    /// The operating system returned an error. The replica is set aside.
     #[error("{doing}: {reason}")]
     Io {
-        /// What was being done, with the path.
+        /// The failed action, with the path.
         doing: String,
-        /// The reason given.
+        /// The error of the operating system.
         reason: String,
     },
-    /// RocksDB is behind with flushes or compactions: the write would wait. Only
-    /// [`OnStall::Fail`](super::Patience) gives it.
+    /// RocksDB is behind with flushes or compactions, so the write would wait. Returned
+    /// only with [`OnStall::Fail`](super::OnStall).
     #[error("the store is behind with its flushes")]
     Stalled,
     /// An entry that is not a batch.
     #[error(transparent)]
     BadBatch(#[from] BadBatch),
-    /// The store was closed or destroyed under its user.
+    /// The store was closed or destroyed while in use.
     #[error("the store is closed")]
     Closed,
     /// Another process has the store open.
@@ -50,8 +50,8 @@ impl Fault {
         Fault::Io { doing: doing.into(), reason: reason.to_string() }
     }
 
-    /// Sorts a RocksDB error. RocksDB's C API hands over the status as text only, so the
-    /// words are all there is to go by; they are RocksDB's fixed names of status codes
+    /// Classifies a RocksDB error. RocksDB's C API returns the status as text only, so
+    /// the text decides. The phrases are RocksDB's fixed names of status codes
     /// (`util/status.cc`), not free text.
     pub(super) fn from_rocksdb(doing: &str, directory: &Path, error: rocksdb::Error) -> Self {
         let kind = error.kind();
@@ -67,7 +67,7 @@ impl Fault {
         }
     }
 
-    /// Sorts the text of a RocksDB status.
+    /// Classifies the text of a RocksDB status.
     pub(super) fn from_text(doing: &str, directory: &Path, text: String) -> Self {
         if is_no_space(&text) {
             Fault::DiskFull(text)
@@ -107,13 +107,13 @@ pub(super) fn is_no_space(text: &str) -> bool {
     .any(|phrase| text.contains(phrase))
 }
 
-/// A file that the manifest names and the directory has not.
+/// True if a file is missing that the manifest names.
 fn missing_part(text: &str) -> bool {
     text.contains("No such file or directory") && named_file(text).is_some()
 }
 
-/// The file that RocksDB's message names: its first word that looks like one of a store's
-/// files.
+/// The file that RocksDB's message names: its first word that looks like a file of a
+/// store.
 pub(super) fn named_file(text: &str) -> Option<String> {
     let looks_like_one = |word: &&str| {
         let name = word.rsplit('/').next().unwrap_or(word);

@@ -1,20 +1,21 @@
-//! The last words of some entries on the keys that they change: hash tables over an
-//! arena.
+//! A hash memtable: the latest records of some entries, as hash tables over an arena.
 //!
-//! A record lies in the arena once, and a later word on its key that needs no more room
-//! is written over it: a row that is changed a thousand times takes the room of one.
+//! The arena holds one record per key. A later value that needs no more room is written
+//! over the earlier one: a row that is changed a thousand times takes the room of one.
 //!
 //! # Invariants
-//! - The last word on a key is the one that is found, by key and in order
+//! - The last value of a key is found, by key and in key order
 //!   (`a_hash_memtable_is_a_map`).
-//! - What is overwritten takes no more room (`overwriting_takes_no_more_room`),
-//!   and all room is counted (`bytes_are_what_is_held`).
+//! - Overwriting takes no more room (`overwriting_takes_no_more_room`), and all room is
+//!   counted (`bytes_are_what_is_held`).
 //!
 //! # Layout
-//! The arena is a list of chunks of up to 256 KiB; a record that is larger has a chunk of
-//! its own. A record begins at a multiple of four bytes:
+//! The arena is a list of chunks of up to 256 KiB; a larger record has a chunk of its
+//! own. A record begins at a multiple of four bytes:
 //! ```text
-//! length of the key u32 LE | room for a value u32 LE | length of the value u32 LE, or 0xffff_ffff: deleted | key | value, room | padding
+//! 0          4                8                                  12
+//! key length | value room     | value length,                    | key | value, room | padding
+//! u32 LE     | u32 LE         | or 0xffff_ffff: deleted, u32 LE  |
 //! ```
 
 use std::hash::BuildHasher;
@@ -26,20 +27,20 @@ use smallvec::SmallVec;
 
 use crate::batch::Family;
 
-/// The last word on a key: its value, or `None` when it is deleted.
+/// The last value of a key, or `None` if it is deleted.
 pub(super) type PointValue<'a> = Option<&'a [u8]>;
 
 const CHUNK_BYTES: usize = 256 << 10;
 /// Records begin at multiples of this.
 const ALIGNMENT: usize = 4;
-/// The bits of a place that tell where in its chunk it is, in units.
+/// The bits of an address that hold the offset in the chunk, in units of the alignment.
 const OFFSET_BITS: u32 = (CHUNK_BYTES / ALIGNMENT).trailing_zeros();
 const HEADER_BYTES: usize = 12;
 const TOMBSTONE: u32 = u32::MAX;
-/// Values may grow to the next multiple of this where they are.
+/// The room of a value is a multiple of this, up to which it may grow in place.
 const ROOM_ALIGNMENT: usize = 8;
 
-/// Where a record is: its chunk and its offset there.
+/// The address of a record: its chunk and its offset there.
 type RecordAddress = u32;
 
 #[derive(Clone, Copy)]
@@ -48,15 +49,15 @@ struct TableSlot {
     address: RecordAddress,
 }
 
-/// The words of some entries.
+/// The latest records of some entries.
 #[derive(Default)]
 pub(super) struct HashMemtable {
     tables: [HashTable<TableSlot>; 3],
     hasher: DefaultHashBuilder,
     chunks: Vec<Vec<u8>>,
     chunks_bytes: usize,
-    /// The first bytes of each key, and its place, in key order; made when first asked
-    /// for, of a piece that changes no more.
+    /// The first bytes of each key, and its address, in key order. Made when first
+    /// needed, of an immutable memtable.
     sorted: [OnceLock<Vec<(u64, RecordAddress)>>; 3],
 }
 
@@ -65,7 +66,7 @@ impl HashMemtable {
         self.tables.iter().all(HashTable::is_empty)
     }
 
-    /// Of memory that it holds.
+    /// Bytes of memory.
     pub(super) fn bytes(&self) -> usize {
         self.chunks_bytes + self.tables.iter().map(HashTable::allocation_size).sum::<usize>()
     }
@@ -77,8 +78,8 @@ impl HashMemtable {
         Some(self.point(entry.address))
     }
 
-    /// These keys are about to be put: their slots and records come from memory side by
-    /// side rather than one after the other.
+    /// Loads the records of these keys, which are about to be put, into the CPU's cache:
+    /// all at once rather than one after the other.
     pub(super) fn prefetch<'k>(&self, keys: impl Iterator<Item = (Family, &'k [u8])>) {
         let mut addresses: SmallVec<[RecordAddress; 64]> = SmallVec::new();
         for (family, key) in keys {
@@ -115,8 +116,8 @@ impl HashMemtable {
         self.tables[family as usize] = table;
     }
 
-    /// The words with `from <= key < to`, in key order or the reverse; an empty `to` is
-    /// no upper end.
+    /// The records with `from <= key < to`, in key order or in reverse; an empty `to`
+    /// means no upper end.
     pub(super) fn range(
         &self,
         family: Family,
@@ -179,7 +180,7 @@ impl HashMemtable {
             .then(|| &record[HEADER_BYTES + number(record, 0)..][..length])
     }
 
-    /// Puts a word in the place of the one before; `false` when it does not fit.
+    /// Overwrites a value in place; `false` if it does not fit.
     fn overwrite(&mut self, address: RecordAddress, point: PointValue<'_>) -> bool {
         let offset = (address & ((1 << OFFSET_BITS) - 1)) as usize * ALIGNMENT;
         let record = &mut self.chunks[(address >> OFFSET_BITS) as usize][offset..];
@@ -202,7 +203,7 @@ impl HashMemtable {
         let room = value.len().next_multiple_of(ROOM_ALIGNMENT);
         let size = (HEADER_BYTES + key.len() + room).next_multiple_of(ALIGNMENT);
         if self.chunks.last().is_none_or(|chunk| chunk.len() + size > CHUNK_BYTES) {
-            // The first grows from little: most pieces of a node with many stores are
+            // The first chunk starts small: most memtables of a node with many stores are
             // small.
             let capacity = if self.chunks.is_empty() { size } else { size.max(CHUNK_BYTES) };
             self.chunks_bytes += capacity;
@@ -232,12 +233,12 @@ fn number(record: &[u8], at: usize) -> usize {
     record[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize)
 }
 
-/// A table looks at both ends of a hash.
+/// The hash table uses both ends of a hash.
 fn spread(hash: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(hash)
 }
 
-/// A part of a piece, in order.
+/// A range of a memtable, in order.
 pub(super) struct MemtableRange<'a> {
     memtable: &'a HashMemtable,
     addresses: &'a [(u64, RecordAddress)],
@@ -278,7 +279,10 @@ mod tests {
 
         #[test]
         fn a_hash_memtable_is_a_map(
-            points in prop::collection::vec((prop::sample::select(&Family::ALL[..]), "[a-d]{0,9}", point()), 0..300),
+            points in prop::collection::vec(
+                (prop::sample::select(&Family::ALL[..]), "[a-d]{0,9}", point()),
+                0..300,
+            ),
             from in "[a-d]{0,2}", to in "[a-d]{0,2}",
         ) {
             let (mut memtable, mut map) = (HashMemtable::default(), BTreeMap::new());
@@ -291,11 +295,16 @@ mod tests {
                 prop_assert_eq!(memtable.get(*family, key), Some(*point));
             }
             for family in Family::ALL {
-                let within = |key: &[u8]| key >= from.as_bytes() && (to.is_empty() || key < to.as_bytes());
-                let expected: Vec<_> = map.iter().filter(|((of, key), _)| *of == family && within(key)).map(|((_, key), point)| (*key, *point)).collect();
-                let found: Vec<_> = memtable.range(family, from.as_bytes(), to.as_bytes(), false).collect();
+                let (from, to) = (from.as_bytes(), to.as_bytes());
+                let within = |key: &[u8]| key >= from && (to.is_empty() || key < to);
+                let expected: Vec<_> = map
+                    .iter()
+                    .filter(|((of, key), _)| *of == family && within(key))
+                    .map(|((_, key), point)| (*key, *point))
+                    .collect();
+                let found: Vec<_> = memtable.range(family, from, to, false).collect();
                 prop_assert_eq!(&found, &expected);
-                let mut back: Vec<_> = memtable.range(family, from.as_bytes(), to.as_bytes(), true).collect();
+                let mut back: Vec<_> = memtable.range(family, from, to, true).collect();
                 back.reverse();
                 prop_assert_eq!(&back, &expected);
                 prop_assert_eq!(memtable.get(family, b"z"), None);

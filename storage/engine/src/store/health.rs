@@ -1,11 +1,11 @@
-//! Whether a store can take writes: what RocksDB reports from its background threads, and
-//! how much space is left.
+//! A store's ability to take writes: errors of RocksDB's background threads, and free
+//! space.
 //!
 //! RocksDB stops taking writes when a flush fails. With an SST file manager it polls for
-//! space after "no space left" and resumes by itself; what it does not say is that it
-//! has, so a stopped store is asked with an empty write. To begin with, writes are
-//! refused above while there is still a reserve, so that neither RocksDB nor the log has
-//! to fail first.
+//! space after "no space left" and resumes automatically. It does not report that it has
+//! resumed, so a stopped store is probed with an empty write. Before that happens, writes
+//! are refused above while a reserve is left, so that neither RocksDB nor the log fails
+//! first.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
@@ -22,13 +22,13 @@ use super::fault::is_no_space;
 use super::progress::{ApplyProgress, on_disk};
 use super::read_applied;
 
-/// How long one look at the file system counts.
+/// The time for which a reading of the file system's free space is used.
 const SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Whether a store can take writes.
+/// A store's ability to take writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreHealth {
-    /// It can.
+    /// It takes writes.
     Good,
     /// The file system is full or nearly so: refuse new writes, serve reads, ask again.
     DiskFull(String),
@@ -36,19 +36,19 @@ pub enum StoreHealth {
     Failing(String),
 }
 
-/// What background threads reported, and when the file system was last looked at.
+/// Errors of background threads, and the last reading of the file system.
 pub(super) struct BackgroundErrors {
     state: Mutex<HealthState>,
     changes: Arc<ChangeCounter>,
     progress: Arc<ApplyProgress>,
 }
 
-/// Changes of a store's records and files.
+/// Counts changes of a store's records and files.
 #[derive(Debug, Default)]
 pub(super) struct ChangeCounter {
     /// Writes, flushes and compactions so far.
     pub(super) count: AtomicU64,
-    /// A flush has ended.
+    /// Notified at the end of a flush.
     pub(super) flushed: Notify,
 }
 
@@ -66,18 +66,18 @@ impl BackgroundErrors {
     pub(super) fn report(&self, error: String) {
         tracing::error!(%error, "RocksDB failed in the background");
         let mut state = self.state.lock();
-        // What is not about space stays: it does not go away by itself.
+        // Only errors about space pass; others stay.
         if state.reported.as_ref().is_none_or(|old| is_no_space(old)) {
             state.reported = Some(error);
         }
     }
 
-    /// What was reported and has not gone away.
+    /// The reported error, unless it has passed.
     pub(super) fn reported(&self) -> Option<String> {
         self.state.lock().reported.clone()
     }
 
-    /// The state of things. `works` tries a write that changes nothing.
+    /// The store's health; `works` tries a write that changes nothing.
     pub(super) fn health(
         &self,
         directory: &Path,
@@ -111,8 +111,8 @@ impl BackgroundErrors {
     }
 }
 
-/// Says what is missing when less than `reserve` (on small file systems: a sixteenth) is
-/// free. A file system that cannot be asked counts as roomy.
+/// Describes the shortage when less than `reserve` (on small file systems: a sixteenth)
+/// is free. A file system that cannot be read counts as having space.
 pub(super) fn space_shortage(directory: &Path, reserve: u64) -> Option<String> {
     let stat = rustix::fs::statvfs(directory).ok()?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -125,7 +125,7 @@ pub(super) fn space_shortage(directory: &Path, reserve: u64) -> Option<String> {
     })
 }
 
-/// Makes RocksDB resume by itself when a full disk has space again.
+/// Makes RocksDB resume automatically when a full disk has space again.
 pub(super) fn resume_when_space_returns(options: &Options, env: &Env) {
     // SAFETY: `env` and `options` are alive; the options take their own reference to the
     // manager, ours is released.
@@ -186,7 +186,7 @@ unsafe extern "C" fn background_error(
 /// # Safety
 /// `state` is that of a listener that is not released.
 unsafe fn note_change<'a>(state: *mut c_void) -> &'a ChangeCounter {
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees it.
     let changes = unsafe { &(*state.cast::<BackgroundErrors>()).changes };
     changes.count.fetch_add(1, Ordering::Release);
     changes
@@ -203,8 +203,8 @@ unsafe extern "C" fn flushed(
     let background_errors = unsafe { &*state.cast::<BackgroundErrors>() };
     match flushed {
         Ok(flushed) => background_errors.progress.set_flushed(flushed),
-        // What was known before is still on disk.
-        Err(error) => tracing::warn!(%error, "what a flush has put on disk can't be read"),
+        // The previous value is still on disk.
+        Err(error) => tracing::warn!(%error, "cannot read the last applied entry after a flush"),
     }
     // SAFETY: as above.
     unsafe { note_change(state) }.flushed.notify_one();

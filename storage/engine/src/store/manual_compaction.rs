@@ -1,7 +1,7 @@
-//! Rewriting a whole store on request, with progress.
+//! Compaction of a whole store on request, with progress.
 //!
-//! The lowest level is rewritten too, so that the filter sees every cell and replaced
-//! data gives its space back. Work goes in steps of some files, so that progress is known
+//! It rewrites the lowest level as well, so that the filters see every cell and replaced
+//! data frees its space. It works in steps of a few files, so that its progress is known
 //! and a closing store does not wait long.
 
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::Fault;
 use super::db::Db;
 use crate::batch::Family;
 
-/// About how much one step rewrites, bytes.
+/// Bytes that one step rewrites, approximately.
 const STEP_BYTES: u64 = 256 << 20;
-/// How long to wait for readers of older states; what they see is kept when they take
-/// longer.
+/// The time to wait for readers of older states. Later, the records that they see are
+/// kept.
 const READERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A compaction of a whole store, running or done.
@@ -31,12 +31,12 @@ pub struct ManualCompaction {
 }
 
 impl ManualCompaction {
-    /// How much of the store was rewritten: 0 to 1, and 1 only when it is done.
+    /// The rewritten part of the store: 0 to 1, and 1 only at the end.
     pub fn progress(&self) -> f64 {
         f64::from(self.permille.load(Ordering::Relaxed)) / 1000.0
     }
 
-    /// How it ended; `None` while it runs.
+    /// The result; `None` while it runs.
     pub fn outcome(&self) -> Option<Result<(), Fault>> {
         self.outcome.lock().clone()
     }
@@ -66,8 +66,8 @@ impl ManualCompaction {
     }
 
     fn steps(&self, db: &Db) -> Result<(), Fault> {
-        // The filter drops only what is dead on disk and for every reader: make both as
-        // recent as now.
+        // Filters drop only what is dead on disk and for every reader, so both are
+        // brought up to date.
         db.flush()?;
         db.open_snapshots().wait_for_older(Instant::now() + READERS_TIMEOUT);
         let mut steps = Vec::new();
@@ -100,7 +100,7 @@ struct CompactionStep {
     bytes: u64,
 }
 
-/// Cuts a family into steps at the first keys of files of its lowest level, so that no
+/// Divides a family into steps at the first keys of files of its lowest level, so that no
 /// file is rewritten twice.
 fn plan(db: &Db, family: Family) -> Result<Vec<CompactionStep>, Fault> {
     let files = db.raw().live_files().map_err(|error| db.fault("list the files of", error))?;
@@ -127,8 +127,8 @@ fn plan(db: &Db, family: Family) -> Result<Vec<CompactionStep>, Fault> {
     Ok(steps)
 }
 
-/// Compacts a range of a family down to the lowest level, running filters. RocksDB's C
-/// API keeps the outcome to itself: failures are found in `Db::reported`.
+/// Compacts a range of a family down to the lowest level, with filters. RocksDB's C API
+/// does not return the result: failures are found in `Db::reported`.
 pub(super) fn compact_range(db: &Db, family: Family, from: Option<&[u8]>, to: Option<&[u8]>) {
     let mut options = CompactOptions::default();
     options.set_exclusive_manual_compaction(false);
@@ -136,8 +136,8 @@ pub(super) fn compact_range(db: &Db, family: Family, from: Option<&[u8]>, to: Op
     db.raw().compact_range_cf_opt(db.family(family), from, to, &options);
 }
 
-/// Families of which a clear has left something, to be compacted away on one thread,
-/// however many clears there are.
+/// Cleared families with leftovers. One thread compacts them away, however many clears
+/// there are.
 #[derive(Debug, Default)]
 pub(super) struct ClearedFamilies(Mutex<PendingFamilies>);
 
@@ -149,15 +149,15 @@ struct PendingFamilies {
 }
 
 impl ClearedFamilies {
-    /// Adds families; whether somebody must begin to take them.
+    /// Adds families; true if the caller must start the thread.
     fn add(&self, families: [bool; 3]) -> bool {
         let mut left = self.0.lock();
         std::iter::zip(&mut left.families, families).for_each(|(left, more)| *left |= more);
         !std::mem::replace(&mut left.is_running, true)
     }
 
-    /// Takes those that were added; `None`: none were, and whoever adds some next begins
-    /// anew.
+    /// Takes the added families; `None` ends the thread, and the next addition starts
+    /// another.
     fn take(&self) -> Option<[bool; 3]> {
         let mut left = self.0.lock();
         let families = std::mem::take(&mut left.families);
@@ -166,8 +166,8 @@ impl ClearedFamilies {
     }
 }
 
-/// Compacts what a clear has left of these families away, behind what is being compacted
-/// so already.
+/// Compacts the leftovers of cleared families on the thread that does so already, or on a
+/// new one.
 pub(super) fn compact_cleared(db: &Arc<Db>, families: [bool; 3]) -> Result<(), Fault> {
     if !db.cleared_families.add(families) {
         return Ok(());

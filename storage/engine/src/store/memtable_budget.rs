@@ -1,7 +1,7 @@
-//! The budget of all memtables, and each open store's part of it.
+//! The budget of all memtables, and each open store's share of it.
 //!
-//! RocksDB flushes a store when it writes while all stores together are over the budget.
-//! Empty memtables must therefore be small beside it, however many there are
+//! RocksDB flushes a store that writes while all stores together exceed the budget. Empty
+//! memtables must therefore be small in comparison, however many there are
 //! (`tests/store.rs`, `many_stores_with_little_in_each_are_not_flushed_for_it`).
 
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rocksdb::WriteBufferManager;
 
-/// What an empty memtable of a store takes at most, all families together, and some room
-/// to write to. When there are so many stores that this would not fit the budget, the
-/// budget grows: or RocksDB would flush a store at each of its writes.
+/// The size of a store's empty memtables, all families together, with some room to write.
+/// If the budget is smaller than this times the number of stores, it grows: otherwise
+/// RocksDB would flush a store at each of its writes.
 const STORE_BYTES: usize = 64 << 10;
-/// The part of the budget that the filter of a memtable's keys takes.
+/// The part of the budget that the Bloom filter of one memtable takes.
 const BUDGET_PER_FILTER: usize = 200;
-/// It takes this at most: it takes its memory at once, of stores that hold next to
-/// nothing as well.
+/// The upper bound of a filter. Its memory is allocated at once, for nearly empty stores
+/// as well.
 const FILTER_BYTES_MAX: usize = 512 << 10;
-/// The part of the budget that all filters may take: stores beyond go without.
+/// The part of the budget that all filters together may take. Further stores get none.
 const FILTERS_PART: usize = 8;
 
 /// The families of a store whose memtables may have filters.
@@ -27,19 +27,19 @@ const FAMILIES: usize = 2;
 /// The budget of all memtables.
 pub(super) struct MemtableBudget {
     manager: WriteBufferManager,
-    /// As configured.
+    /// The configured budget.
     bytes: usize,
     open: Mutex<OpenStores>,
 }
 
-/// The stores that are open, and those of them whose memtables have filters.
+/// The number of open stores, and of those whose memtables have filters.
 #[derive(Default)]
 struct OpenStores {
     stores: usize,
     filtered: usize,
 }
 
-/// An open store's part of the memtables.
+/// An open store's share of the memtables.
 pub(super) struct StoreShare {
     memtables: Arc<MemtableBudget>,
     is_filtered: bool,
@@ -54,7 +54,7 @@ impl MemtableBudget {
         }
     }
 
-    /// For a store that is about to be opened.
+    /// The share of a store that is about to be opened.
     pub(super) fn share(self: &Arc<Self>) -> StoreShare {
         let mut open = self.open.lock();
         let is_filtered =
@@ -69,12 +69,12 @@ impl MemtableBudget {
         &self.manager
     }
 
-    /// Bytes of memtables, all stores.
+    /// Bytes of the memtables of all stores.
     pub(super) fn used(&self) -> usize {
         self.manager.get_usage()
     }
 
-    /// Of one memtable's filter.
+    /// Bytes of one memtable's filter.
     fn filter_bytes(&self) -> usize {
         (self.bytes / BUDGET_PER_FILTER).min(FILTER_BYTES_MAX)
     }
@@ -85,8 +85,7 @@ impl MemtableBudget {
 }
 
 impl StoreShare {
-    /// The filters of the store's memtables take so many bytes each; `None`: they have
-    /// none.
+    /// Bytes of the filter of each of the store's memtables; `None` if they have none.
     pub(super) fn filter_bytes(&self) -> Option<usize> {
         self.is_filtered.then(|| self.memtables.filter_bytes())
     }

@@ -1,16 +1,17 @@
-//! Writes what was applied to RocksDB's memtables, much of it at a time: one thread for
-//! all stores of a node.
+//! Writes the write buffers to RocksDB's memtables, in large batches: one thread for all
+//! stores of a node.
 //!
-//! A store's words gather until it rests, until there are many in all, or for a few
-//! seconds. What rests longer is flushed, when it is worth a file: it takes no memory
-//! then, and nothing has to be replayed.
+//! A store's records are buffered until the store is idle, until all buffers together are
+//! large, or for a few seconds. The memtables of a store that stays idle are flushed if
+//! they are worth a file: that frees their memory and leaves nothing to replay.
 //!
 //! # Invariants
-//! - What waits has a bound, over all stores together (`the_write_buffer_is_bounded`).
-//! - A store with words in front of its memtables is due (`tests/store.rs`,
+//! - The write buffers of all stores together are bounded
+//!   (`the_write_buffer_is_bounded`).
+//! - A store with buffered records is in the backlog (`tests/store.rs`,
 //!   `applied_entries_reach_the_memtables_automatically`).
-//! - Once a store is retired nobody here holds its database: it can be opened again at
-//!   once (`a_dropped_store_can_be_opened_at_once`, there).
+//! - A retired store's database is not held here, so it can be opened again at once
+//!   (`a_dropped_store_can_be_opened_at_once`, there).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,31 +22,30 @@ use parking_lot::{Condvar, Mutex};
 use super::db::Db;
 use super::{Fault, background};
 
-/// How often stores that are due are looked at; one to which no words came for so long
-/// rests.
+/// Interval of checks of the stores in the backlog. A store without new records for this
+/// long counts as idle.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// The shortest time between two looks, however urgent.
+/// The shortest time between two checks, however urgent.
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(1);
-/// How long words gather in a store that does not rest. Longer makes larger writes, in
-/// which more was overwritten; shorter leaves less to do at once.
+/// The time after which the records of a busy store are written. A longer time makes
+/// larger writes, in which more was overwritten; a shorter one leaves less to do at once.
 const WRITE_AFTER: Duration = Duration::from_secs(5);
-/// The memtables of a store that rests for so long are flushed.
+/// The memtables of a store that is idle for this long are flushed.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// Less than this is not worth a file of its own.
+/// Fewer bytes are not worth a file.
 const FLUSH_BYTES_MIN: usize = 1 << 20;
-/// With so many sealed pieces a store had better be drained soon.
+/// A store with this many immutable memtables is written soon.
 const IMMUTABLES_URGENT: usize = 8;
-/// Words are drained when they are more than a half of the budget, and more than this is
-/// not worth the wait.
+/// The write buffers are written when they exceed half of the budget, or this.
 const BUFFER_BYTES_MAX: usize = 32 << 20;
 
-/// Of so many bytes for memtables and what gathers in front of them, the part of the
-/// latter: two fifths, as far as that is worth the wait.
+/// The part of a budget for memtables and write buffers that goes to the latter: two
+/// fifths, up to a bound.
 pub(super) fn write_buffer_part(all: usize) -> usize {
     (all / 5 * 2).min(BUFFER_BYTES_MAX / 3 * 4)
 }
 
-/// The thread that drains; it ends with this.
+/// The thread that writes memtables; it ends when this is dropped.
 pub(super) struct MemtableWriter {
     state: Arc<WriterState>,
 }
@@ -54,11 +54,11 @@ pub(super) struct MemtableWriter {
 struct WriterState {
     due: Mutex<Backlog>,
     wakeup: Condvar,
-    /// Held while a store is being drained by the thread.
+    /// Held while the thread works on a store.
     visit: Mutex<()>,
     total: Arc<AtomicUsize>,
-    /// The budget of the memtables of all stores; bytes. Words take up to two thirds of
-    /// it on top.
+    /// The budget of the memtables of all stores, bytes. The write buffers take up to two
+    /// thirds of it in addition.
     budget: usize,
 }
 
@@ -69,20 +69,20 @@ struct Backlog {
     is_over: bool,
 }
 
-/// A store that has something to drain, or had lately.
+/// A store that has buffered records, or had some lately.
 #[derive(Clone)]
 struct PendingStore {
     db: Weak<Db>,
-    /// When the oldest word came that was not drained, or a little earlier.
+    /// A time at or shortly before the arrival of its oldest buffered record.
     since: Instant,
-    /// How often words had come by the last look.
+    /// Its number of additions at the last check.
     additions: u64,
-    /// At which look there were the last new ones.
+    /// The check that last found new records.
     changed: Instant,
 }
 
 impl MemtableWriter {
-    /// For stores whose memtables are to take `budget` bytes.
+    /// Starts the thread, for memtables of `budget` bytes in all.
     pub(super) fn start(budget: usize) -> Result<MemtableWriter, Fault> {
         let state = Arc::new(WriterState { budget, ..WriterState::default() });
         let thread = state.clone();
@@ -90,18 +90,19 @@ impl MemtableWriter {
         Ok(MemtableWriter { state })
     }
 
-    /// Bytes in front of all memtables.
+    /// Bytes of all write buffers.
     pub(super) fn total(&self) -> &Arc<AtomicUsize> {
         &self.state.total
     }
 
-    /// Whether there is no more room in front of the memtables: whoever applies more
-    /// drains its store itself.
+    /// True if the write buffers are full: callers that apply more write the memtables of
+    /// their store themselves.
     pub(super) fn is_full(&self) -> bool {
         self.state.total.load(Ordering::Relaxed) >= self.state.hard_limit_bytes()
     }
 
-    /// The store has something to drain, and so many sealed pieces.
+    /// Adds a store with buffered records and this number of immutable memtables to the
+    /// backlog.
     pub(super) fn notify(&self, db: &Arc<Db>, immutables: usize) {
         let is_new = db.mark_pending();
         let is_urgent = immutables >= IMMUTABLES_URGENT || self.state.is_above_soft_limit();
@@ -118,7 +119,8 @@ impl MemtableWriter {
                 changed: now,
             });
         }
-        // The thread sleeps without an end while nothing is due; else it wakes by itself.
+        // While the backlog is empty the thread sleeps without a timeout; otherwise it
+        // wakes by itself.
         let is_asleep = due.stores.len() == 1 && is_new;
         let is_news = is_urgent && !due.is_urgent;
         due.is_urgent |= is_urgent;
@@ -127,7 +129,7 @@ impl MemtableWriter {
         }
     }
 
-    /// The store is not to be drained any more; waits while it is.
+    /// Removes a store from the backlog; waits while the thread works on it.
     pub(super) fn retire(&self, db: &Arc<Db>) {
         let mut due = self.state.due.lock();
         due.stores.retain(|store| !std::ptr::eq(store.db.as_ptr(), Arc::as_ptr(db)));
@@ -159,7 +161,8 @@ impl WriterState {
     fn run(&self) {
         while self.wait() {
             let stores = self.due.lock().stores.clone();
-            // While there is much in all, it goes where most is.
+            // While there is much in all, only the stores with more than an average part
+            // are written.
             let part = if self.is_above_soft_limit() {
                 self.soft_limit_bytes() / stores.len().max(1)
             } else {
@@ -171,7 +174,7 @@ impl WriterState {
         }
     }
 
-    /// Waits until something is due and has had its time; `false` when it is over.
+    /// Waits for the next check; `false` at the end.
     fn wait(&self) -> bool {
         let mut due = self.due.lock();
         while due.stores.is_empty() && !due.is_over {
@@ -188,7 +191,7 @@ impl WriterState {
         !due.is_over
     }
 
-    /// Does for a store what is to be done now.
+    /// Does the pending work of a store.
     fn visit(&self, mut store: PendingStore, part: usize) {
         let _visit = {
             let due = self.due.lock();
@@ -209,7 +212,8 @@ impl WriterState {
         }
     }
 
-    /// Looks at a store; says whether it is to be looked at again.
+    /// Checks a store and writes its buffer if it is time; true if it stays in the
+    /// backlog.
     fn look(&self, db: &Arc<Db>, store: &mut PendingStore, part: usize) -> bool {
         let size = db.write_buffer.size();
         let now = Instant::now();
@@ -234,7 +238,7 @@ impl WriterState {
             db.flush_soon();
         }
         db.clear_pending();
-        // Words that came meanwhile found it due.
+        // Records that arrived meanwhile found it still pending.
         db.write_buffer.size().additions != store.additions && db.mark_pending()
     }
 }
@@ -289,7 +293,7 @@ mod tests {
         drop(held_up);
         apply(stalled, OnStall::Wait).unwrap();
         assert_eq!(store.applied().unwrap().unwrap().index, stalled);
-        // Each look at all of it seals a piece.
+        // Each snapshot makes a memtable immutable.
         db.write_memtables(OnStall::Wait).unwrap();
         let held_up = db.hold_up();
         let stalled = (stalled + 1..stalled + 100).find(|index| {

@@ -1,7 +1,7 @@
-//! What all stores of a node share, and the options of each.
+//! The resources that all stores of a node share, and the options of each store.
 //!
-//! Small by default: the cache and the memtables are bounded over all stores together,
-//! index and filter blocks live in the cache, RocksDB's statistics and timers are off.
+//! Small by default: block cache and memtables are bounded over all stores together,
+//! index and filter blocks are in the cache, RocksDB's statistics and timers are off.
 
 use std::ffi::CStr;
 use std::path::Path;
@@ -21,26 +21,27 @@ use super::memtable_writer::{self, MemtableWriter};
 use super::{Fault, background, health};
 use crate::batch::Family;
 
-/// Memory and threads of all stores of a node; every key is settable.
+/// Memory and threads of all stores of a node; every key can be configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
-    /// The block cache of all stores together, bytes; index and filter blocks are in it.
+    /// Size of the block cache of all stores together, bytes; it includes index and
+    /// filter blocks.
     pub cache_bytes: usize,
-    /// The memtables of all stores together and what gathers in front of them, bytes;
-    /// more when there are very many stores (64 KiB for each).
+    /// Size of the memtables and write buffers of all stores together, bytes; more if
+    /// there are very many stores (64 KiB for each).
     pub memtable_bytes: usize,
     /// Threads that flush memtables, for all stores.
     pub flush_threads: i32,
     /// Threads that compact, for all stores.
     pub compaction_threads: i32,
-    /// Compression of the lowest level, where most data lies: ZSTD when true (smaller),
-    /// LZ4 when false (faster to read).
+    /// Compression of the lowest level, which holds most data: ZSTD if true (smaller),
+    /// LZ4 if false (faster to read).
     pub zstd_bottom: bool,
-    /// Files that compaction has not touched for so long are compacted, so that space of
-    /// replaced data comes back; seconds.
+    /// Files older than this are compacted, which frees the space of replaced data;
+    /// seconds.
     pub periodic_compaction_seconds: u64,
-    /// Writes are refused while the file system has less than this free, bytes, so that
-    /// RocksDB and the log never hit the wall.
+    /// Writes are refused while the file system has less free space than this, bytes, so
+    /// that neither RocksDB nor the log fills the disk.
     pub disk_reserve_bytes: u64,
 }
 
@@ -59,19 +60,19 @@ impl Default for StoreSettings {
 }
 
 impl StoreSettings {
-    /// What is left for the memtables themselves.
+    /// The part of the budget that the memtables themselves get.
     fn memtable_budget(&self) -> usize {
         self.memtable_bytes - memtable_writer::write_buffer_part(self.memtable_bytes)
     }
 
-    /// Flushes and compactions side by side, all stores.
+    /// Concurrent flushes and compactions of all stores.
     fn background_jobs(&self) -> i32 {
         (self.flush_threads + self.compaction_threads).max(2)
     }
 }
 
-/// What the stores of a node share: cache, memtable budget, background threads. Cloning
-/// shares.
+/// The resources that the stores of a node share: block cache, memtable budget,
+/// background threads. Clones share them.
 #[derive(Clone)]
 pub struct SharedResources {
     pub(super) settings: StoreSettings,
@@ -82,7 +83,7 @@ pub struct SharedResources {
 }
 
 impl SharedResources {
-    /// Sets up cache, memtable budget and threads.
+    /// Creates the block cache, the memtable budget and the threads.
     pub fn new(settings: StoreSettings) -> Result<Self, Fault> {
         Ok(Self {
             env: environment(&settings)?,
@@ -93,12 +94,12 @@ impl SharedResources {
         })
     }
 
-    /// The settings in force.
+    /// The present settings.
     pub fn settings(&self) -> &StoreSettings {
         &self.settings
     }
 
-    /// Whether there is more space left for stores at `directory` than the reserve.
+    /// Checks that the file system of `directory` has more free space than the reserve.
     ///
     /// # Errors
     /// [`Fault::DiskFull`].
@@ -112,12 +113,13 @@ impl SharedResources {
         self.cache.get_usage()
     }
 
-    /// Bytes of memtables, all stores, and of what waits to be written to them.
+    /// Bytes of the memtables and write buffers of all stores.
     pub fn memtable_bytes_used(&self) -> usize {
         self.memtables.used() + self.write_buffer_bytes()
     }
 
-    /// Bytes of entries that were applied and are not in the memtables yet, all stores.
+    /// Bytes of the write buffers of all stores: entries that are applied, but not in the
+    /// memtables yet.
     pub fn write_buffer_bytes(&self) -> usize {
         self.memtable_writer.total().load(Ordering::Relaxed)
     }
@@ -126,23 +128,23 @@ impl SharedResources {
         &self.memtable_writer
     }
 
-    /// For a store that is about to be opened.
+    /// The share of a store that is about to be opened.
     pub(super) fn share(&self) -> StoreShare {
         MemtableBudget::share(&self.memtables)
     }
 
-    /// Options of a store as a whole.
+    /// The options of a store as a whole.
     pub(super) fn database(&self) -> Options {
         let mut options = Options::default();
         options.set_env(&self.env);
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_paranoid_checks(true);
-        // The Raft log is the WAL: every write disables RocksDB's, and a flush takes all
-        // families at once, so that what is on disk is one moment.
+        // The Raft log is the WAL: every write disables RocksDB's own. A flush includes
+        // all families at once, so that the state on disk is of one moment.
         options.set_atomic_flush(true);
         options.set_write_buffer_manager(self.memtables.manager());
-        // Only the apply path writes: no concurrency to prepare for.
+        // Only the apply path writes, so no concurrency needs preparation.
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);
         options.set_max_background_jobs(self.settings.background_jobs());
@@ -161,25 +163,24 @@ impl SharedResources {
         options
     }
 
-    /// Options of one family.
+    /// The options of one family.
     fn family(&self, family: Family, share: &StoreShare) -> Result<Options, Fault> {
         let mut options = with_text_options()?;
-        // The drainer and the budget over all stores flush earlier than this.
+        // The memtable writer and the budget over all stores flush earlier than this.
         let write_buffer = self.settings.memtable_budget().max(1 << 20);
         options.set_write_buffer_size(write_buffer);
         options.set_max_write_buffer_number(4);
-        // Small arena blocks: a store that holds a few records takes a few pages of the
-        // budget.
+        // Small arena blocks: a store with a few records takes a few pages of the budget.
         options.set_arena_block_size(4 << 10);
         if let Some(bytes) = share.filter_bytes().filter(|_| family != Family::Default) {
-            // Most reads are not of what was just written: a filter spares them the walk
-            // through the memtable.
+            // Most reads are not of recent writes: a filter spares them the search of the
+            // memtable.
             options.set_memtable_prefix_bloom_ratio(bytes as f64 / write_buffer as f64);
             options.set_memtable_whole_key_filtering(true);
         }
         options.set_level_compaction_dynamic_level_bytes(true);
-        // RocksDB's default is 4. Each compaction of these files rewrites the level below
-        // where they overlap it, and random keys overlap all of it.
+        // RocksDB's default is 4. Each compaction of these files rewrites the parts of
+        // the level below that they overlap, and random keys overlap all of it.
         options.set_level_zero_file_num_compaction_trigger(8);
         options.set_target_file_size_base(32 << 20);
         options.set_max_bytes_for_level_base(128 << 20);
@@ -235,10 +236,11 @@ impl SharedResources {
     }
 }
 
-/// RocksDB's environment with its threads, which are of the background.
+/// RocksDB's environment with its background threads.
 fn environment(settings: &StoreSettings) -> Result<Env, Fault> {
-    // RocksDB flushes with a quarter of the jobs. A store that is opened with fewer
-    // threads than that starts the others itself, and they would be its opener's kind.
+    // RocksDB uses a quarter of the jobs for flushes. If it finds fewer threads than that
+    // when a store is opened, it starts the others itself, and they inherit the opener's
+    // niceness.
     let jobs = settings.background_jobs();
     let flushes = (jobs / 4).max(1);
     let (flush_threads, compaction_threads) =
@@ -256,10 +258,10 @@ fn environment(settings: &StoreSettings) -> Result<Env, Fault> {
     env.map_err(|error| Fault::io("set up RocksDB's environment", error))
 }
 
-/// Options that the crate has no setters for, and RocksDB takes as a string:
-/// - A memtable begins its search for a key's place at the last one: batches come in key
-///   order. One hint for all keys, as a prefix of no bytes is.
-/// - The blocks of a file that is deleted leave the block cache with it; 300 is what
+/// Options without setters in the crate, which RocksDB takes as a string:
+/// - A memtable starts its search for a key's place at the previous one, because batches
+///   come in key order. The prefix of no bytes makes one hint for all keys.
+/// - The blocks of a deleted file are removed from the block cache; 300 is the value that
 ///   `options.h` recommends.
 fn with_text_options() -> Result<Options, Fault> {
     const TEXT: &CStr =

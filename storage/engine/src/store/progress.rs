@@ -1,12 +1,12 @@
-//! How far a store has applied its log, and how far that is on disk, in memory: both are
-//! asked for on Raft's threads, which must not wait for a disk.
+//! The last applied entry of a store, and the last one on disk, in memory: Raft's threads
+//! read both and must not wait for a disk.
 //!
-//! What is on disk is read where it changes: on the thread of RocksDB that has flushed,
-//! and by whoever has waited for a flush.
+//! The latter is read when it changes: by the RocksDB thread that has flushed, and by the
+//! caller that has waited for a flush.
 //!
 //! # Invariants
-//! - What is said to be on disk is on disk: it is what RocksDB reads with its memtables
-//!   left out, at some moment before (`tests/store.rs`,
+//! - The flushed entry is on disk: it is the value that RocksDB returns without its
+//!   memtables, at that moment or an earlier one (`tests/store.rs`,
 //!   `flushes_that_rocksdb_starts_are_known`).
 
 use std::ffi::{CStr, c_char};
@@ -17,10 +17,10 @@ use parking_lot::Mutex;
 
 use super::AppliedPoint;
 
-/// RocksDB's `kPersistedTier`: memtables are not looked at, as nothing is in its own log.
+/// RocksDB's `kPersistedTier`: memtables are skipped, because RocksDB's own log is off.
 const PERSISTED: i32 = 2;
 
-/// Both marks of one open database.
+/// Both entries of one open database.
 #[derive(Debug, Default)]
 pub(super) struct ApplyProgress {
     applied: Mutex<Option<AppliedPoint>>,
@@ -36,14 +36,15 @@ impl ApplyProgress {
         self.flushed.lock().clone()
     }
 
-    /// An entry was applied; without a membership of its own, that of before is in force.
+    /// Records an applied entry. If it sets no membership, the previous one stays in
+    /// force.
     pub(super) fn set_applied(&self, mut applied: AppliedPoint) {
         let mut before = self.applied.lock();
         applied.membership = applied.membership.or_else(|| before.take()?.membership);
         *before = Some(applied);
     }
 
-    /// This is on disk; of several who say so at once, the latest is right.
+    /// Records the entry on disk; the latest of several concurrent reports is kept.
     pub(super) fn set_flushed(&self, flushed: Option<AppliedPoint>) {
         let mut before = self.flushed.lock();
         if flushed.as_ref().map(|flushed| flushed.index)
@@ -54,13 +55,13 @@ impl ApplyProgress {
     }
 }
 
-/// A record of the family `default` as it is on disk.
+/// Reads a record of the family `default` from disk.
 ///
 /// # Safety
 /// `db` is open.
 pub(super) unsafe fn on_disk(db: *mut ffi::rocksdb_t, key: &[u8]) -> Result<Option<Bytes>, String> {
     let mut error: *mut c_char = std::ptr::null_mut();
-    // SAFETY: `db` is the caller's word; everything else is made and freed here.
+    // SAFETY: the caller guarantees `db`; everything else is made and freed here.
     unsafe {
         let options = ffi::rocksdb_readoptions_create();
         ffi::rocksdb_readoptions_set_read_tier(options, PERSISTED);

@@ -1,4 +1,4 @@
-//! A store at one moment.
+//! Snapshots of a store: its state at one moment.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use super::db::Db;
 use super::write_buffer::ImmutableMemtables;
 use crate::batch::Family;
 
-/// A store at one moment: reads through it all see the same state, whatever is written
-/// meanwhile. Owned: it keeps the database open, and old versions of records on disk,
-/// until it is dropped; so it is for one batch or one step of a scan, not for a session.
+/// The state of a store at one moment, unaffected by later writes. It keeps the database
+/// open, and old versions of records on disk, until it is dropped. So it is meant for one
+/// batch or one step of a scan, not for a session.
 pub struct Snapshot {
-    /// What RocksDB does not have yet.
+    /// The records that RocksDB does not have yet.
     immutables: ImmutableMemtables,
     // Dropped before `db`, which it points into.
     pinned: Arc<PinnedSnapshot>,
@@ -39,8 +39,8 @@ impl Snapshot {
         }
     }
 
-    /// Walks the records with `from <= key < to` in key order, or backwards, until `each`
-    /// breaks. An empty `to` is no upper end.
+    /// Visits the records with `from <= key < to` in key order, or in reverse, until
+    /// `each` breaks. An empty `to` means no upper end.
     pub fn range(
         &self,
         family: Family,
@@ -85,7 +85,7 @@ fn comes_before(a: &[u8], b: &[u8], reverse: bool) -> bool {
     if reverse { a > b } else { a < b }
 }
 
-/// A RocksDB snapshot that does not keep the database open by itself.
+/// A RocksDB snapshot. It does not keep the database open.
 pub(super) struct PinnedSnapshot {
     options: ReadOptions,
     snapshot: SnapshotWithThreadMode<'static, DB>,
@@ -109,26 +109,26 @@ impl Drop for PinnedSnapshot {
     }
 }
 
-/// The snapshots that readers hold, oldest first. The compaction filter must not drop
-/// what the oldest of them can see.
+/// The snapshots that readers hold, oldest first. The compaction filters must not drop
+/// records that the oldest of them can see.
 #[derive(Default)]
 pub(super) struct OpenSnapshots {
     next: AtomicU64,
-    // Few at a time and nearly always dropped in the order they were taken: a list beats
-    // a tree.
+    // There are few, and nearly all are dropped in the order of their creation: a list is
+    // faster than a tree.
     live: Mutex<Vec<(u64, std::sync::Weak<PinnedSnapshot>)>>,
 }
 
 impl OpenSnapshots {
-    /// Takes a snapshot of `db` and notes it.
+    /// Takes a snapshot of `db` and lists it.
     ///
     /// # Safety
-    /// `db` must outlive the result, wherever it is moved.
+    /// `db` must outlive the result, wherever that is moved.
     pub(super) unsafe fn pin(self: &Arc<Self>, db: &DB) -> Arc<PinnedSnapshot> {
         // SAFETY: the caller keeps `db` alive for as long as the snapshot.
         let db: &'static DB = unsafe { &*std::ptr::from_ref(db) };
-        // Under the lock, so that the list is in the order of the snapshots' sequence
-        // numbers and none is missing from it.
+        // Under the lock, so that the list is complete and in the order of the snapshots'
+        // sequence numbers.
         let mut live = self.live.lock();
         let snapshot = db.snapshot();
         let mut options = ReadOptions::default();
@@ -140,19 +140,19 @@ impl OpenSnapshots {
         pinned
     }
 
-    /// The oldest snapshot still held.
+    /// The oldest open snapshot.
     pub(super) fn oldest(&self) -> Option<Arc<PinnedSnapshot>> {
-        // Upgraded under the lock, released outside of it: dropping the last reference
-        // locks again.
+        // Upgraded under the lock, but released outside of it: dropping the last
+        // reference locks again.
         let live = self.live.lock();
         live.iter().find_map(|(_, pinned)| pinned.upgrade())
     }
 
-    /// Waits until every snapshot that is held now is dropped, or until `deadline`; says
-    /// whether they are.
+    /// Waits until all snapshots that are open now are dropped, or until `deadline`; true
+    /// if they are.
     pub(super) fn wait_for_older(&self, deadline: Instant) -> bool {
-        // Under the lock, under which a snapshot gets its number: one that is taken
-        // already has it by then.
+        // A snapshot gets its number under the lock: one that was taken before has it by
+        // now.
         let newest = {
             let _live = self.live.lock();
             self.next.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! What a store says about itself, for metrics and status.
+//! A store's statistics, for metrics and status.
 
 use std::sync::atomic::Ordering;
 
@@ -8,18 +8,18 @@ use super::Fault;
 use super::db::Db;
 use crate::batch::Family;
 
-/// A store's figures. Bytes are bytes.
+/// A store's statistics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreStats {
-    /// All table files, those that wait to be deleted included.
+    /// All table files, obsolete ones that wait to be deleted included.
     pub file_bytes: u64,
     /// Table files of the current state.
     pub live_file_bytes: u64,
-    /// How many table files the current state has.
+    /// Number of table files of the current state.
     pub files: u64,
-    /// Files at level 0, which every read must look into.
+    /// Number of files at level 0, each of which every read must search.
     pub level0_files: u64,
-    /// Memtables, those being flushed and what waits to be written to them included.
+    /// Memtables, those being flushed included, and the write buffer.
     pub memtable_bytes: u64,
     /// Records in `Head`, estimated.
     pub heads_estimated: u64,
@@ -37,17 +37,17 @@ pub struct StoreStats {
     pub write_stopped: u64,
     /// Bytes per second to which RocksDB has slowed writes, 0 = not slowed.
     pub delayed_write_rate: u64,
-    /// Memory of table readers outside of the cache.
+    /// Memory of table readers outside of the block cache.
     pub table_reader_bytes: u64,
     /// Errors of background work since the store was opened.
     pub background_errors: u64,
-    /// Cells of dead generations that compaction dropped since the store was opened.
+    /// Dead cells that compaction filters dropped since the store was opened.
     pub filtered_cells: u64,
-    /// Their bytes.
+    /// Bytes that compaction filters dropped since the store was opened.
     pub filtered_bytes: u64,
 }
 
-/// The bytes that a store takes: the figures that are asked for often.
+/// A store's size: the statistics that are read often.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreSizes {
     /// As [`StoreStats::live_file_bytes`].
@@ -87,7 +87,7 @@ pub(super) fn read(db: &Db) -> Result<StoreStats, Fault> {
         heads_estimated: one(Family::Head, names::ESTIMATE_NUM_KEYS)?,
         cells_estimated: one(Family::Cell, names::ESTIMATE_NUM_KEYS)?,
         pending_compaction_bytes: sum(names::ESTIMATE_PENDING_COMPACTION_BYTES)?,
-        // These are about the whole database, whichever family is asked.
+        // These are properties of the whole database, whichever family is asked.
         running_flushes: one(Family::Default, names::NUM_RUNNING_FLUSHES)?,
         running_compactions: one(Family::Default, names::NUM_RUNNING_COMPACTIONS)?,
         snapshots: one(Family::Default, names::NUM_SNAPSHOTS)?,

@@ -1,20 +1,23 @@
-//! What was applied and is not yet in RocksDB's memtables: hash tables in front of them.
+//! A store's write buffer: applied records in hash tables, in front of RocksDB's
+//! memtables.
 //!
-//! A memtable is a skip list: each key costs a walk through cold memory, and each write
-//! has a price of its own. A hash table takes a record for a fraction of that. So entries
-//! are applied to one, and [`MemtableWriter`](super::memtable_writer::Drainer) writes what has gathered to
-//! the memtables, in key order, many at once; what was overwritten meanwhile never gets
-//! there, nor to disk.
+//! RocksDB's memtable is a skip list: each key costs a walk through cold memory, and each
+//! write has a cost of its own. Inserting into a hash table is several times cheaper. So
+//! entries are applied to one, and
+//! [`MemtableWriter`](super::memtable_writer::MemtableWriter) moves the records to the
+//! memtables in key order, many at a time. Values that were overwritten meanwhile reach
+//! neither the memtables nor the disk.
 //!
-//! # Pieces
-//! Entries go into the fresh piece. A snapshot or a drain seals it: sealed pieces change
-//! no more, and a snapshot holds those of its moment. The newest piece that names a key
-//! has the word on it, before RocksDB.
+//! # Active and immutable memtables
+//! Entries go into the active hash memtable. A snapshot, or a write to RocksDB's
+//! memtables, makes it immutable; a snapshot holds the immutable ones of its moment. The
+//! newest hash memtable that contains a key has its value, before RocksDB.
 //!
 //! # Invariants
-//! - A piece leaves only when RocksDB has its words: every state is found in the pieces
-//!   and RocksDB together, at any moment (`reads_are_as_without_a_write_buffer`).
-//! - A piece holds whole entries, and pieces are drained from the oldest on, all their
+//! - A hash memtable is dropped only after RocksDB has its records: at any moment, hash
+//!   memtables and RocksDB together contain the whole state
+//!   (`reads_are_as_without_a_write_buffer`).
+//! - A hash memtable contains whole entries, and they are written oldest first, all
 //!   families at once: RocksDB holds the state after some whole entry (`tests/store.rs`,
 //!   `a_crash_loses_whole_entries_only`).
 
@@ -27,20 +30,20 @@ use parking_lot::Mutex;
 use super::hash_memtable::{HashMemtable, MemtableRange, PointValue};
 use crate::batch::{BadBatch, Change, Family, read};
 
-/// With so many sealed pieces, whoever applies more drains its store itself: a key is
-/// looked for in all of them.
+/// With this many immutable memtables, a caller that applies more writes them itself:
+/// each read of a key searches all of them.
 const IMMUTABLES_MAX: usize = 64;
 
-/// So many records are fetched from memory side by side.
+/// The number of records that are prefetched together.
 const PREFETCH_RECORDS: usize = 64;
 
-/// Single records that entries set and delete, in order.
+/// Puts and deletes of single keys, in order.
 #[derive(Default)]
 pub(super) struct PointWrites<'a>(Vec<(Family, &'a [u8], PointValue<'a>)>);
 
 impl<'a> PointWrites<'a> {
-    /// Takes a batch's records; `false`, and nothing of use is left, when it changes more
-    /// than single records.
+    /// Adds a batch's records. Returns `false`, with a useless rest, if the batch
+    /// contains more than puts and deletes of single keys.
     pub(super) fn add_batch(&mut self, batch: &'a [u8]) -> Result<bool, BadBatch> {
         if batch.is_empty() {
             return Ok(true);
@@ -55,13 +58,13 @@ impl<'a> PointWrites<'a> {
         Ok(true)
     }
 
-    /// Sets one record more.
+    /// Adds a put.
     pub(super) fn put(&mut self, family: Family, key: &'a [u8], value: &'a [u8]) {
         self.0.push((family, key, Some(value)));
     }
 }
 
-/// Sealed pieces, oldest first.
+/// Immutable hash memtables, oldest first.
 #[derive(Clone, Default)]
 pub(super) struct ImmutableMemtables(Vec<Arc<HashMemtable>>);
 
@@ -70,18 +73,18 @@ impl ImmutableMemtables {
         self.0.is_empty()
     }
 
-    /// Of memory that they hold.
+    /// Bytes of memory.
     pub(super) fn bytes(&self) -> usize {
         self.0.iter().map(|memtable| memtable.bytes()).sum()
     }
 
-    /// The last word on a key.
+    /// The last value of a key.
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<PointValue<'_>> {
         self.0.iter().rev().find_map(|memtable| memtable.get(family, key))
     }
 
-    /// The last words on the keys with `from <= key < to`, in key order or the reverse;
-    /// an empty `to` is no upper end.
+    /// The last values of the keys with `from <= key < to`, in key order or in reverse;
+    /// an empty `to` means no upper end.
     pub(super) fn range(
         &self,
         family: Family,
@@ -97,15 +100,15 @@ impl ImmutableMemtables {
     }
 }
 
-/// What is left of the range of one piece.
+/// The rest of one memtable's range.
 struct MergeCursor<'a> {
     next: (&'a [u8], PointValue<'a>),
     rest: MemtableRange<'a>,
 }
 
-/// Ranges of several pieces as one: of each key the newest word.
+/// The merged ranges of several memtables: the newest value of each key.
 pub(super) struct MergeIterator<'a> {
-    /// Of the newest piece first.
+    /// Those of the newest memtable first.
     cursors: Vec<MergeCursor<'a>>,
     reverse: bool,
 }
@@ -128,13 +131,13 @@ impl<'a> Iterator for MergeIterator<'a> {
     }
 }
 
-/// The pieces of one store.
+/// The hash memtables of one store.
 pub(super) struct WriteBuffer {
     state: Mutex<BufferState>,
-    /// Whether there is anything to look for. Set before anybody is told of a word,
-    /// cleared after RocksDB has all.
+    /// False if the buffer is empty. Set before a record is visible, cleared after
+    /// RocksDB has all records.
     has_points: AtomicBool,
-    /// Bytes of the pieces of all stores.
+    /// Bytes of the hash memtables of all stores.
     total: Arc<AtomicUsize>,
 }
 
@@ -142,18 +145,18 @@ pub(super) struct WriteBuffer {
 struct BufferState {
     active: HashMemtable,
     immutables: ImmutableMemtables,
-    /// How often words came.
+    /// The number of calls of `add`.
     additions: u64,
 }
 
-/// What a store has in front of its memtables.
+/// The size of a store's write buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WriteBufferSize {
-    /// Of memory.
+    /// Bytes of memory.
     pub(super) bytes: usize,
-    /// Sealed pieces.
+    /// Number of immutable memtables.
     pub(super) immutables: usize,
-    /// How often words came since the store was opened.
+    /// Number of additions since the store was opened.
     pub(super) additions: u64,
 }
 
@@ -163,7 +166,7 @@ impl WriteBuffer {
         WriteBuffer { state: Mutex::default(), has_points: AtomicBool::new(false), total }
     }
 
-    /// Takes the words of whole entries; says how many sealed pieces there are.
+    /// Adds the records of whole entries; returns the number of immutable memtables.
     pub(super) fn add(&self, points: &PointWrites<'_>) -> usize {
         let mut state = self.state.lock();
         self.has_points.store(true, Ordering::Release);
@@ -179,12 +182,12 @@ impl WriteBuffer {
         state.immutables.0.len()
     }
 
-    /// Whether there are too many pieces to add to them.
+    /// True if there are too many immutable memtables to add more records.
     pub(super) fn is_crowded(&self) -> bool {
         self.state.lock().immutables.0.len() >= IMMUTABLES_MAX
     }
 
-    /// The last word on a key.
+    /// The last value of a key.
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
         if !self.has_points.load(Ordering::Acquire) {
             return None;
@@ -194,7 +197,8 @@ impl WriteBuffer {
         Some(point.map(Bytes::copy_from_slice))
     }
 
-    /// All words so far, and what `at_once` gives, of one moment.
+    /// Makes the active memtable immutable. Returns all records so far, and the result of
+    /// `at_once`, of the same moment.
     pub(super) fn make_immutable<T>(&self, at_once: impl FnOnce() -> T) -> (ImmutableMemtables, T) {
         let mut state = self.state.lock();
         if !state.active.is_empty() {
@@ -204,7 +208,7 @@ impl WriteBuffer {
         (state.immutables.clone(), at_once())
     }
 
-    /// RocksDB has the words of these pieces, the oldest.
+    /// Drops the oldest memtables, whose records RocksDB has now.
     pub(super) fn remove_written(&self, immutables: &ImmutableMemtables) {
         let gone: ImmutableMemtables = {
             let mut state = self.state.lock();
@@ -216,7 +220,7 @@ impl WriteBuffer {
         self.total.fetch_sub(gone.bytes(), Ordering::Relaxed);
     }
 
-    /// What there is.
+    /// The present size.
     pub(super) fn size(&self) -> WriteBufferSize {
         let state = self.state.lock();
         WriteBufferSize {
@@ -265,7 +269,8 @@ mod tests {
             prop::collection::vec((family(), "[a-d]{1,2}", prop::option::of("[x-z]{0,3}")), 0..8);
         prop_oneof![
             8 => written.prop_map(Step::Apply),
-            1 => (family(), "[a-d]{1,2}", "[a-d]{1,2}").prop_map(|(family, from, to)| Step::DeleteRange(family, from, to)),
+            1 => (family(), "[a-d]{1,2}", "[a-d]{1,2}")
+                .prop_map(|(family, from, to)| Step::DeleteRange(family, from, to)),
             1 => Just(Step::Clear(Family::Cell)),
             2 => Just(Step::Drain),
             1 => Just(Step::Flush),

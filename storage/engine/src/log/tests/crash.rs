@@ -1,5 +1,5 @@
-//! Whatever a crash does to writes that were not synced, what was acknowledged is there
-//! and the rest is a prefix of what was asked.
+//! After a crash, every acknowledged write is there, and the rest is a prefix of the
+//! writes that were requested.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use super::*;
 
 type World = BTreeMap<u64, Image>;
 
-/// Does one random thing to a group, in the log and in the model; says whether it (and so
-/// all before it) is durable by now.
+/// Performs one random operation on a group, in the log and in the model. Returns true if
+/// it, and thereby everything before it, is durable.
 async fn step(
     dice: &mut Dice,
     log: &Arc<Log>,
@@ -29,7 +29,7 @@ async fn step(
                 .map(|index| entry(*term, index, dice.bytes(len as usize)))
                 .collect();
             for entry in &entries {
-                // A crash may leave a part of an append, never a part of an entry.
+                // A crash may leave a part of an append, but never a part of an entry.
                 world.entry(id).or_default().entries.push(entry.clone());
                 history.push(clean(world.clone()));
             }
@@ -63,7 +63,7 @@ async fn step(
             false
         }
         88 => {
-            // A snapshot was installed: purged beyond the end.
+            // As after the installation of a snapshot: purged beyond the end.
             let upto = log_id(*term, next + dice.below(10));
             (model.entries, model.purged) = (Vec::new(), Some(upto));
             group.purge(upto).await.unwrap();
@@ -94,14 +94,14 @@ async fn look(log: &Arc<Log>) -> World {
     clean(world)
 }
 
-/// A group that was never written to is no group.
+/// Drops groups to which nothing was ever written.
 fn clean(mut world: World) -> World {
     world.retain(|_, image| *image != Image::default());
     world
 }
 
-/// Does to the unsynced bytes of the last segment what a power cut may: a prefix stays,
-/// or any of its pieces, or rubbish, or what the file held before.
+/// Damages the unsynced bytes of the last segment as a power cut may: a prefix stays, or
+/// any pieces, or garbage, or the earlier contents of the file.
 fn mangle(dice: &mut Dice, dir: &Path, synced: u32, end: u32) {
     let paths = segments(dir);
     let (first, last) = (std::fs::read(&paths[0]).unwrap(), paths.last().unwrap());
@@ -132,7 +132,7 @@ fn mangle(dice: &mut Dice, dir: &Path, synced: u32, end: u32) {
     std::fs::write(last, bytes).unwrap();
 }
 
-/// Invariant: a callback says `Ok` only after what it stands for is durable.
+/// Invariant: a callback gets `Ok` only after its operation is durable.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_writes_survive_crashes() {
     for seed in seeds(60) {
@@ -173,7 +173,7 @@ async fn acknowledged_writes_survive_crashes() {
             at >= durable,
             "found the state after step {at}, but step {durable} was acknowledged as durable"
         );
-        // It can be written to again, and nothing stale lines up with what is new.
+        // It can be written to again, and no stale record lines up with the new one.
         let last = image(&recovered, 2).await;
         let next = last
             .entries
@@ -290,19 +290,19 @@ async fn cut_records_stay_gone_behind_a_new_entry_of_their_size() {
     }
 }
 
-/// A process that acknowledges before it syncs suspects all after it if it does not close
-/// its log, and who was not cleared remains a suspect.
+/// If a process that acknowledges before it syncs does not close its log, all groups
+/// become suspects; a group that is not cleared stays one.
 #[tokio::test]
 async fn groups_that_may_lack_entries_stay_suspects_until_cleared() {
     let dir = tempfile::tempdir().unwrap();
     let (mut number, mut at) = (0, dir.path().join("0"));
-    // Opens what was left, does something, and ends by closing or by a crash: with what
-    // was on the disk at that moment.
-    let mut suspects_if_closed = Vec::new();
+    // Opens the log that the last process left, acts, and ends by a close or by a crash
+    // with the bytes that were on disk at that moment.
+    let mut suspects = Vec::new();
     let steps: [(Durability, bool, &[u64]); 9] = [
         (Durability::Os, true, &[]),
         (Durability::Os, false, &[]),
-        // All that have a past, those that are not known to it too.
+        // All groups that exist, even those that this process does not know.
         (Durability::Always, false, &[1]),
         (Durability::Always, true, &[]),
         (Durability::Os, true, &[]),
@@ -313,11 +313,11 @@ async fn groups_that_may_lack_entries_stay_suspects_until_cleared() {
     ];
     for (durability, closes, cleared) in steps {
         let log = Log::open(options(&at, durability, 4096)).unwrap();
-        suspects_if_closed.push((1..=4).filter(|id| log.is_suspect(*id)).collect::<Vec<_>>());
+        suspects.push((1..=4).filter(|id| log.is_suspect(*id)).collect::<Vec<_>>());
         for id in 1..=2 {
             let mut group = log.group_log(id);
             let next = group.range().end.max(1);
-            // Over the ends of segments.
+            // Beyond the ends of segments.
             for index in next..next + 20 {
                 append(&mut group, vec![entry(1, index, vec![0; 300])]).await;
             }
@@ -334,5 +334,5 @@ async fn groups_that_may_lack_entries_stay_suspects_until_cleared() {
         at = next;
     }
     let (none, all): (&[u64], &[u64]) = (&[], &[1, 2, 3, 4]);
-    assert_eq!(suspects_if_closed, [none, none, all, &[2], &[2], &[2], none, none, all]);
+    assert_eq!(suspects, [none, none, all, &[2], &[2], &[2], none, none, all]);
 }

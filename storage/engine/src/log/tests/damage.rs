@@ -1,10 +1,10 @@
-//! Damage is told apart from a torn tail, for every single byte, and says where it is.
+//! Damage is told from a torn tail for every single byte, and its position is reported.
 
 use super::super::record::{self, RecordKind, RecordPosition};
 use super::super::{LogError, recover, segment};
 use super::*;
 
-/// What a recovered log holds, read from its segments.
+/// Reads the contents of a recovered log from its segments.
 fn read(dir: &Path) -> Result<std::collections::BTreeMap<u64, Image>, LogError> {
     let recovered = recover::recover(&options(dir, Durability::Always, 4096))?;
     let mut images = std::collections::BTreeMap::new();
@@ -22,9 +22,9 @@ fn read(dir: &Path) -> Result<std::collections::BTreeMap<u64, Image>, LogError> 
     Ok(images)
 }
 
-/// A small log of three segments. Gives where its last batch begins.
+/// Writes a log of three segments, and returns the start of its last batch.
 async fn small_log(log: &Arc<Log>) -> u32 {
-    // However slowly it goes, the last batch is the last thing.
+    // However slow this is, the last batch stays the last record.
     log.shared.faults.no_marks.store(true, std::sync::atomic::Ordering::Relaxed);
     for id in 1..=2 {
         let mut group = log.group_log(id);
@@ -96,7 +96,7 @@ async fn every_flipped_byte_is_an_error_or_cuts_the_last_batch() {
     }
 }
 
-/// Where the segment before the one at `path` ends.
+/// The end of the segment before the one at `path`.
 fn used(path: &Path) -> usize {
     let bytes = std::fs::read(path).unwrap();
     u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize
@@ -123,7 +123,7 @@ async fn after_a_clean_close_damage_to_the_last_batch_is_an_error_too() {
     assert_eq!(read(dir.path()).unwrap(), whole);
 }
 
-/// A record as a later version might write it: whole, and of a kind that is not known.
+/// A record as a later version might write it: intact, but of an unknown kind.
 fn newer(position: RecordPosition, synced: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let len = record::put(&mut bytes, position, synced, RecordKind::Mark, 0, |body| {
@@ -150,11 +150,12 @@ async fn records_of_a_newer_version_are_an_error_and_never_cut() {
     std::fs::write(&path, &bytes).unwrap();
     let said = read(dir.path()).unwrap_err();
     assert!(
-        matches!(&said, LogError::Newer { path: named, offset, .. } if *named == path && *offset == u64::from(end)),
+        matches!(&said, LogError::Newer { path: named, offset, .. }
+            if *named == path && *offset == u64::from(end)),
         "{said}"
     );
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
-    // It vouches for what stands before it, as any record does.
+    // It vouches for the bytes before it, as any record does.
     bytes[end as usize - 1] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let said = read(dir.path()).unwrap_err();
@@ -170,8 +171,8 @@ async fn tail_that_claims_many_large_records_is_read_quickly() {
     let (_, end) = kill(&log, dir.path());
     let path = segments(dir.path()).pop().unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
-    // What a client stored in an earlier life of the file: in every four bytes a header
-    // of a record of 4 MiB.
+    // A client's value in an earlier life of the file: every four bytes the header of a
+    // record of 4 MiB.
     let stale = end as usize + segment::TRAILER;
     for (at, byte) in bytes[stale..].iter_mut().enumerate() {
         *byte = [0x11, 0x00, 0x40, 0x00][at % 4];
@@ -249,7 +250,7 @@ fn a_log_that_must_exist_is_not_begun_anew() {
     let said = Log::open(must()).err().unwrap();
     assert!(matches!(&said, LogError::Missing { dir: named } if named == dir.path()), "{said}");
     assert_eq!(dir.path().read_dir().unwrap().count(), 0);
-    // An empty one is one.
+    // An empty log is a log.
     Log::open(options(dir.path(), Durability::Always, 4096)).unwrap().close().unwrap();
     Log::open(must()).unwrap().close().unwrap();
 }

@@ -9,19 +9,19 @@ use super::super::segment::{self, Segment};
 use super::super::{Disk, LogError, WriteOnPark};
 use super::*;
 
-/// A disk that does what a test wants, and remembers what it was asked.
+/// A disk with injected failures that records its calls.
 #[derive(Debug, Default)]
 struct Sick {
-    /// How long each sync takes, ms.
+    /// Duration of each sync, ms.
     slow_ms: AtomicU64,
-    /// The next sync fails; those after it succeed, as Linux has it.
+    /// The next sync fails and later ones succeed, as on Linux.
     fails_once: AtomicBool,
     syncs: AtomicUsize,
-    /// From the next sync on that such a thread makes, each takes a second.
+    /// From the next sync of a thread with this name on, each sync takes a second.
     stalls_on: Mutex<Option<&'static str>>,
-    /// Which threads synced slowly.
+    /// The threads that synced slowly.
     slow_threads: Mutex<Vec<String>>,
-    /// What was written, and in between when it was synced (0, 0).
+    /// The writes, with (0, 0) for each sync between them.
     written: Mutex<Vec<(u64, usize)>>,
 }
 
@@ -137,7 +137,7 @@ async fn slow_disk_refuses_before_anything_is_proposed() {
     assert!(one.writable().is_ok() && other.writable().is_ok());
 }
 
-/// The disk is quick; then one sync stalls for long, and so do those after it.
+/// The disk is fast; then one sync stalls for long, and so do all later ones.
 #[test]
 fn a_disk_that_stalls_holds_up_one_thread_once() {
     let (dir, disk, write_on_park) =
@@ -168,7 +168,7 @@ fn a_disk_that_stalls_holds_up_one_thread_once() {
     let written = runtime.spawn(async move {
         *slow.stalls_on.lock() = Some("raft");
         for index in 1.. {
-            // However they went, they are quick.
+            // However long they took, they count as fast.
             (0..100).for_each(|_| log.shared.stats.note_fsync(Duration::ZERO));
             append(&mut group, vec![entry(1, index, "quick, then slow")]).await;
             assert!(index < 10_000, "no thread of the runtime writes the log");
@@ -219,7 +219,7 @@ fn a_committed_id_does_not_bring_a_destroyed_group_back() {
     let log = Log::open(options(dir.path(), Durability::Always, 64 << 10)).unwrap();
     let mut group = log.group_log(1);
     runtime.block_on(append(&mut group, vec![entry(1, 1, "x")]));
-    // Nothing is written while the end of the group waits in line.
+    // Nothing is written while the destruction of the group is queued.
     let writer = log.shared.writer.lock();
     let destroying = runtime.spawn({
         let log = log.clone();

@@ -1,4 +1,4 @@
-//! The bytes on disk, frozen, and a decoder that no bytes can bring down.
+//! The frozen bytes on disk, and a decoder that no bytes can crash.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -92,8 +92,8 @@ fn records_are_frozen() {
     assert_eq!(segment::file_name(5), "00000000000000000005.log");
 }
 
-/// What a whole file holds: the order of its records, where they stand, how far they say
-/// that it was synced, and the zeros behind them.
+/// The contents of whole files: the order of the records, their positions and synced
+/// offsets, and the zeros behind them.
 #[tokio::test]
 async fn segments_are_frozen() {
     let dir = tempfile::tempdir().unwrap();
@@ -143,15 +143,28 @@ async fn segments_are_frozen() {
 /// Any record is read back as it was written.
 #[test]
 fn records_that_are_put_are_parsed() {
-    proptest::proptest!(|(offset in 28u32.., segment: u64, synced in 0u32..28, group: u64, payload: Vec<u8>, term: u64, index: u64)| {
+    proptest::proptest!(|(
+        offset in 28u32..,
+        segment: u64,
+        synced in 0u32..28,
+        group: u64,
+        payload: Vec<u8>,
+        term: u64,
+        index: u64,
+    )| {
         let entry = entry(term, index, payload);
         let mut buf = Vec::new();
         let position = RecordPosition { segment, offset };
-        let len = record::put(&mut buf, position, synced, RecordKind::Entry, group, |b| record::put_entry(b, &entry));
+        let len = record::put(&mut buf, position, synced, RecordKind::Entry, group, |b| {
+            record::put_entry(b, &entry)
+        });
         proptest::prop_assert_eq!(len as usize, buf.len());
         proptest::prop_assert!(buf.len() <= record::entry_len(&entry));
         let raw = record::parse(&buf, position).unwrap();
-        proptest::prop_assert_eq!((raw.synced, raw.kind, raw.group), (synced, RecordKind::Entry, group));
+        proptest::prop_assert_eq!(
+            (raw.synced, raw.kind, raw.group),
+            (synced, RecordKind::Entry, group)
+        );
         let body = Bytes::copy_from_slice(raw.body);
         proptest::prop_assert_eq!(record::entry(&body).unwrap(), entry);
         let elsewhere = RecordPosition { segment, offset: offset ^ 1 };
@@ -168,7 +181,7 @@ fn any_bytes_decode_or_say_why() {
     });
 }
 
-/// Bodies behind a right checksum, so that the fuzzer gets past it.
+/// Decodes bodies behind a right checksum, so that the fuzzer reaches them.
 fn decode(bytes: &[u8]) {
     let _ = record::entry(&Bytes::copy_from_slice(bytes));
     let body = || record::BodyReader(bytes);
@@ -176,7 +189,7 @@ fn decode(bytes: &[u8]) {
         (body().vote(), body().log_id(), body().group_header(), body().index(), body().suspects());
 }
 
-/// Any records in any order recover to something or an error, never a panic.
+/// Any records in any order are recovered, or refused with an error, without a panic.
 #[test]
 fn any_records_recover_or_say_why() {
     let kinds = [

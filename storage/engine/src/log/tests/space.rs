@@ -1,4 +1,5 @@
-//! The log stays small, waits out a full disk, and believes no fsync after one failed.
+//! The log stays small, waits while the disk is full, and trusts no fsync after a failed
+//! one.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ async fn a_segment_that_nobody_needs_becomes_the_next() {
     let mut index = 5;
     append(&mut group, (1..=index).map(|index| entry(1, index, vec![1; 1000])).collect()).await;
     eventually("the second segment's file is there", || spare.exists()).await;
-    // That is begun, and hardly filled: it has no spare behind it yet.
+    // The second segment is hardly filled, so it has no spare behind it yet.
     while segments(dir.path()).len() < 2 {
         index += 1;
         append(&mut group, vec![entry(1, index, vec![1; 1000])]).await;
@@ -68,8 +69,8 @@ async fn a_segment_that_nobody_needs_becomes_the_next() {
         assert!(index < 100);
         append(&mut group, vec![entry(1, index, vec![2; 1000])]).await;
     }
-    // What it held before is behind its end, and is not taken for a torn tail, nor for
-    // anything else.
+    // The file's earlier contents lie behind its end, and are taken neither for a torn
+    // tail nor for anything else.
     let expected = image(&log, 1).await;
     let (_, end) = kill(&log, copy.path());
     let path = segments(copy.path()).pop().unwrap();
@@ -104,7 +105,7 @@ async fn full_disk_refuses_proposals_and_accepted_writes_wait() {
         matches!(log.writable(), Err(LogError::DiskFull { .. }))
     })
     .await;
-    // What was proposed before still has room; what does not fit waits.
+    // Earlier proposals still have room; the one that does not fit waits.
     append(&mut group, vec![entry(1, 4, vec![4; 100])]).await;
     let mut waiting = start_append(&mut group, vec![entry(1, 5, vec![5; 7500])]).await;
     tokio::time::sleep(Duration::from_millis(400)).await;

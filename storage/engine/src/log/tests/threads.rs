@@ -1,4 +1,4 @@
-//! Many groups write at once, and each gets what it wrote.
+//! Many groups write at once, and each reads what it wrote.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ async fn write(mut group: GroupLog) {
     }
 }
 
-/// A runtime of so many threads that write the log before they sleep.
+/// A runtime with this number of threads, which write the log on park.
 fn runtime(threads: usize, write_on_park: &WriteOnPark) -> tokio::runtime::Runtime {
     let write_on_park = write_on_park.clone();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -91,7 +91,7 @@ fn groups_written_on_park_do_not_disturb_each_other() {
     }
 }
 
-/// This thread takes the part of one that sleeps now and then.
+/// This thread plays one that parks now and then.
 #[tokio::test]
 async fn appends_are_deferred_only_to_a_thread_about_to_park() {
     let dir = tempfile::tempdir().unwrap();
@@ -104,8 +104,8 @@ async fn appends_are_deferred_only_to_a_thread_about_to_park() {
     let mut group = log.group_log(1);
     append(&mut group, vec![entry(1, 1, "by the log's own thread")]).await;
     write_on_park.write();
-    // However the first fsync went, they are quick; and the log's own thread has gone to
-    // sleep.
+    // However long the first fsync took, fsyncs count as fast; and the log's own thread
+    // sleeps.
     (0..100).for_each(|_| log.shared.stats.note_fsync(Duration::ZERO));
     while !log.shared.queue.lock().sleeping {
         std::thread::yield_now();
@@ -118,9 +118,9 @@ async fn appends_are_deferred_only_to_a_thread_about_to_park() {
     assert_eq!((log.stats().batches(), log.stats().fsyncs()), (batches + 1, fsyncs + 1));
     wait.await.unwrap().unwrap();
 
-    // Votes are waited for at once.
+    // Votes are written at once.
     group.save_vote(&vote(1)).await.unwrap();
-    // Too many to be left any longer.
+    // Too many to be deferred any longer.
     let mut waits = Vec::new();
     for index in 3..=22 {
         waits.push(start_append(&mut group, vec![entry(1, index, "many")]).await);
@@ -128,7 +128,7 @@ async fn appends_are_deferred_only_to_a_thread_about_to_park() {
     for wait in waits {
         wait.await.unwrap().unwrap();
     }
-    // Where a segment would end.
+    // At the end of a segment.
     for index in 23..=33 {
         let wait = start_append(&mut group, vec![entry(1, index, vec![7; 6_000])]).await;
         write_on_park.write();
