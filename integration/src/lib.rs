@@ -24,7 +24,8 @@ pub use client::{Client, Value};
 pub use server::{Server, ServerBuilder, binary};
 
 /// The error of a command whose keys must be in one partition and are not.
-pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in \
-                             several partitions, and nothing was done. Keys with a common {tag} \
-                             lie in one, and so do all keys of a table that has only one \
-                             (tables.partitions, bridle admin create --partitions)";
+pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they \
+                                    are in several partitions, and nothing was done. Keys with a \
+                                    common {tag} are in one partition, as are all keys of a table \
+                                    with one partition (tables.partitions, bridle admin create \
+                                    --partitions)";

@@ -136,7 +136,7 @@ fn an_oversized_hash_is_not_renamed_copied_or_moved() {
     for command in ["RENAME h to", "RENAMENX h to", "COPY h to", "COPY h to DB 1", "MOVE h 1"] {
         let Value::Error(error) = client.run(command) else { panic!("{command} was carried out") };
         assert!(
-            error.starts_with("ERR the key holds more than max_write_size"),
+            error.starts_with("ERR the key is larger than max_write_size"),
             "{command}: {error}"
         );
     }

@@ -1,5 +1,5 @@
-//! The whole RESP path in front of rows in memory, to measure it alone:
-//! `cargo run --release -p proxy --example in_memory -- 7777`.
+//! The whole RESP path on rows in memory, to measure it alone: `cargo run --release -p
+//! proxy --example in_memory -- 7777`.
 
 #[path = "../tests/kit/mod.rs"]
 mod kit;

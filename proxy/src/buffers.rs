@@ -1,15 +1,15 @@
-//! Buffers that grow with what a client sends or is sent, and shrink again: their room is
-//! what the client's account counts.
+//! Connection buffers. They grow and shrink with the traffic; their capacity counts as
+//! the client's memory.
 
 use bytes::BytesMut;
 
-/// What one read takes when the client sends a lot.
+/// Size of a read when the client sends a lot.
 pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
-/// Buffers that have grown beyond this are given back when they are empty.
+/// An empty buffer with more capacity than this is released.
 pub(crate) const IDLE_CAPACITY_MAX: usize = 64 * 1024;
 
-/// Gives a buffer back that is mostly empty, though its allocation, of `room` bytes, is
-/// large: what is in it is copied.
+/// Releases a mostly empty buffer whose allocation, of `room` bytes, is large: its
+/// content is copied.
 pub(crate) fn release_excess(buffer: &mut BytesMut, room: &mut usize) {
     if *room > 2 * READ_BYTES_MAX && buffer.len() < *room / 4 {
         *buffer = BytesMut::from(&buffer[..]);
@@ -17,8 +17,8 @@ pub(crate) fn release_excess(buffer: &mut BytesMut, room: &mut usize) {
     }
 }
 
-/// Makes room for so many bytes: small buffers double, large ones grow by a quarter, as
-/// their room counts.
+/// Reserves room: small buffers double, large ones grow by a quarter, since their
+/// capacity counts.
 pub(crate) fn grow(buffer: &mut BytesMut, bytes: usize) {
     if buffer.len() <= READ_BYTES_MAX {
         return buffer.reserve(bytes);

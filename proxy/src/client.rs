@@ -1,8 +1,8 @@
-//! A connected client as others see it: CLIENT LIST, CLIENT KILL, MONITOR, the idle
+//! A connected client as other tasks see it: CLIENT LIST, CLIENT KILL, MONITOR, the idle
 //! sweep.
 //!
-//! What only the connection's own task needs is in `session`; what is here is shared, so
-//! it is small and locked briefly, once per chunk of commands.
+//! State that only the connection's own task uses is in `session`. The state here is
+//! shared, so it is small and locked briefly, once per chunk of commands.
 
 mod command;
 mod info_line;
@@ -24,18 +24,18 @@ pub(crate) use command::Effect;
 use memory_usage::{SharedUsage, TotalUsage};
 pub use registry::{Clients, Pause};
 
-/// Where a connection came from.
+/// The addresses of a connection.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// The client's `address:port`.
     pub address: String,
-    /// Ours.
+    /// The server's `address:port`.
     pub local_address: String,
-    /// The socket's number, for CLIENT LIST.
+    /// The socket's descriptor, for CLIENT LIST.
     pub fd: i32,
     /// Both ends are on this machine.
     pub is_loopback: bool,
-    /// A Unix socket; then both addresses are its path, and a `:0` as Redis has it.
+    /// A Unix socket; both addresses are then its path and `:0`, as in Redis.
     pub is_unix: bool,
 }
 
@@ -51,36 +51,35 @@ impl Endpoint {
 
 /// A connected client.
 pub struct Client {
-    /// Never used twice while the process lives.
+    /// Unique during the life of the process.
     pub id: u64,
-    /// Where it came from.
+    /// Its addresses.
     pub endpoint: Endpoint,
-    /// When it connected.
+    /// Connection time.
     pub connected: Instant,
-    /// What its connection tells about itself.
+    /// State published by its connection.
     pub(crate) info: Mutex<ClientInfo>,
-    /// When it last sent or read something, ms since it connected; [`BUSY`] while its
-    /// commands are carried out.
+    /// Last read or write, ms since the connection; [`BUSY`] while its commands run.
     last_active_ms: AtomicU64,
     /// Wakes the connection's task.
     pub(crate) waker: AtomicWaker,
     killed: AtomicBool,
-    /// What is kept for it.
+    /// Memory kept for it.
     pub(crate) usage: SharedUsage,
     /// CLIENT NO-EVICT.
     pub(crate) no_evict: AtomicBool,
     /// Out-of-band output: MONITOR.
     pushed: Mutex<BytesMut>,
     has_pushed: AtomicBool,
-    /// Held back by CLIENT PAUSE.
+    /// Paused by CLIENT PAUSE.
     pub(crate) held_back: AtomicBool,
-    /// A command of it that waits, and that CLIENT UNBLOCK can wake.
+    /// Set while a command of it waits and CLIENT UNBLOCK can wake it.
     waits: Mutex<Option<CancellationToken>>,
     /// It was woken by CLIENT UNBLOCK ERROR.
     unblocked_with_error: AtomicBool,
 }
 
-/// A command that waits and can be woken; it waits as long as this lives.
+/// A blocked command that can be unblocked; it is blocked as long as this lives.
 pub(crate) struct BlockedGuard<'a> {
     client: &'a Client,
     /// Cancelled by CLIENT UNBLOCK.
@@ -88,7 +87,7 @@ pub(crate) struct BlockedGuard<'a> {
 }
 
 impl BlockedGuard<'_> {
-    /// Whether CLIENT UNBLOCK asked for an error.
+    /// `true` if CLIENT UNBLOCK asked for an error.
     pub(crate) fn ends_with_error(&self) -> bool {
         self.unblocked.is_cancelled() && self.client.unblocked_with_error.load(Ordering::Acquire)
     }
@@ -100,27 +99,27 @@ impl Drop for BlockedGuard<'_> {
     }
 }
 
-/// Later than any time: not idle, however long a command takes.
+/// Later than any time: a client is not idle while a command runs, however long.
 const BUSY: u64 = u64::MAX;
 
-/// What CLIENT LIST shows of a connection's state, told by its task. Names are copies: a
+/// The state of a connection for CLIENT LIST, published by its task. Names are copies: a
 /// slice would keep the whole read buffer alive.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ClientInfo {
     pub(crate) name: Bytes,
     pub(crate) library_name: Bytes,
     pub(crate) library_version: Bytes,
-    /// The selected table's name, and what `SELECT` knows it by.
+    /// The selected table's name and number.
     pub(crate) table: Arc<str>,
     pub(crate) database: u32,
     pub(crate) last_command: Option<&'static str>,
     pub(crate) protocol: u8,
-    /// Commands queued by MULTI; `None` = none open.
+    /// Commands queued by MULTI; `None` = no transaction.
     pub(crate) queued: Option<usize>,
     pub(crate) watched: usize,
     pub(crate) monitors: bool,
     pub(crate) no_touch: bool,
-    /// Bytes received and not yet carried out, room left, bytes not yet sent.
+    /// Bytes received and not executed yet, free room, bytes not sent yet.
     pub(crate) query_bytes: usize,
     pub(crate) query_room: usize,
     pub(crate) output_bytes: usize,
@@ -167,14 +166,14 @@ impl Client {
         self.info.lock().name.clone()
     }
 
-    /// Bytes that wait for the client to read them, and bytes that it has sent ahead.
+    /// Bytes of unread replies, and bytes of input sent ahead.
     pub fn buffered_bytes(&self) -> (usize, usize) {
         let shown = self.info.lock();
         (shown.output_bytes + self.pushed.lock().len(), shown.query_bytes + shown.query_room)
     }
 
-    /// Gives the connection something to write that the client did not ask for just now.
-    /// `false`: more than `bytes_max` were waiting, and the client is cut off instead.
+    /// Adds output that the client did not ask for just now. `false`: more than
+    /// `bytes_max` were pending, and the client is disconnected instead.
     pub fn push(&self, bytes: &[u8], bytes_max: usize) -> bool {
         let fits = {
             let mut pushed = self.pushed.lock();
@@ -195,7 +194,7 @@ impl Client {
         true
     }
 
-    /// Takes what was pushed, if anything.
+    /// Takes the pushed output, if any.
     pub(crate) fn take_pushed(&self, out: &mut BytesMut) -> bool {
         let has_pushed = self.has_pushed.load(Ordering::Acquire);
         if has_pushed {
@@ -210,21 +209,21 @@ impl Client {
         has_pushed
     }
 
-    /// Whether a command of this client waits: for the end of CLIENT PAUSE, or for what
-    /// WAITAOF asks for.
+    /// `true` while a command of this client is paused by CLIENT PAUSE or blocked in
+    /// WAITAOF.
     pub fn is_blocked(&self) -> bool {
         self.held_back.load(Ordering::Relaxed) || self.waits.lock().is_some()
     }
 
-    /// A command of it begins to wait for something that may never come.
+    /// A command becomes blocked.
     pub(crate) fn wait(&self) -> BlockedGuard<'_> {
         let unblocked = CancellationToken::new();
         *self.waits.lock() = Some(unblocked.clone());
         BlockedGuard { client: self, unblocked }
     }
 
-    /// CLIENT UNBLOCK; `false`: no command of it waits. Who is held back by CLIENT PAUSE
-    /// is not unblocked in Redis, either.
+    /// CLIENT UNBLOCK; `false`: no command is blocked. As in Redis, it does not end
+    /// CLIENT PAUSE.
     pub(crate) fn unblock(&self, with_error: bool) -> bool {
         let mut waits = self.waits.lock();
         let Some(unblocked) = waits.take() else { return false };
@@ -233,8 +232,8 @@ impl Client {
         true
     }
 
-    /// Ends the connection at once: what is under way is finished without it, and no
-    /// reply is sent any more.
+    /// Ends the connection immediately: running commands are finished, and no more
+    /// replies are sent.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.waker.wake();
@@ -244,7 +243,8 @@ impl Client {
         self.killed.load(Ordering::Acquire)
     }
 
-    /// Until it is killed. For the connection's own task, which whoever kills it wakes.
+    /// Completes when the client is killed. For the connection's own task, which a kill
+    /// wakes.
     pub(crate) async fn killed(&self) {
         std::future::poll_fn(|context| {
             self.waker.register(context.waker());
@@ -253,18 +253,18 @@ impl Client {
         .await;
     }
 
-    /// Its commands are carried out, until it is touched.
+    /// Commands run until the next [`Client::touch`].
     pub(crate) fn work(&self) {
         self.last_active_ms.store(BUSY, Ordering::Relaxed);
     }
 
-    /// It has sent something, or read something.
+    /// The client has sent or read something.
     pub(crate) fn touch(&self, now: Instant) {
         self.last_active_ms
             .store(millis(now.saturating_duration_since(self.connected)), Ordering::Relaxed);
     }
 
-    /// Ms since it last sent or read something.
+    /// Ms since the client last sent or read something.
     pub(crate) fn idle_ms(&self) -> u64 {
         millis(self.connected.elapsed()).saturating_sub(self.last_active_ms.load(Ordering::Relaxed))
     }

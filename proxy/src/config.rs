@@ -1,15 +1,14 @@
-//! CONFIG: the settings that exist, by Redis's names.
+//! CONFIG: the settings, by Redis's names.
 //!
-//! One table holds them all: a name, how its value is shown, how a new one is taken, and
-//! how the configuration file writes it. Settings that only mirror how the server was
-//! started (`port`, `dir`, `appendonly`, ...) can be read but not set. What does not
-//! exist in Bridle is not in the table: CONFIG SET refuses it as unknown, CONFIG GET
-//! finds nothing, and nothing pretends to work.
+//! One table holds them: name, getter, setter, and format in the configuration file.
+//! Settings that only mirror how the server was started (`port`, `dir`, `appendonly`,
+//! ...) can be read but not set. Settings that Bridle does not have are not in the table:
+//! CONFIG SET refuses them as unknown, CONFIG GET finds nothing.
 //!
 //! # Invariants
-//! - CONFIG SET changes all that is named or nothing (test
+//! - CONFIG SET changes all named settings or none (test
 //!   `several_are_set_together_or_not_at_all`).
-//! - The password is never shown but by CONFIG GET requirepass itself, as in Redis.
+//! - The password is shown by CONFIG GET requirepass only, as in Redis.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,14 +25,14 @@ use crate::{ClientsMemory, Proxy, Settings};
 
 /// A setting that can change while the server runs.
 pub struct Setting {
-    /// Redis's name, or Bridle's in Redis's style. In the configuration file it stands
-    /// under `[proxy]` with underscores.
+    /// Redis's name, or Bridle's in Redis's style. In the configuration file it is under
+    /// `[proxy]`, with underscores.
     pub name: &'static str,
-    /// How CONFIG GET shows it.
+    /// The value as CONFIG GET shows it.
     pub get: fn(&Settings) -> String,
-    /// Takes a new value, or says in Redis's words why not.
+    /// Sets a new value, or returns Redis's error.
     pub set: fn(&mut Settings, &[u8]) -> Result<(), String>,
-    /// How the configuration file writes it.
+    /// The value in the configuration file's format.
     pub file: fn(&Settings) -> FileValue,
 }
 
@@ -48,28 +47,27 @@ pub enum FileValue {
     Text(String),
 }
 
-/// A setting that CONFIG REWRITE writes back: key under `[proxy]`, value.
+/// A setting for CONFIG REWRITE: key under `[proxy]`, value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileChange {
     /// The setting's name with underscores: `slowlog_max_len`.
     pub key: String,
-    /// Its value now.
+    /// The current value.
     pub value: FileValue,
 }
 
-/// Why the configuration file was not rewritten.
+/// Reasons why the configuration file was not rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RewriteError {
-    /// The server was started without one.
+    /// The server was started without a file.
     #[error("The server is running without a config file")]
     NoFile,
-    /// It could not be read or written.
+    /// The file could not be read or written.
     #[error("Rewriting config file: {0}")]
     Io(String),
 }
 
-/// Which settings were changed since the file was last in step; also serialises CONFIG
-/// SET.
+/// Settings changed since the file was last in sync; also serializes CONFIG SET.
 #[derive(Debug, Default)]
 pub struct ChangedSettings(Mutex<BTreeSet<&'static str>>);
 
@@ -134,7 +132,7 @@ macro_rules! authority_file {
     };
 }
 
-/// Every setting that can change, by name.
+/// All changeable settings, sorted by name.
 pub static SETTINGS: &[Setting] = &[
     number!("call-deadline-ms", call_deadline_ms: u64, 1, 600_000),
     Setting {
@@ -206,8 +204,8 @@ pub static SETTINGS: &[Setting] = &[
     file!("tls-key-file", tls, key),
 ];
 
-/// Settings that stand for what is in files: setting them reads these, though the names
-/// stay.
+/// Settings that name files: setting them reads the files, also when the names stay the
+/// same.
 const CERTIFICATES: [&str; 3] = ["tls-ca-cert-file", "tls-cert-file", "tls-key-file"];
 const CLUSTER_CERTIFICATES: [&str; 3] =
     ["cluster-ca-file", "cluster-cert-file", "cluster-key-file"];
@@ -220,10 +218,10 @@ fn path(text: &[u8]) -> Result<PathBuf, String> {
     std::str::from_utf8(text).map(PathBuf::from).map_err(|_| "argument must be UTF-8".into())
 }
 
-/// Passwords longer than this are a mistake.
+/// Limit of a password's length.
 const PASSWORD_BYTES_MAX: usize = 1024;
 
-/// CONFIG GET: settings whose names match any of the globs, by name.
+/// CONFIG GET: settings whose names match any of the globs, sorted by name.
 pub fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
     let settings = proxy.settings.load();
     let mut shown: Vec<(&str, String)> = fixed(proxy, &settings);
@@ -242,7 +240,7 @@ pub fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
     )
 }
 
-/// CONFIG SET: all of these, or an error and none.
+/// CONFIG SET: sets all of these, or none with an error.
 pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
     let mut changed = proxy.changes.0.lock();
     let now = proxy.settings.load();
@@ -259,14 +257,13 @@ pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
             proxy.slowlog.shorten(settings.slowlog_len_max);
             proxy.settings.store(Arc::new(settings));
             changed.extend(names);
-            proxy.make_room();
+            proxy.evict_clients();
             Reply::OK
         }
     }
 }
 
-/// What is in the files that were named is used from now on, if it fits: all of it or
-/// nothing.
+/// Loads the named certificate files, all of them or none.
 fn use_certificates(
     proxy: &Proxy,
     settings: Settings,
@@ -288,7 +285,7 @@ fn first_of(names: &[&'static str], these: &[&str]) -> Option<&'static str> {
     names.iter().copied().find(|name| these.contains(name))
 }
 
-/// CONFIG REWRITE: writes what was changed into the configuration file.
+/// CONFIG REWRITE: writes the changed settings into the configuration file.
 pub fn rewrite(proxy: &Proxy) -> Reply {
     let mut changed = proxy.changes.0.lock();
     let settings = proxy.settings.load();
@@ -326,7 +323,7 @@ enum Refused {
     Failed(String, String),
 }
 
-/// The settings with these changes, and the names of what changed. Names are judged
+/// The settings with these changes, and the names of the changed ones. Names are checked
 /// before values, as in Redis.
 fn apply(
     now: &Settings,
@@ -350,7 +347,7 @@ fn apply(
     for (setting, (name, value)) in found.iter().zip(pairs) {
         (setting.set)(&mut settings, value).map_err(|why| Refused::Failed(one_line(name), why))?;
     }
-    // Longer commands than the query buffer takes are never carried out.
+    // Commands longer than the query buffer are never executed.
     let sizes = ["client-query-buffer-limit", "proto-max-bulk-len"];
     if let Some(setting) = found.iter().find(|setting| sizes.contains(&setting.name))
         && settings.query_bytes_max < settings.bulk_bytes_max.max(settings.write_bytes_max)
@@ -362,8 +359,7 @@ fn apply(
     Ok((settings, found.iter().map(|setting| setting.name).collect()))
 }
 
-/// Settings that are as they were at start: what the binary says, and what is so of
-/// Bridle at all times.
+/// Settings that are fixed at start: given by the binary, or constant in Bridle.
 fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
     let server_info = &proxy.server_info;
     let fsync = match proxy.host.durability() {
@@ -371,7 +367,7 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         Durability::Interval => "everysec",
         Durability::Os => "no",
     };
-    // Beyond the largest number of a table.
+    // One more than the largest number of a table.
     let databases = proxy
         .catalogue
         .tables()
@@ -384,15 +380,15 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         ("tls-port", server_info.tls_port.to_string()),
         ("dir", server_info.data_dir.clone()),
         ("databases", databases.to_string()),
-        // Bridle's own: the executors of all partitions go by it as well.
+        // Bridle's own: the executors of all partitions use it as well.
         ("max-write-size", settings.write_bytes_max.to_string()),
         ("max-answer-size", settings.answer_bytes_max.to_string()),
-        // The Raft log is what Redis's append-only file is, and cannot be turned off;
-        // there is no snapshot by time.
+        // The Raft log corresponds to Redis's append-only file and cannot be turned off;
+        // there are no periodic snapshots.
         ("appendonly", "yes".into()),
         ("appendfsync", fsync.into()),
         ("save", String::new()),
-        // No limit and no eviction: rows are on disk.
+        // No limit and no eviction, as rows are on disk.
         ("maxmemory", "0".into()),
         ("maxmemory-policy", "noeviction".into()),
         ("cluster-enabled", "no".into()),
@@ -494,10 +490,9 @@ fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// `<class> <hard> <soft> <seconds>`, several classes one after another. There are no
-/// clients of other classes than `normal` here, so theirs are kept and change nothing.
-/// Output is always bounded: no limit is the one that there is by default. There is no
-/// soft limit, so that one must be off.
+/// `<class> <hard> <soft> <seconds>`, for one or more classes. All clients are of class
+/// `normal`; the limits of other classes are stored without effect. Output is always
+/// bounded: no limit means the default limit. There is no soft limit, so it must be off.
 fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     let fields: Vec<&[u8]> =
         text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).collect();

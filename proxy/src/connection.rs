@@ -1,31 +1,31 @@
-//! One connection: reads, carries out, writes.
+//! One client connection: reads, executes, writes.
 //!
-//! One task a connection, and in it one wait ([`Connection::wait`]) for everything that
-//! may happen: bytes to read, room to write, something pushed, the end. A chunk of
-//! commands costs one read and one write. Replies that needed no waiting for are written
-//! after the others that are ready were looked at: a client with many connections is then
-//! woken once for many replies, and so costs itself and the server half (GET of 50
-//! connections at pipeline 16, two cores: 455,000 -> 765,000 a second).
+//! Each connection has one task with one wait ([`Connection::wait`]) for all events:
+//! bytes to read, room to write, pushed output, the end. A chunk of commands costs one
+//! read and one write. Replies that needed no waiting are written only after other ready
+//! connections have run: a client with many connections then wakes up once for many
+//! replies, which halves the cost on both sides (GET over 50 connections at pipeline 16,
+//! two cores: 455,000 -> 765,000 per second).
 //!
 //! # Memory
-//! What a client has sent ahead is bounded (`client-query-buffer-limit`), and so is what
-//! it does not read. While replies pile up ([`OUTPUT_HIGH`]) nothing more is carried out,
-//! but input is still taken in, so that a client that sends all of a long pipeline before
-//! it reads the first reply gets its replies. When the input is full as well, commands
-//! are carried out all the same, up to `client-output-buffer-limit`: a client that goes
-//! on sending would wait for ever. Only when both are full does the server stop to read,
-//! and then the client has [`UNREAD_TIMEOUT`] to read something. What is kept goes through
-//! the session's account ([`crate::client::memory_usage`]).
+//! Input that a client sends ahead is bounded (`client-query-buffer-limit`), and so are
+//! its unread replies. With [`OUTPUT_HIGH`] bytes of replies pending, nothing more is
+//! executed, but input is still read: a client that sends a whole long pipeline before it
+//! reads the first reply gets its replies. When the input is full as well, commands are
+//! executed up to `client-output-buffer-limit`, since a client that goes on sending would
+//! wait forever. When both are full, the server stops reading, and the client has
+//! [`UNREAD_TIMEOUT`] to read something. All memory is reported to the session's tracker
+//! ([`crate::client::memory_usage`]).
 //!
 //! # Invariants
-//! - A client that reads its replies is never closed for their size alone; one that does
-//!   not is held at the bounds (test `client_that_never_reads_is_disconnected`;
+//! - A client that reads its replies is never disconnected for their size alone; one that
+//!   does not is held at the bounds (test `client_that_never_reads_is_disconnected`;
 //!   `tests/clients.rs`, `reading_client_gets_a_reply_of_any_size`).
-//! - Client and server never wait for each other without an end (`tests/memory.rs`,
+//! - Client and server never wait for each other forever (`tests/memory.rs`,
 //!   `pipeline_may_be_sent_whole_before_replies_are_read`).
-//! - A buffer that is mostly empty is given back: what is left of it is copied
-//!   ([`crate::buffers`]), never kept as a slice of it.
-//! - When the server stops, commands that have arrived whole are answered first.
+//! - A mostly empty buffer is released: its rest is copied ([`crate::buffers`]), never
+//!   kept as a slice of it.
+//! - When the server stops, commands that have arrived completely are answered first.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -47,81 +47,81 @@ use crate::oversized::{Discarding, linger};
 use crate::resp::{self, CommandSpan, Framer, Limits, ProtocolError};
 use crate::session::Session;
 
-/// A chunk has at most so many commands; fewer when their replies are large.
+/// Maximum number of commands of a chunk; fewer when their replies are large.
 const CHUNK_COMMANDS_MAX: usize = 4096;
-/// What the replies of one chunk should not exceed, by the size of those before.
+/// Target size of the replies of one chunk, estimated from the replies before.
 const CHUNK_REPLY_BYTES: usize = 4 << 20;
-/// Until one is known, a reply is taken to have so many bytes.
+/// Estimated size of a reply before the first one is known.
 const REPLY_BYTES_GUESS: usize = 2048;
-/// With so much to write, writing comes first.
+/// With this much output pending, it is written before more commands run.
 const OUTPUT_FIRST: usize = 256 * 1024;
-/// With so much waiting for the client to read, nothing more is carried out.
+/// With this much output unread by the client, nothing more is executed.
 pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
-/// The same for who has not authenticated.
+/// As `OUTPUT_HIGH`, for unauthenticated clients.
 const UNAUTHENTICATED_OUTPUT_MAX: usize = 64 * 1024;
-/// What who has not authenticated may send ahead of its replies: more than its largest
-/// command.
+/// Input that an unauthenticated client may send ahead of its replies: more than its
+/// largest command.
 const UNAUTHENTICATED_INPUT_MAX: usize = 256 * 1024;
-/// What one read takes at first.
+/// Size of a connection's first reads.
 const READ_BYTES_MIN: usize = 4 * 1024;
-/// How long a client that has more than `client-output-buffer-limit` to read may read
-/// nothing. Redis's seconds for a soft limit.
+/// A client with more than `client-output-buffer-limit` unread is disconnected if it
+/// reads nothing for this long. Redis's seconds for a soft limit.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// A client that has closed its side may have its replies for so long, should a command
-/// wait.
+/// A client that has closed its sending side is given this long to receive its replies
+/// while a command waits.
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long the end of a connection may take: over TLS it is told, and whoever reads
-/// nothing cannot be.
+/// Limit for closing a connection: TLS sends a message, which a client that reads nothing
+/// cannot receive.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a connection goes on, or ends.
+/// Result of a wait.
 enum Wakeup {
-    /// There may be commands to carry out.
+    /// Commands may be ready.
     Go,
-    /// It is over.
+    /// The connection ends.
     Close,
 }
 
 pub(crate) struct Connection<S> {
-    /// `None`: it was closed while commands were under way.
+    /// `None`: it was closed while commands were executing.
     stream: Option<S>,
-    /// Its place under `maxclients`, if it needs one.
+    /// Its permit under `maxclients`, if it needs one.
     permit: Option<ConnectionPermit>,
     client: Arc<Client>,
     session: Session,
     framer: Framer,
     input: BytesMut,
-    /// What `input` and `chunk` were allocated with.
+    /// Capacity that `input` and `chunk` were allocated with.
     input_room: usize,
     output: BytesMut,
     output_room: usize,
-    /// The commands that are being carried out, where they lie in `chunk`, and how many
-    /// of them have been.
+    /// The chunk being executed, its commands' positions in it, and the number of
+    /// commands done.
     chunk: Bytes,
     spans: Vec<CommandSpan>,
     taken: usize,
-    /// What is wrong with what comes behind them.
+    /// The error in the input behind these commands.
     protocol_error: Option<ProtocolError>,
-    /// A command that is too large is read and thrown away.
+    /// An oversized command whose rest is read and discarded.
     discarding: Option<Discarding>,
     /// More complete commands are in `input` or `chunk`, or replies are owed.
     more: bool,
-    /// How much the next read may bring.
+    /// Size of the next read.
     read_bytes: usize,
     reply_bytes: usize,
-    /// The client sends no more.
+    /// The client has closed its sending side.
     ended: bool,
     /// The end of the CLIENT PAUSE that holds a command back.
     pause: Option<Pin<Box<Sleep>>>,
-    /// The socket did not take all of the output when it was last written to.
+    /// The socket did not take all output at the last write.
     is_write_blocked: bool,
-    /// When a client is cut that has more than its limit to read, and reads nothing.
+    /// Disconnects a client that has more than its limit unread and reads nothing.
     unread_timer: Option<Pin<Box<Sleep>>>,
-    /// How much may still be read and thrown away behind an error.
+    /// Bytes that may still be read and discarded after an error.
     linger_bytes: u64,
 }
 
-/// Whether something was done without having to wait for it.
+/// `true` if `work` completed without waiting.
 async fn completed_immediately(work: impl Future<Output = ()>) -> bool {
     let (mut work, mut polls) = (std::pin::pin!(work), 0);
     std::future::poll_fn(|context| {
@@ -160,22 +160,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Until the connection ends.
+    /// Runs until the connection ends.
     pub(crate) async fn run(mut self) {
         loop {
             match std::future::poll_fn(|context| self.wait(context)).await {
                 Wakeup::Close => break,
                 Wakeup::Go => {
                     if completed_immediately(self.execute()).await {
-                        // Others that have sent something meanwhile are looked at before
-                        // this one's replies are written: then replies leave in a row,
-                        // and who gets several of them is woken once.
+                        // Other ready connections run before these replies are written:
+                        // then replies leave together, and a client that receives several
+                        // of them wakes up once.
                         tokio::task::yield_now().await;
                     }
                 }
             }
         }
-        // Everything else is given back first. Best effort: the other side may be gone.
+        // Everything else is released first. Best effort: the client may be gone.
         let linger_bytes = self.linger_bytes;
         let (stream, _place) = self.into_stream();
         let Some(mut stream) = stream else { return };
@@ -189,7 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         (self.stream, self.permit)
     }
 
-    /// Carries out what is complete, a chunk at a time, as long as the replies find room.
+    /// Executes complete commands, a chunk at a time, while there is room for replies.
     async fn execute(&mut self) {
         self.more = true;
         loop {
@@ -200,7 +200,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let before = self.output.len();
                 let taken = self.run_chunk().await;
                 let each = (self.output.len() - before) / taken.max(1);
-                // Up at once, down slowly.
+                // The estimate rises immediately and falls slowly.
                 self.reply_bytes = each.max(self.reply_bytes - self.reply_bytes / 8).max(1);
                 self.taken += taken;
                 if self.is_at_work() && !self.session.closing {
@@ -209,10 +209,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 self.chunk = Bytes::new();
             } else {
-                // A part of a command has come.
+                // Part of a command has arrived.
                 self.client.touch(Instant::now());
             }
-            // Behind QUIT nothing is looked at.
+            // Input behind QUIT is ignored.
             if let Some(error) = self.protocol_error.take().filter(|_| !self.session.closing) {
                 self.refuse(error);
             }
@@ -226,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Commands of the chunk are still to be carried out, or replies to it are owed.
+    /// `true` while commands of the chunk are unexecuted, or replies are owed.
     fn is_at_work(&self) -> bool {
         self.taken < self.spans.len() || self.session.owes_replies()
     }
@@ -246,9 +246,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Carries on with the chunk; how many of its commands were taken. Meanwhile it is
-    /// looked whether the client is killed, or leaves: then its socket is closed and its
-    /// place given back, while what is under way goes on to its end.
+    /// Continues the chunk; returns the number of commands taken. The socket is polled
+    /// meanwhile: if the client is killed or leaves, the socket is closed and the permit
+    /// returned, while the commands run to their end.
     async fn run_chunk(&mut self) -> usize {
         self.session.replies_max = self.replies_max();
         if self.output.len() >= OUTPUT_HIGH
@@ -284,7 +284,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if !*ended {
                     match poll_peer(socket, input, input_max, context) {
                         PeerState::Open => {}
-                        // It may read on.
+                        // It may still read its replies.
                         PeerState::HalfClosed => *ended = true,
                         PeerState::Closed => client.kill(),
                     }
@@ -299,7 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if client.is_killed() {
                     (*stream, *permit) = (None, None);
                     proxy.clients.leave(client.id);
-                    // DEBUG SLEEP ends by it.
+                    // Ends DEBUG SLEEP.
                     context.waker().wake_by_ref();
                 }
                 Poll::Pending
@@ -314,7 +314,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         taken
     }
 
-    /// The extents of the next chunk, and the error behind them, if any.
+    /// Finds the positions of the next chunk's commands, and the error behind them, if
+    /// any.
     fn find_commands(&mut self) -> Option<ProtocolError> {
         self.spans.clear();
         let settings = self.session.proxy.settings.load();
@@ -323,13 +324,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             command: settings.query_max(),
             is_unauthenticated: self.session.is_unauthenticated(),
         };
-        // A stranger's commands change what comes after them: one at a time.
+        // Commands of an unauthenticated client may change its limits: one at a time.
         let commands_max = if limits.is_unauthenticated {
             1
         } else {
             (CHUNK_REPLY_BYTES / self.reply_bytes).clamp(1, CHUNK_COMMANDS_MAX)
         };
-        // All words of a chunk are there at once.
+        // All arguments of a chunk are in memory together.
         let args_max = limits.args_max();
         let mut argc = 0;
         while self.spans.len() < commands_max && argc <= args_max {
@@ -340,7 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 Ok(None) => {
                     self.more = false;
-                    // Blank lines and empty arrays alone are no chunk, but gone.
+                    // Blank lines and empty arrays alone form no chunk and are dropped.
                     if self.spans.is_empty() {
                         let passed = self.framer.passed();
                         self.input.advance(passed);
@@ -357,8 +358,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         None
     }
 
-    /// Tells what is wrong with the input, and closes; if it is too large, once the
-    /// client has sent all of it.
+    /// Sends the error in the input and closes the connection; for an oversized command,
+    /// once the client has sent all of it.
     fn refuse(&mut self, error: ProtocolError) {
         tracing::debug!(client = %self.client.endpoint.address, %error, "malformed input");
         resp::encode(
@@ -382,15 +383,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         (self.input, self.input_room) = (BytesMut::new(), 0);
     }
 
-    /// Reads and throws away what is left of a command that is too large, while its error
-    /// is written.
+    /// Reads and discards the rest of an oversized command while its error is written.
     fn discard_rest(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let (Some(discarding), Some(stream)) = (&mut self.discarding, &mut self.stream) else {
             return Poll::Ready(());
         };
         if self.output.is_empty() && !discarding.is_told {
-            // What it reads ends here. If that cannot be said, the end of the connection
-            // does.
+            // Half-closes the socket, so that the client sees the end of the replies. If
+            // that fails, closing the socket does it.
             discarding.is_told = Pin::new(&mut *stream).poll_shutdown(context).is_ready();
         }
         let before = discarding.bytes;
@@ -406,7 +406,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Poll::Ready(())
     }
 
-    /// Waits for the next event, and meanwhile moves bytes in both directions.
+    /// Waits for the next event, and reads and writes meanwhile.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<Wakeup> {
         self.client.waker.register(context.waker());
         let is_pushed = self.client.take_pushed(&mut self.output);
@@ -416,16 +416,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if self.write(context).is_err() {
             return Poll::Ready(Wakeup::Close);
         }
-        // What is pushed grows without the client's doing, so it is not waited for.
+        // Pushed output grows without the client's doing, so the client gets no time to
+        // read it.
         if is_pushed && self.output.len() > self.output_max() {
-            self.disconnect_slow_reader("more was pushed than client-output-buffer-limit");
+            self.disconnect_slow_reader("pushed output exceeds client-output-buffer-limit");
             return Poll::Ready(Wakeup::Close);
         }
         if self.discarding.is_some() {
             self.show();
             ready!(self.discard_rest(context));
         }
-        // What has come whole before the end is carried out.
+        // Commands that arrived completely before the end are executed.
         let is_over = self.session.closing || (self.ended && !self.more);
         if self.output.is_empty() {
             if is_over || (!self.more && self.session.proxy.shutdown.is_cancelled()) {
@@ -447,8 +448,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         event
     }
 
-    /// Nothing is to be done for the client for now: buffers that are not needed are
-    /// given back, and others told how it stands.
+    /// Nothing to do for now: releases unused buffers and publishes the state of the
+    /// connection.
     fn go_idle(&mut self) {
         if self.input.is_empty() && self.input_room > IDLE_CAPACITY_MAX && self.framer.wanted() == 0
         {
@@ -458,7 +459,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.show();
     }
 
-    /// Until a command that writes (or not) is not held back any more. Who ends the pause
+    /// Waits until a command that writes (or not) is no longer paused. The end of a pause
     /// wakes this task.
     fn wait_for_unpause(&mut self, writes: bool, context: &mut Context<'_>) -> Poll<()> {
         let proxy = &self.session.proxy;
@@ -485,8 +486,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(()),
                 Poll::Ready(Ok(written)) => {
                     if self.is_write_blocked {
-                        // The client has read. Otherwise what is written was carried out
-                        // just now.
+                        // The client has read. Otherwise the output comes from commands
+                        // that ran just now.
                         self.client.touch(Instant::now());
                         (self.is_write_blocked, self.unread_timer) = (false, None);
                     }
@@ -502,8 +503,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else {
             self.output.clear();
         }
-        // TLS keeps what is written until it is flushed; a plain socket does nothing
-        // here.
+        // TLS buffers output until it is flushed; on a plain socket this does nothing.
         let Some(stream) = &mut self.stream else { return Err(()) };
         match Pin::new(stream).poll_flush(context) {
             Poll::Ready(Err(_)) => Err(()),
@@ -511,8 +511,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// The socket takes no more. Who has more than its limit to read, or is not read from
-    /// any more, has so long to read some of it.
+    /// The socket is full. A client with more than its limit unread, or one whose input
+    /// is no longer read, has [`UNREAD_TIMEOUT`] to read some of it.
     fn wait_for_reader(&mut self, context: &mut Context<'_>) -> Result<(), ()> {
         self.is_write_blocked = true;
         if self.output.len() < self.output_max() && !(self.is_behind() && self.is_input_full()) {
@@ -521,27 +521,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let unread_timer =
             self.unread_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREAD_TIMEOUT)));
         if unread_timer.as_mut().poll(context).is_ready() {
-            self.disconnect_slow_reader("it has read nothing for a minute");
+            self.disconnect_slow_reader("nothing read for 60 s");
             return Err(());
         }
         Ok(())
     }
 
-    /// The client is disconnected for what it does not read.
+    /// Disconnects a client that does not read its replies.
     fn disconnect_slow_reader(&self, why: &str) {
         self.session.proxy.stats.output_limit_disconnections.add(1);
         let (address, name) = (&self.client.endpoint.address, self.client.name());
         let name = String::from_utf8_lossy(&name);
         let (unread, sent_ahead) = (self.output.len(), self.sent_ahead());
-        tracing::warn!(client = %address, %name, unread, sent_ahead, why, "a client that does not read is disconnected");
+        tracing::warn!(
+            client = %address, %name, unread, sent_ahead, why,
+            "client disconnected: it does not read its replies"
+        );
     }
 
-    /// Reads what there is.
+    /// Reads the available input.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Wakeup> {
         if self.ended || self.is_input_full() {
             return Poll::Pending;
         }
-        self.make_room();
+        self.reserve_input();
         let Some(stream) = &mut self.stream else { return Poll::Ready(Wakeup::Close) };
         let room = self.input.capacity() - self.input.len();
         match ready!(poll_read_buf(Pin::new(stream), context, &mut self.input)) {
@@ -562,8 +565,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if !self.is_behind() {
                     return Poll::Ready(Wakeup::Go);
                 }
-                // Taken in, but not carried out before the client has read some of its
-                // replies, or can be taken in no more.
+                // Read, but not executed before the client has read some replies or the
+                // input is full.
                 self.client.touch(Instant::now());
                 self.more = true;
                 context.waker().wake_by_ref();
@@ -572,13 +575,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Whether so many of its replies are unread that nothing more is carried out for the
-    /// client.
+    /// `true` while the client has so many unread replies that nothing more is executed
+    /// for it.
     fn is_behind(&self) -> bool {
         self.output.len() >= self.replies_max()
     }
 
-    /// Up to how many bytes of unread replies commands are carried out.
+    /// Unread replies, in bytes, up to which commands are executed.
     fn replies_max(&self) -> usize {
         if self.session.is_unauthenticated() {
             return UNAUTHENTICATED_OUTPUT_MAX;
@@ -587,19 +590,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if !self.is_input_full() {
             return OUTPUT_HIGH.min(output_max);
         }
-        // It may be sending on, and not read before it has sent all: some more at a time,
-        // up to the limit.
+        // The client may be sending on and read only after it has sent everything: a bit
+        // more at a time, up to the limit.
         (self.output.len() + OUTPUT_HIGH).clamp(OUTPUT_HIGH.min(output_max), output_max)
     }
 
-    /// How much may wait for the client to read it: of what all clients may hold, half,
-    /// as the other half may be what it has sent.
+    /// Limit of unread replies, at most half of the memory of all clients, since the
+    /// other half may be input.
     fn output_max(&self) -> usize {
         let settings = self.session.proxy.settings.load();
         settings.output_max().bytes.min(settings.clients_max().bytes / 2)
     }
 
-    /// How much of what the client sends is taken in before it is carried out, bytes.
+    /// Limit of input read ahead of execution, bytes.
     fn input_max(&self) -> usize {
         if self.session.is_unauthenticated() {
             return UNAUTHENTICATED_INPUT_MAX;
@@ -608,18 +611,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         settings.query_max().bytes.min(settings.clients_max().bytes / 2)
     }
 
-    /// What the client has sent that is not carried out, bytes.
+    /// Input that is not executed yet, bytes.
     fn sent_ahead(&self) -> usize {
         self.input.len() + self.chunk.len()
     }
 
-    /// Nothing more is read before something is carried out. One command may be as long
-    /// as the limit, and what is behind it takes one more read.
+    /// Nothing more is read before something is executed. One command may be as long as
+    /// the limit, and finding the bytes behind it takes one more read.
     fn is_input_full(&self) -> bool {
         self.more && self.sent_ahead() > self.input_max()
     }
 
-    /// Accounts for what is kept in the buffers, and gives back what is mostly empty.
+    /// Updates the memory used by the buffers, and releases mostly empty ones.
     fn count_held(&mut self) {
         if self.chunk.is_empty() {
             release_excess(&mut self.input, &mut self.input_room);
@@ -631,9 +634,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.session.track_memory(MemoryUse::Output, output);
     }
 
-    /// Room for the next read. Long arguments get theirs in steps that double, so that an
-    /// announced length alone costs nothing.
-    fn make_room(&mut self) {
+    /// Reserves room for the next read. For long arguments the room doubles step by step,
+    /// so that an announced length alone costs nothing.
+    fn reserve_input(&mut self) {
         let missing = self.framer.wanted().saturating_sub(self.input.len());
         if self.input.is_empty() && self.input.capacity() > IDLE_CAPACITY_MAX && missing == 0 {
             (self.input, self.input_room) = (BytesMut::new(), 0);
@@ -649,11 +652,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Tells the others how the connection stands.
+    /// Publishes the state of the connection for other tasks.
     fn show(&mut self) {
         self.count_held();
         if self.session.memory_usage.settle() {
-            self.session.proxy.make_room();
+            self.session.proxy.evict_clients();
         }
         let (queued, queued_bytes, watched) = self.session.transaction.figures();
         let last = self.session.last_command();
@@ -666,16 +669,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// Whether a client whose command waits is still there.
+/// State of the connection of a client whose command waits.
 enum PeerState {
     Open,
-    /// It has closed its side of the connection, at least.
+    /// The client has closed its sending side at least.
     HalfClosed,
     Closed,
 }
 
-/// Looks whether a client that waits is still there. What it sends meanwhile is taken in,
-/// as long as it is not too much.
+/// Polls the connection of a client whose command waits. Input that arrives is buffered
+/// up to a limit.
 fn poll_peer<S: AsyncRead + Unpin>(
     stream: &mut S,
     input: &mut BytesMut,

@@ -1,16 +1,16 @@
-//! From a chunk of commands to their replies.
+//! Executes a chunk of commands and appends their replies.
 //!
-//! A chunk is what was complete in one read. Its commands are looked up and planned one
-//! after another; ops on rows are only put into the [`Batches`], so that a pipeline of
-//! any length costs few calls. What must not wait for them or be waited for (PING,
-//! SELECT) is answered on the spot; everything else the session does makes the chunk
-//! carry out first what came before ([`Session::flush`]).
+//! A chunk is the complete commands of one read. They are looked up and planned one after
+//! another; ops on rows are only added to the [`Batches`], so a pipeline of any length
+//! costs few calls. Commands that need no rows (PING, SELECT) are answered immediately;
+//! all other local commands first execute everything queued before them
+//! ([`Session::flush`]).
 //!
 //! # Memory
-//! Replies are bounded as they are made: when [`Session::replies_max`] bytes of them
-//! wait, nothing more is carried out, and what of a large read has not been asked for is
-//! [owed](Session::owes) until the client has read. So a chunk holds at most that, and
-//! one command's answer.
+//! Replies are bounded as they are made: with [`Session::replies_max`] bytes pending,
+//! nothing more is executed, and the rest of a large read is
+//! [owed](Session::owes_replies) until the client has read. So a chunk holds at most
+//! that, plus the answer of one command.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,67 +38,65 @@ use crate::settings::Settings;
 use crate::stats::{CommandIndex, Stats};
 use crate::{errors, lookups, waits};
 
-/// At most so many commands of one slow chunk go to the slow log.
+/// At most this many commands of one slow chunk go to the slow log.
 const SLOW_ENTRIES_MAX: usize = 16;
 
-/// Nobody knows how large values are before they are read. So of the ops of a chunk whose
-/// answers may be large, few are carried out first, and twice as many at a time as long
-/// as their replies are small. (With writes among them, more: those cost a log entry each
-/// time.)
+/// The size of a value is unknown before it is read. So of the ops of a chunk whose
+/// answers may be large, a few are executed first, and twice as many each time as long as
+/// the replies are small. (With writes among them, more, as each round costs a log
+/// entry.)
 const LARGE_OPS_FIRST: usize = 16;
 const LARGE_OPS_FIRST_WITH_WRITES: usize = 64;
 const DOUBLINGS_MAX: u32 = 8;
-/// What an op takes besides its words, with what becomes of it, about.
+/// Estimated memory of an op and its outcome besides its arguments.
 const PLANNED_BYTES: usize = size_of::<Op>() + size_of::<Outcome>();
-/// What counts as small for so many replies.
+/// Replies of one round up to this size count as small.
 const SMALL_BYTES: usize = 1 << 20;
 
-/// A client's commands are carried out for so long before others are looked at.
+/// A client's commands run this long before other clients get the thread.
 const SLICE: Duration = Duration::from_millis(1);
 const SLICE_NS: u64 = 1_000_000;
-/// The clock is looked at once in so many commands.
+/// The clock is read once per this many commands.
 const SLICE_COMMANDS: usize = 8;
-/// Plans of commands of so many words, or of so many bytes where each costs time, are
-/// made while others are served.
+/// Plans of commands with this many arguments, or this many bytes if
+/// [`flags::LONG_PLAN`], are made while other tasks run.
 const LONG_PLAN_ARGS: usize = 1000;
 const LONG_PLAN_BYTES: usize = 256 << 10;
 
-/// A command as found in the table.
+/// A command and its index in the statistics.
 #[derive(Clone, Copy)]
 pub(crate) struct ResolvedCommand {
     pub(crate) command: &'static Command,
     pub(crate) index: Option<CommandIndex>,
 }
 
-/// The commands of one chunk whose replies have not been written.
+/// The commands of one chunk whose replies are not written yet.
 pub(crate) struct Chunk {
     pub(crate) batches: Batches,
     entries: VecDeque<PendingReply>,
-    /// Some of `entries` have not been answered, as the client is to read first.
+    /// Some of `entries` are unanswered because the client must read first.
     is_owed: bool,
-    /// What the session does itself once the replies to `entries` are written: these are
-    /// owed.
+    /// A local command to run once the replies to `entries`, which are owed, are written.
     stalled: Option<(NextStep, CommandSpan)>,
-    /// What the replies in `entries` take, and what the ops in `batches` do, bytes.
+    /// Estimated memory of the replies in `entries` and of the ops in `batches`, bytes.
     reply_bytes: usize,
     planned_bytes: usize,
     started: Instant,
-    /// Since when others of this thread have waited, and for how many commands the clock
-    /// was not looked at.
+    /// Start of the current time slice, and commands since the clock was last read.
     slice: Instant,
     slice_commands: usize,
     counts: SmallVec<[(CommandIndex, u64); 8]>,
     last: Option<ResolvedCommand>,
-    /// Ops in the batches whose answers may be large, and whether there are writes, too.
+    /// Ops in the batches whose answers may be large; `true` if there are writes as well.
     large_ops: usize,
     writes: bool,
-    /// How often the ops that may be carried out at once have doubled.
+    /// Number of times the limit of large ops has doubled.
     doublings: u32,
-    /// There was no table of this name when it was asked for. That holds for all commands
-    /// of the chunk, which had come by then, up to one that does something.
+    /// No table of this name existed when the catalogue was asked. This holds for all
+    /// commands of the chunk, which had arrived by then, until one has an effect.
     pub(crate) absent: Option<Arc<str>>,
-    /// Whether some table is there could not be learnt, or none could be made: the rest
-    /// of the chunk is refused without waiting as long again.
+    /// The catalogue could not be asked, or a table could not be created: the rest of the
+    /// chunk is refused without waiting again.
     pub(crate) unknown: Option<CallError>,
     pub(crate) unmade: Option<CallError>,
 }
@@ -134,13 +132,13 @@ impl Chunk {
         self.writes |= op.is_write();
     }
 
-    /// What is being made of the commands: plans, answers, replies.
+    /// Estimated memory of plans, answers and replies, bytes.
     fn made_bytes(&self) -> usize {
         self.planned_bytes + self.reply_bytes + self.batches.held_bytes()
     }
 
-    /// So many large replies may come that they are to be written before more is carried
-    /// out, or so many partitions are asked.
+    /// `true` if so many large replies or partitions are pending that they must be
+    /// executed first.
     fn is_full(&self) -> bool {
         if self.batches.is_full() {
             return true;
@@ -159,31 +157,31 @@ struct PendingReply {
 
 enum ReplyState {
     Ready(Reply),
-    /// Waits for its ops, which are in these lines of the batches, and count as looking
-    /// keys up or not.
+    /// Waits for its ops, which are in the batches with these indexes; the flag is set if
+    /// they count as look-ups.
     Waiting(ReplyBuilder, SmallVec<[u16; 4]>, bool),
-    /// Is refused with this, as its answers are too large; the outcomes of ops in these
-    /// lines are forgotten as they come.
+    /// Refused because its answers are too large; the outcomes of the ops in these
+    /// batches are dropped as they arrive.
     Refused(Reply, SmallVec<[u16; 4]>),
 }
 
-/// What is left to do for a command that could not be finished on the spot.
+/// The rest of a command that could not be completed immediately.
 enum NextStep {
     Done,
-    /// Nothing: CLIENT PAUSE holds it back.
+    /// CLIENT PAUSE holds the command back.
     Pause,
-    /// Ops on a table that this proxy has not heard of.
+    /// Ops on a table that this proxy does not know.
     NoTable(RowPlan, ResolvedCommand),
-    /// The session's own.
+    /// A local command.
     Local(LocalCommand, ResolvedCommand),
 }
 
 impl Session {
-    /// Carries out the commands that lie at `spans` in `bytes`, and appends their
-    /// replies. How many it took: all, unless CLIENT PAUSE holds one back
-    /// ([`Session::held`]), the replies are so large that the client should read them
-    /// first, or the connection is to end. While replies are [owed](Session::owes), what
-    /// it is given next begins where it stopped, in the same bytes.
+    /// Executes the commands at `spans` in `bytes` and appends their replies. Returns the
+    /// number of commands taken: all, unless CLIENT PAUSE holds one back
+    /// ([`Session::held`]), the client must read large replies first, or the connection
+    /// ends. While replies are [owed](Session::owes_replies), the next call continues in
+    /// the same bytes where this one stopped.
     pub(crate) async fn run(
         &mut self,
         bytes: &Bytes,
@@ -233,18 +231,18 @@ impl Session {
             self.flush(bytes, out).await;
         }
         self.track_memory(MemoryUse::Transaction, self.transaction.bytes());
-        // When the last of its commands was done.
+        // The time of the last command.
         self.client.touch(self.chunk.started);
         taken
     }
 
-    /// Commands have been taken whose replies are still to be made, once the client has
-    /// read those before.
+    /// `true` while commands have been taken whose replies follow only after the client
+    /// has read the replies before them.
     pub(crate) fn owes_replies(&self) -> bool {
         self.chunk.is_owed || self.chunk.stalled.is_some()
     }
 
-    /// As much of a command as can be done without waiting.
+    /// Processes a command as far as possible without waiting.
     fn begin(&mut self, argv: Argv, span: CommandSpan) -> NextStep {
         let resolved = match lookup(&argv) {
             Ok(command) => ResolvedCommand { command, index: CommandIndex::of(command) },
@@ -259,7 +257,10 @@ impl Session {
                 if argv.first().is_some_and(|arg| {
                     arg.eq_ignore_ascii_case(b"post") || arg.eq_ignore_ascii_case(b"host:")
                 }) {
-                    tracing::warn!(client = %self.client.endpoint.address, "closed a connection that speaks HTTP: cross protocol scripting?");
+                    tracing::warn!(
+                        client = %self.client.endpoint.address,
+                        "client disconnected: HTTP request, possibly cross-protocol scripting"
+                    );
                     self.closing = true;
                     return NextStep::Done;
                 }
@@ -280,7 +281,7 @@ impl Session {
         self.plan(argv, resolved, span)
     }
 
-    /// From words to ops in the batches, a reply, or what is left to do.
+    /// From arguments to ops in the batches, a reply, or the next step.
     fn plan(&mut self, argv: Argv, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
         let shown = (self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command))
             .then(|| argv.clone());
@@ -300,34 +301,34 @@ impl Session {
         let next = match plan {
             Err(reply) => self.reject(Some(resolved), span, reply),
             Ok(Plan::Reply(reply)) => {
-                // It may be documentation of all commands.
+                // This may be the documentation of all commands.
                 self.chunk.slice_commands += SLICE_COMMANDS;
                 self.ready(resolved, span, reply)
             }
             Ok(Plan::Rows(rows)) => self.route(rows, resolved, span),
             Ok(Plan::Local(call)) => self.answer_at_once(call, resolved, span),
         };
-        // What is left to do is shown when it has been done; SELECT with the table that
-        // is selected then.
+        // A local command is shown to monitors once it has run; SELECT with the new
+        // table.
         if let Some(argv) = shown.filter(|_| !matches!(next, NextStep::Local(..))) {
             self.show(&argv);
         }
         next
     }
 
-    /// Shows a command that has run to those who watch.
+    /// Shows an executed command to the monitors.
     pub(crate) fn show(&self, argv: &[Bytes]) {
         let bytes_max = self.proxy.settings.load().output_max().bytes;
         self.proxy.monitors.feed(&self.client, self.client.database(), argv, bytes_max);
     }
 
-    /// Puts ops into the batches.
+    /// Adds ops to the batches.
     fn route(&mut self, rows: RowPlan, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
         self.table();
         self.route_on_table(rows, resolved, span)
     }
 
-    /// As [`Session::place`], on the table that was looked up last.
+    /// As [`Session::route`], on the table of the last look-up.
     fn route_on_table(
         &mut self,
         rows: RowPlan,
@@ -374,7 +375,7 @@ impl Session {
         NextStep::Done
     }
 
-    /// Answers what needs nobody, neither rows nor time.
+    /// Answers commands that need neither rows nor waiting.
     fn answer_at_once(
         &mut self,
         call: LocalCommand,
@@ -405,7 +406,7 @@ impl Session {
         self.ready(resolved, span, reply)
     }
 
-    /// The rest of a command, after everything that came before it.
+    /// Completes a command after everything before it.
     async fn complete(
         &mut self,
         next: NextStep,
@@ -430,8 +431,8 @@ impl Session {
             NextStep::Local(call, resolved) => {
                 self.client.info.lock().last_command = Some(resolved.command.name);
                 let is_reply_mode = matches!(call, LocalCommand::Client(ClientCommand::Reply(_)));
-                // What operators ask for may be long lists, and so may what they ask
-                // with.
+                // Administrators' commands may reply with long lists, and may have long
+                // arguments.
                 let may_be_long = resolved.command.is(flags::ADMIN) || span.argc >= LONG_PLAN_ARGS;
                 let reply = match may_be_long {
                     true => blocking::polled_in_place(self.call(call)).await,
@@ -443,8 +444,8 @@ impl Session {
                 self.yield_if_due().await;
                 self.chunk.absent = None;
                 if let Some(reply) = reply {
-                    // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply,
-                    // too.
+                    // CLIENT REPLY ON is answered; OFF and SKIP suppress their own reply
+                    // as well.
                     let silent = if is_reply_mode {
                         self.silence != ReplySuppression::None
                     } else {
@@ -457,16 +458,16 @@ impl Session {
                         state: ReplyState::Ready(reply),
                     });
                 }
-                // What follows may depend on it: protocol version, authentication,
-                // silence.
+                // The following commands may depend on it: protocol version,
+                // authentication, reply suppression.
                 self.flush(bytes, out).await;
             }
         }
     }
 
-    /// What the session does itself, when everything before has been carried out. `None`:
-    /// no reply. Boxed, as it is rare and large: the common way stays small. And EXEC
-    /// comes back here for its commands.
+    /// Runs a local command after everything before it. `None`: no reply. Boxed because
+    /// it is rare and large, which keeps the common path small, and because EXEC calls it
+    /// for its commands.
     pub(crate) fn call(&mut self, call: LocalCommand) -> Boxed<'_, Option<Reply>> {
         Box::pin(self.run_local_unboxed(call))
     }
@@ -535,8 +536,8 @@ impl Session {
         })
     }
 
-    /// Ops on a table that this proxy has not heard of. If it is not there, they find
-    /// nothing, and only one that would write something creates it.
+    /// Ops on a table that this proxy does not know. If the table does not exist, reads
+    /// find nothing, and only an op that writes creates it.
     async fn without_table(
         &mut self,
         rows: RowPlan,
@@ -555,7 +556,8 @@ impl Session {
                 found => found.map(drop),
             },
             Ok(None) => {
-                // What would be refused makes no table. Mostly nobody has to be asked.
+                // A command that would be refused creates no table. Mostly this is known
+                // without asking the catalogue.
                 let to_be = if fits(&router::finest_table(), &rows) {
                     Ok(None)
                 } else {
@@ -575,7 +577,7 @@ impl Session {
         }
     }
 
-    /// Lets others have the thread, if this client has had it for long enough.
+    /// Yields the thread to other tasks when this client's time slice is over.
     pub(crate) async fn yield_if_due(&mut self) {
         self.chunk.slice_commands = 0;
         if self.chunk.slice.elapsed() >= SLICE {
@@ -584,8 +586,8 @@ impl Session {
         }
     }
 
-    /// Carries out all ops so far and appends all replies so far; or, where answers are
-    /// large, as many as are enough for now: the others are [owed](Session::owes).
+    /// Executes all ops and appends all replies so far; of large answers, as many as are
+    /// enough for now: the others are [owed](Session::owes_replies).
     pub(crate) async fn flush(&mut self, bytes: &Bytes, out: &mut BytesMut) {
         self.chunk.is_owed = false;
         while !self.chunk.entries.is_empty() {
@@ -612,8 +614,8 @@ impl Session {
         self.track_memory(MemoryUse::Answers, 0);
     }
 
-    /// Appends the replies whose answers are there, in order, up to one that is not; and
-    /// no more than the client is to read first.
+    /// Appends available replies in order, up to the first missing one, and not more than
+    /// the client must read first.
     async fn answer(&mut self, bytes: &Bytes, out: &mut BytesMut) {
         let settings = self.proxy.settings.load_full();
         let bytes_max = settings.answer_max();
@@ -674,7 +676,7 @@ impl Session {
                 if !silent {
                     resp::encode(&reply, self.protocol, out);
                 }
-                // To give back a million elements takes time as well.
+                // Freeing a million elements takes time as well.
                 drop(reply);
             };
             if encoding_ns >= blocking::LONG_NS {
@@ -707,8 +709,8 @@ impl Session {
         bytes: &Bytes,
         settings: &Settings,
     ) {
-        // Commands that came together are as slow as the slowest of them, which is no
-        // fast one if there is another.
+        // Commands of one chunk share the time, which is attributed to the slow commands
+        // if there are any.
         let is_fast = |entry: &(Option<ResolvedCommand>, CommandSpan)| {
             entry.0.is_none_or(|resolved| resolved.command.is(flags::FAST))
         };
@@ -736,7 +738,7 @@ impl Session {
         }
     }
 
-    /// The name of the last command carried out, for CLIENT LIST.
+    /// The last executed command, for CLIENT LIST.
     pub(crate) fn last_command(&self) -> Option<&'static str> {
         self.chunk.last.map(|resolved| resolved.command.name)
     }
@@ -764,8 +766,8 @@ impl Session {
         NextStep::Done
     }
 
-    /// Answers with an error before anything ran; a transaction that is being queued is
-    /// spoilt by it.
+    /// Answers with an error before anything ran. A transaction that is being queued is
+    /// aborted.
     fn reject(
         &mut self,
         resolved: Option<ResolvedCommand>,
@@ -776,7 +778,7 @@ impl Session {
         if let (Some("exec"), Reply::Error(line)) =
             (resolved.map(|resolved| resolved.command.name), &reply)
         {
-            // An EXEC that cannot be carried out ends the transaction all the same.
+            // EXEC ends the transaction even if it cannot be executed.
             let why = line.strip_prefix("ERR ").unwrap_or(line);
             reply = Reply::error(format!("EXECABORT Transaction discarded because of: {why}"));
             self.transaction.discard();
@@ -803,8 +805,7 @@ fn count(counts: &mut SmallVec<[(CommandIndex, u64); 8]>, index: CommandIndex) {
     }
 }
 
-/// A command's plan; of many words, or of many bytes where each costs time, it is made
-/// while others are served.
+/// The plan of a command. Plans that take long are made while other tasks run.
 pub(crate) fn plan_command(
     command: &'static Command,
     argv: Argv,
@@ -818,10 +819,10 @@ pub(crate) fn plan_command(
     if is_long { blocking::in_place(plan) } else { plan() }
 }
 
-/// What a command takes beside its own work, about.
+/// Estimated cost of a command besides its own work.
 const ENTRY_NS: u64 = 500;
 
-/// The reply to outcomes; what takes long is done while others are served.
+/// The reply to the outcomes. Long work is done while other tasks run.
 pub(crate) async fn reply_to(builder: ReplyBuilder, outcomes: Vec<Outcome>) -> Reply {
     match builder.work_ns(&outcomes) >= blocking::LONG_NS {
         true => blocking::in_turn(|| builder.build(outcomes)).await,
@@ -829,9 +830,8 @@ pub(crate) async fn reply_to(builder: ReplyBuilder, outcomes: Vec<Outcome>) -> R
     }
 }
 
-/// The reply to what became of ops in these lines. A write that was done in some
-/// partitions only must not look as if nothing was done. If they are look-ups, they are
-/// `counted`.
+/// The reply to the next outcomes of these batches. A write that was done in some
+/// partitions must not look as if nothing was done. Look-ups are `counted`.
 async fn build_reply(
     batches: &mut Batches,
     builder: ReplyBuilder,
@@ -858,7 +858,7 @@ async fn build_reply(
     for &index in indexes {
         match batches.take(index) {
             Ok(outcome) => outcomes.push(outcome),
-            // An unknown outcome is the one to be told: the others say that nothing was
+            // An unknown outcome takes precedence: the other errors mean that nothing was
             // done.
             Err(error) if failed.is_none() || matches!(error, CallError::Unknown(_)) => {
                 failed = Some(error)
@@ -876,12 +876,12 @@ async fn build_reply(
     }
 }
 
-/// Whether a command's ops lie where they must in a table.
+/// `true` if the ops of a command meet its routing rules in this table.
 fn fits(table: &Table, rows: &RowPlan) -> bool {
     rows.all_partitions || router::places(table, rows).is_some()
 }
 
-/// What ops say where there is no row; `None` when one of them would write.
+/// The outcomes of the ops on an empty table; `None` if one of them would write.
 pub(crate) fn eval_on_empty(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
     let mut edits = Edits::default();
     let mut outcomes = Vec::with_capacity(ops.len());

@@ -1,12 +1,12 @@
-//! What the proxy says by itself: Redis's words where it has some, and else what was not
-//! done and what to do about it.
+//! Errors of the proxy: Redis's texts where Redis has one; otherwise what was not done,
+//! and the remedy.
 
 use cluster::CallError;
 use commands::Reply;
 
 use crate::settings::ByteLimit;
 
-/// Answered to whoever is not allowed to speak yet.
+/// The client must authenticate first.
 pub(crate) const NOAUTH: &str = "NOAUTH Authentication required.";
 pub(crate) const NOAUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already \
                                        authenticated, otherwise the HELLO <proto> AUTH <user> \
@@ -17,31 +17,40 @@ pub(crate) const NO_PASSWORD: &str = "ERR AUTH <password> called without any pas
                                       for the default user. Are you sure your configuration is \
                                       correct?";
 pub(crate) const MAX_CLIENTS: &str = "ERR max number of clients reached";
-pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and \
-     nothing was done. Keys with a common {tag} lie in one, and so do all keys of a table that \
-     has only one (tables.partitions, bridle admin create --partitions)";
+pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they \
+                                    are in several partitions, and nothing was done. Keys with a \
+                                    common {tag} are in one partition, as are all keys of a table \
+                                    with one partition (tables.partitions, bridle admin create \
+                                    --partitions)";
 pub(crate) const EXECABORT: &str = "EXECABORT Transaction discarded because of previous errors.";
 pub(crate) const SAME_OBJECT: &str = "ERR source and destination objects are the same";
 pub(crate) const NO_DATABASE: &str = "ERR DB index is out of range";
 
-/// Redis's protected mode, in its words.
-pub(crate) const DENIED: &str = "DENIED Redis is running in protected mode because protected mode is enabled and no password \
-     is set for the default user. In this mode connections are only accepted from the loopback \
-     interface. If you want to connect from external computers to Redis you may adopt one of the \
-     following solutions: 1) Just disable protected mode sending the command 'CONFIG SET \
-     protected-mode no' from the loopback interface by connecting to Redis from the same host the \
-     server is running, however MAKE SURE Redis is not publicly accessible from internet if you \
-     do so. Use CONFIG REWRITE to make this change permanent. 2) Alternatively you can just \
-     disable the protected mode by editing the Redis configuration file, and setting the \
-     protected mode option to 'no', and then restarting the server. 3) If you started the server \
-     manually just for testing, restart it with the '--protected-mode no' option. 4) Set up an \
-     authentication password for the default user. NOTE: You only need to do one of the above \
-     things in order for the server to start accepting connections from the outside.";
+/// Redis's protected mode.
+pub(crate) const DENIED: &str = "DENIED Redis is running in protected mode because protected \
+                                 mode is enabled and no password is set for the default user. \
+                                 In this mode connections are only accepted from the loopback \
+                                 interface. If you want to connect from external computers to \
+                                 Redis you may adopt one of the following solutions: 1) Just \
+                                 disable protected mode sending the command 'CONFIG SET \
+                                 protected-mode no' from the loopback interface by connecting \
+                                 to Redis from the same host the server is running, however \
+                                 MAKE SURE Redis is not publicly accessible from internet if \
+                                 you do so. Use CONFIG REWRITE to make this change permanent. \
+                                 2) Alternatively you can just disable the protected mode by \
+                                 editing the Redis configuration file, and setting the \
+                                 protected mode option to 'no', and then restarting the \
+                                 server. 3) If you started the server manually just for \
+                                 testing, restart it with the '--protected-mode no' option. \
+                                 4) Set up an authentication password for the default user. \
+                                 NOTE: You only need to do one of the above things in order \
+                                 for the server to start accepting connections from the \
+                                 outside.";
 
-/// The reply when a partition did not answer.
+/// The reply when a call to a partition failed.
 ///
-/// `UNKNOWNOUTCOME` is ours: the write may or may not have happened, so no client library
-/// may repeat it blindly. All others say that nothing was done.
+/// `UNKNOWNOUTCOME` is Bridle's own: the write may or may not have happened, so no client
+/// library may repeat it blindly. All other errors mean that nothing was done.
 pub(crate) fn call_error(error: &CallError) -> Reply {
     Reply::error(match error {
         CallError::NoLeader(why) => format!(
@@ -51,8 +60,8 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
         CallError::Overloaded => "BUSY Too many requests wait for this partition, nothing was \
                                   done, try again later"
             .to_owned(),
-        CallError::OutOfMemory => "BUSY Requests that wait or are under way on the server take \
-                                   all the memory that they may, nothing was done, try again later"
+        CallError::OutOfMemory => "BUSY Pending requests use all the memory that the server has \
+                                   for them, nothing was done, try again later"
             .to_owned(),
         CallError::ReadOnly(why) => {
             format!("MISCONF Writes are refused, reads go on: {}", one_line(why.as_bytes()))
@@ -72,19 +81,19 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
     })
 }
 
-/// The reply when a write to several partitions was done in some and not, or perhaps not,
-/// in others.
+/// The reply when a write was done in some partitions, and in others it was not or its
+/// outcome is unknown.
 pub(crate) fn partly_done(error: &CallError) -> Reply {
     let why = match call_error(error) {
         Reply::Error(line) => line.to_string(),
         _ => String::new(),
     };
     Reply::error(format!(
-        "UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {why}"
+        "UNKNOWNOUTCOME The write was done for keys in some partitions; for the others: {why}"
     ))
 }
 
-/// The reply when MOVE has copied a key, and the source has it as well.
+/// The reply when MOVE has copied a key and failed to delete it from the source.
 pub(crate) fn in_both(to: &str, from: &str, why: &Reply) -> Reply {
     moved_partly(
         format_args!("The key was copied to '{to}' and not deleted from '{from}', it is in both"),
@@ -92,7 +101,7 @@ pub(crate) fn in_both(to: &str, from: &str, why: &Reply) -> Reply {
     )
 }
 
-/// The same when nobody knows whether the source has it.
+/// As [`in_both`], when the outcome of the deletion is unknown.
 pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
     moved_partly(
         format_args!(
@@ -102,7 +111,7 @@ pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
     )
 }
 
-/// The same when somebody else has deleted it from the source.
+/// As [`in_both`], when another client has deleted the key from the source.
 pub(crate) fn only_in_target(to: &str, from: &str, why: &Reply) -> Reply {
     moved_partly(
         format_args!(
@@ -118,8 +127,7 @@ fn moved_partly(what: std::fmt::Arguments<'_>, why: &Reply) -> Reply {
     Reply::error(format!("UNKNOWNOUTCOME {what}: {why}"))
 }
 
-/// The reply when it could not be learnt whether a table is there, or it could not be
-/// made.
+/// The reply when a table could not be looked up or created.
 pub(crate) fn catalogue_error(error: &CallError) -> Reply {
     match error {
         CallError::NoLeader(why) => {
@@ -132,12 +140,12 @@ pub(crate) fn catalogue_error(error: &CallError) -> Reply {
     }
 }
 
-/// The reply when a named table is not there.
+/// The reply when a named table does not exist.
 pub(crate) fn no_table(name: &[u8]) -> Reply {
     Reply::error(format!("ERR no such table '{}'", one_line(name)))
 }
 
-/// The reply when an answer is larger than one may be.
+/// The reply when an answer exceeds the limit of answers.
 pub(crate) fn answer_too_large(bytes_max: ByteLimit) -> Reply {
     Reply::error(format!(
         "ERR answer is larger than {bytes_max}: read in parts, as with HSCAN, HRANGE, GETRANGE or \
@@ -145,7 +153,7 @@ pub(crate) fn answer_too_large(bytes_max: ByteLimit) -> Reply {
     ))
 }
 
-/// Words inside an error line: nothing that could end the line, not too long.
+/// A client's text made safe for an error line: at most 128 bytes, without line ends.
 pub(crate) fn one_line(text: &[u8]) -> String {
     String::from_utf8_lossy(&text[..text.len().min(128)]).replace(['\r', '\n', '\0'], " ")
 }

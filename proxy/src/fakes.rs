@@ -1,4 +1,4 @@
-//! A proxy in front of doors that lead nowhere, for unit tests of what needs no rows.
+//! A proxy with a fake backend, for unit tests that need no rows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,16 +13,16 @@ use crate::config::{FileChange, RewriteError};
 use crate::host::{Durability, Host, InfoSection, InfoValue, ProcessMemory, TableStats};
 use crate::{Client, Proxy, ServerInfo, Settings};
 
-/// What the doors were asked, and how they answer.
+/// Records requests and returns fixed answers.
 #[derive(Default)]
 pub(crate) struct FakeBackend {
-    /// Requests to partitions.
+    /// Number of requests to partitions.
     pub(crate) called: AtomicU64,
-    /// Settings that were written to the file.
+    /// Settings written to the file.
     pub(crate) written: Mutex<Vec<FileChange>>,
     /// `sync` fails.
     pub(crate) disk_fails: bool,
-    /// Not `Always`.
+    /// The durability is `Os` and not `Always`.
     pub(crate) lazy: bool,
     /// No partition has a leader.
     pub(crate) leaderless: bool,
@@ -165,7 +165,7 @@ impl Host for FakeBackend {
     }
 }
 
-/// A proxy in front of these doors.
+/// A proxy on this backend.
 pub(crate) fn proxy(doors: &Arc<FakeBackend>) -> Arc<Proxy> {
     let server_info = ServerInfo {
         version: "1.2.3".into(),
@@ -184,7 +184,7 @@ pub(crate) fn proxy(doors: &Arc<FakeBackend>) -> Arc<Proxy> {
     )
 }
 
-/// Where a client may come from.
+/// Addresses of a client.
 pub(crate) fn endpoint() -> Endpoint {
     Endpoint {
         address: "127.0.0.1:5".into(),
@@ -195,7 +195,7 @@ pub(crate) fn endpoint() -> Endpoint {
     }
 }
 
-/// A client of it.
+/// A client of the proxy.
 pub(crate) fn client(id: u64) -> Arc<Client> {
     Arc::new(Client::new(id, endpoint(), "db0".into(), Arc::default()))
 }

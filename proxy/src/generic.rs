@@ -1,4 +1,4 @@
-//! Commands on keys that take several calls: KEYS, SCAN, RANDOMKEY, MOVE, COPY ... DB.
+//! Generic commands with several calls: KEYS, SCAN, RANDOMKEY, MOVE, COPY ... DB.
 
 use std::sync::Arc;
 
@@ -14,15 +14,16 @@ use crate::client::memory_usage::MemoryUse;
 use crate::session::{Session, TableRef};
 use crate::{errors, lookups, router};
 
-/// Rows that KEYS looks at per call.
+/// Rows per call of KEYS.
 const KEYS_STEP: u64 = 1000;
-/// Partitions that one SCAN may pass while it finds too little.
+/// Partitions that one SCAN may visit while it finds too few rows.
 const SCAN_PARTITIONS_MAX: usize = 16;
-/// Of so many rows RANDOMKEY chooses one.
+/// RANDOMKEY chooses among this many rows.
 const RANDOM_ROWS: u64 = 256;
-/// A slot with more of these has many rows, most likely, and any of them is to be drawn.
+/// A slot with more of these rows than this probably has many more, so a random one of
+/// the slot is drawn.
 const CROWDED_SLOT: usize = 16;
-/// How often MOVE begins again because somebody wrote to the row.
+/// Attempts of MOVE when other clients write to the row.
 const MOVE_TRIES: usize = 16;
 
 /// A page of SCAN: cursor and keys.
@@ -33,8 +34,8 @@ pub(crate) fn page(answer: Answer) -> Reply {
     }
 }
 
-/// The keys of a page, if it has all of them. KEYS in a transaction gets one page, as the
-/// partition waits for it meanwhile.
+/// The keys of a page that has all of them. KEYS in a transaction gets one page only,
+/// since the partition waits for it.
 pub(crate) fn names(answer: Answer) -> Reply {
     match answer {
         Answer::Page { keys, next: 0, .. } => {
@@ -47,8 +48,8 @@ pub(crate) fn names(answer: Answer) -> Reply {
     }
 }
 
-/// The key that was drawn. RANDOMKEY in a transaction looks at one page, as the partition
-/// waits for it meanwhile.
+/// The key that was drawn. RANDOMKEY in a transaction looks at one page only, since the
+/// partition waits for it.
 pub(crate) fn drawn(answer: Answer) -> Reply {
     match answer {
         Answer::Page { .. } => {
@@ -63,13 +64,13 @@ fn scanned(next: u64, keys: Vec<Bytes>) -> Reply {
     Reply::Array(vec![cursor, Reply::Array(keys.into_iter().map(Reply::Bulk).collect())])
 }
 
-/// A cursor in one of the slots from `begin` up to `end`.
+/// A random cursor in the slots from `begin` to before `end`.
 fn random_cursor(begin: u16, end: u16, slot_seed: u64, hash_seed: u64) -> u64 {
     let slot = begin + (slot_seed % u64::from((end - begin).max(1))) as u16;
     key::slot_cursor(slot) | (hash_seed >> (u64::BITS - key::CURSOR_HASH_BITS))
 }
 
-/// The index that a number of any size stands for, when each index has this weight.
+/// Maps a random number to an index, in proportion to the weights.
 fn weighted(weights: &[u64], seed: u64) -> u32 {
     let total: u64 = weights.iter().sum();
     let mut left = seed % total.max(1);
@@ -82,8 +83,8 @@ fn weighted(weights: &[u64], seed: u64) -> u32 {
     0
 }
 
-/// Why a row is not copied: what is too large to be read or written whole is told as
-/// RENAME tells it.
+/// The reply to a row that cannot be copied: a row too large to be read or written as a
+/// whole gives RENAME's error.
 fn not_copied(refusal: Refusal) -> Reply {
     commands::errors::refusal(match refusal {
         Refusal::TooLarge | Refusal::AnswerTooLarge => Refusal::RowTooLarge,
@@ -91,13 +92,13 @@ fn not_copied(refusal: Refusal) -> Reply {
     })
 }
 
-/// A copy that MOVE has made, as it was then.
+/// A copy made by MOVE, and its watch token.
 struct Copied {
     partition: PartitionId,
     watched: WatchToken,
 }
 
-/// Whether a row that was looked at holds what another did.
+/// `true` if both rows have the same content.
 fn has_content_of(row: &Answer, other: &Answer) -> bool {
     match (row, other) {
         (Answer::RowContent { content, .. }, Answer::RowContent { content: other, .. }) => {
@@ -116,7 +117,7 @@ fn has_fields_that_expire(row: &Answer) -> bool {
     }
 }
 
-/// The op that writes a dumped row.
+/// The op that writes a copied row.
 fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
     let Answer::RowContent { content, expires_at_ms } = row else {
         return Err(commands::errors::no_answer());
@@ -126,7 +127,7 @@ fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
 }
 
 impl Session {
-    /// KEYS: every page of every partition, up to what one answer may have.
+    /// KEYS: every page of every partition, up to the limit of one answer.
     pub(crate) async fn keys(&mut self, glob: Bytes) -> Reply {
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
@@ -146,7 +147,7 @@ impl Session {
                 bytes += keys.iter().map(|key| key.len() + size_of::<Reply>()).sum::<usize>();
                 if bytes > bytes_max.bytes {
                     return Reply::error(format!(
-                        "ERR the keys are more than {bytes_max}: use SCAN"
+                        "ERR the keys take more than {bytes_max}: use SCAN"
                     ));
                 }
                 self.track_memory(MemoryUse::Answers, bytes);
@@ -161,8 +162,7 @@ impl Session {
         Reply::Array(all)
     }
 
-    /// SCAN: about `count` rows from the cursor on, over the end of a partition into the
-    /// next.
+    /// SCAN: about `count` rows from the cursor, continuing in the next partition.
     pub(crate) async fn scan(
         &mut self,
         cursor: u64,
@@ -219,10 +219,10 @@ impl Session {
         }
     }
 
-    /// RANDOMKEY: a partition by chance, in proportion to its rows; in it one of the rows
-    /// behind a random place, or of all if they are few. If many of these are of its
-    /// slot, as they have one hash tag, the one next to a random place in the slot.
-    /// Partitions without live rows are passed over.
+    /// RANDOMKEY: draws a partition in proportion to its rows, and in it one of the rows
+    /// behind a random position, or of all rows if they are few. If many of these share
+    /// its slot (by a common hash tag), the row next to a random position in the slot.
+    /// Partitions without live rows are skipped.
     pub(crate) async fn random_key(&mut self) -> Reply {
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
@@ -253,7 +253,7 @@ impl Session {
             };
             let mut some = self.live_from(partition, place).await?;
             if !is_small && (some.len() as u64) < RANDOM_ROWS {
-                // Behind the last row comes the first.
+                // Wraps around from the last row to the first.
                 some.extend(self.live_from(partition, begin).await?);
                 some.truncate(RANDOM_ROWS as usize);
             }
@@ -276,8 +276,8 @@ impl Session {
         Ok(None)
     }
 
-    /// The first page with live rows from a cursor on; none: there are none up to the
-    /// partition's end.
+    /// The first page with live rows from a cursor on; empty: there are none up to the
+    /// end of the partition.
     async fn live_from(
         &mut self,
         partition: PartitionId,
@@ -300,7 +300,7 @@ impl Session {
     ) -> Result<Option<Bytes>, Reply> {
         match self.ask(partition, Op::FirstAtOrAfter { cursor }).await? {
             Ok(Answer::Bytes(key)) => Ok(Some(key)),
-            // Or a page of rows that have expired.
+            // A page is returned when all its rows have expired.
             Ok(Answer::Nil | Answer::Page { .. }) => Ok(None),
             Ok(_) => Err(commands::errors::no_answer()),
             Err(refusal) => Err(commands::errors::refusal(refusal)),
@@ -342,8 +342,8 @@ impl Session {
         }
     }
 
-    /// MOVE key db: copied, then deleted provided that nobody has touched it. For a
-    /// moment a reader may find it in both tables.
+    /// MOVE key db: copies the row, then deletes it if no other client has touched it.
+    /// For a moment a reader may find the key in both tables.
     pub(crate) async fn move_row(&mut self, key: Bytes, table: &[u8]) -> Reply {
         let name = match self.resolve_table(table).await {
             Ok(TableRef::Table(name)) => name,
@@ -362,9 +362,9 @@ impl Session {
             .map_or_else(|reply| reply, |moved| Reply::Int(i64::from(moved)))
     }
 
-    /// What is in the target may be somebody else's at any time: the first copy is made
-    /// where there is nothing, and is replaced and taken back only as long as nobody else
-    /// has written to it.
+    /// Other clients may write to the target at any time. The first copy requires that
+    /// the target has no such key, and it is replaced or deleted only while no other
+    /// client has written to it.
     async fn move_between(
         &mut self,
         source: &Arc<Table>,
@@ -382,8 +382,8 @@ impl Session {
                 Err(why) => return Err(why),
             };
             if row == Answer::Nil {
-                // It never was there, or was deleted meanwhile: then its copy goes as
-                // well.
+                // The row never existed, or was deleted in the meantime: its copy is
+                // deleted as well.
                 if let Some(copy) = copy {
                     self.take_back(copy, &key)
                         .await
@@ -401,8 +401,8 @@ impl Session {
             else {
                 return Ok(false);
             };
-            // Seen before the row goes from the source: whether the copy is still this
-            // one's if it is to be replaced.
+            // Read before the row is deleted from the source: the copy may be replaced
+            // only if it is still this one.
             copy = match self.look(to, &key).await {
                 Ok((watched, seen)) => {
                     has_content_of(&seen, &row).then_some(Copied { partition: to, watched })
@@ -417,8 +417,8 @@ impl Session {
             };
             match router::respond(&self.proxy, from, &delete, self.deadline()).await {
                 Ok(Response::Done(_)) => return Ok(true),
-                // What is in the target now is the copy without some of its fields, or
-                // somebody else's row.
+                // The target holds the copy without some of its fields, which have
+                // expired, or another client's row.
                 Ok(Response::Touched) if copy.is_none() && has_fields_that_expire(&row) => {
                     return Err(errors::in_both(
                         name,
@@ -447,7 +447,7 @@ impl Session {
         Err(Reply::error("ERR the key changes too fast to be moved"))
     }
 
-    /// A row and its token.
+    /// A row and its watch token.
     async fn look(
         &mut self,
         partition: PartitionId,
@@ -467,11 +467,11 @@ impl Session {
         }
     }
 
-    /// Copies a row to where there is none, or over its earlier copy if that is still as
-    /// it was made. The copy's partition; `None`: there is another row.
+    /// Copies a row if the target has no such key, or over its earlier copy if that is
+    /// unchanged. Returns the copy's partition; `None`: there is another row.
     ///
     /// # Errors
-    /// Whether there is a copy all the same, and why this one was not made.
+    /// The earlier copy, if it is still there, and the reason why this one was not made.
     async fn put_copy(
         &mut self,
         name: &str,
@@ -493,8 +493,8 @@ impl Session {
                 Some(Err(refusal)) => Err((true, not_copied(refusal))),
                 None => Err((true, commands::errors::no_answer())),
             },
-            // Somebody else has written there: this row is to be moved as if there had
-            // been no copy.
+            // Another client has written there: the row is moved as if there had been no
+            // copy.
             Ok(Response::Touched) => self
                 .restore(name, key.clone(), row.clone(), false)
                 .await
@@ -503,7 +503,7 @@ impl Session {
         }
     }
 
-    /// Deletes a copy, unless somebody else has written to it.
+    /// Deletes a copy unless another client has written to it.
     async fn take_back(&mut self, copy: Copied, key: &Bytes) -> Result<(), Reply> {
         let delete = Request {
             ops: vec![Op::Delete { key: key.clone() }],
@@ -514,8 +514,8 @@ impl Session {
         done.map(drop).map_err(|error| errors::call_error(&error))
     }
 
-    /// Writes a dumped row into a table, and says into which partition; `None`: there is
-    /// one.
+    /// Writes a copied row into a table and returns the partition; `None`: the key
+    /// exists.
     async fn restore(
         &mut self,
         name: &str,
@@ -554,7 +554,7 @@ mod tests {
     /// Slot 12182 and the upper 39 bits of the hash.
     const CURSOR_OF_FOO: u64 = 6_697_493_470_360_067;
 
-    /// Clients keep cursors between calls, also over an upgrade.
+    /// Clients keep cursors between calls and over upgrades.
     #[test]
     fn cursors_are_frozen() {
         let table = Table {

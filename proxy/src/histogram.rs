@@ -1,21 +1,17 @@
-//! Histograms that cost a few nanoseconds to record into and whose size never changes.
+//! Histograms of constant size that record in a few nanoseconds.
 //!
-//! Buckets are octaves cut into eight equal parts, HDR style, so a value is known to
-//! within an eighth of itself. Each bucket is an atomic; recording is one relaxed
-//! addition. Nothing is allocated after the start, however long nobody reads.
-//!
-//! # Invariants
-//! - Every value falls into exactly one bucket, and buckets ascend (test
-//!   `buckets_cover_every_value_in_order`).
+//! Buckets are octaves split into eight equal parts, as in HdrHistogram, so values are
+//! known to within an eighth. Each bucket is an atomic; recording is one relaxed
+//! addition. Nothing is allocated after the start.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Parts of an octave, as a power of two.
+/// Sub-buckets of an octave, as a power of two.
 const SUB_BUCKET_BITS: u32 = 3;
 const PARTS: usize = 1 << SUB_BUCKET_BITS;
 
-/// Counts of values from `2^LOW` to `2^(LOW + octaves)`; smaller and larger ones count in
-/// the first and last bucket.
+/// Counts of values from `2^LOW` to `2^(LOW + octaves)`; smaller and larger values count
+/// in the first and last bucket.
 #[derive(Debug)]
 pub struct Histogram {
     low_bits: u32,
@@ -34,26 +30,26 @@ impl Histogram {
         self.buckets[self.bucket(value)].fetch_add(n, Relaxed);
     }
 
-    /// Forgets everything.
+    /// Clears the histogram.
     pub fn reset(&self) {
         for bucket in &self.buckets {
             bucket.store(0, Relaxed);
         }
     }
 
-    /// How many values are below `2^bits`.
+    /// Number of values below `2^bits`.
     pub fn below(&self, bits: u32) -> u64 {
         let end = (bits.saturating_sub(self.low_bits) as usize * PARTS).min(self.buckets.len());
         self.buckets[..end].iter().map(|bucket| bucket.load(Relaxed)).sum()
     }
 
-    /// How many values there are.
+    /// Number of values.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
     }
 
-    /// The largest value of the bucket below which `percentile` (0 to 100) percent of the
-    /// values lie; 0 when there are none.
+    /// The upper bound of the bucket that contains the `percentile` (0 to 100); 0 when
+    /// there are no values.
     pub fn percentile(&self, percentile: f64) -> u64 {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
         let total: u64 = counts.iter().sum();
@@ -66,7 +62,7 @@ impl Histogram {
         found.map_or(0, |bucket| self.start(bucket + 1) - 1)
     }
 
-    /// Octaves that hold values: (the octave's end as a power of two, how many values are
+    /// Octaves that hold values: (end of the octave as a power of two, number of values
     /// below it).
     pub fn octaves(&self) -> Vec<(u32, u64)> {
         let mut sum = 0;

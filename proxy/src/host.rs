@@ -1,5 +1,5 @@
-//! What the proxy asks of the process around it: figures for INFO and METRICS, and the
-//! few things that are not ops on rows.
+//! The process around the proxy: fields for INFO and METRICS, and operations that are not
+//! ops on rows.
 //!
 //! Implemented by the binary, which knows storage and meta; the proxy does not.
 
@@ -11,32 +11,32 @@ use cluster::{Boxed, CallError, PartitionId};
 use crate::config::{FileChange, RewriteError};
 use crate::tls::TlsFiles;
 
-/// One figure: a number that goes up and down, or a word.
+/// The value of an INFO field.
 #[derive(Debug, Clone, PartialEq)]
 pub enum InfoValue {
     /// A whole number.
     Int(i64),
     /// A number with a fraction.
     Float(f64),
-    /// A word.
+    /// A text.
     Text(Cow<'static, str>),
 }
 
-/// Figures under one heading, in the order in which INFO shows them.
+/// INFO fields under one heading, in INFO's order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InfoSection {
     /// INFO's heading, lower case: `persistence`, `replication`, `raft`, `rocksdb`, ...
     pub name: &'static str,
-    /// Name and figure.
+    /// Name and value.
     pub fields: Vec<(Cow<'static, str>, InfoValue)>,
 }
 
-/// Rows and expiries of one table, as DBSIZE and INFO keyspace tell them.
+/// Row counts of one table, as in DBSIZE and INFO keyspace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TableStats {
     /// `db0` or any other table's name.
     pub name: String,
-    /// What `SELECT` knows it by.
+    /// Its number for `SELECT`.
     pub number: u32,
     /// Rows, as counted by the partitions.
     pub rows: u64,
@@ -46,46 +46,46 @@ pub struct TableStats {
     pub disk_bytes: u64,
 }
 
-/// ProcessMemory of the whole process, bytes; what is not known is 0.
+/// Memory of the whole process, bytes; unknown values are 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProcessMemory {
-    /// Asked of the allocator and not given back.
+    /// Allocated and not freed.
     pub allocated: u64,
-    /// Pages the allocator has in use.
+    /// Pages used by the allocator.
     pub active: u64,
-    /// Pages the allocator has in physical memory.
+    /// Pages of the allocator in physical memory.
     pub resident: u64,
     /// The allocator's name and version.
     pub allocator: &'static str,
-    /// What takes it, as far as it is told apart: `block_cache`, `memtables`, `log_tail`,
-    /// ...; each is part of `allocated`.
+    /// Known parts: `block_cache`, `memtables`, `log_tail`, ...; each is included in
+    /// `allocated`.
     pub parts: Vec<(&'static str, u64)>,
-    /// What the process is to take for rows and clients (`node.memory`).
+    /// Budget of the process for rows and clients (`node.memory`).
     pub budget: u64,
-    /// The most that each part of it may take: `block_cache`, `row_cache`, `memtables`,
-    /// `clients` (there, 0 is no bound).
+    /// Limit of each part: `block_cache`, `row_cache`, `memtables`, `clients` (for which
+    /// 0 means no limit).
     pub shares: Vec<(&'static str, u64)>,
 }
 
-/// The node below the proxy.
+/// The process around the proxy.
 pub trait Host: Send + Sync + 'static {
-    /// Figures of storage, Raft and meta, for INFO and MEMORY STATS.
+    /// Fields of storage, Raft and meta, for INFO and MEMORY STATS.
     fn sections(&self) -> Vec<InfoSection>;
 
-    /// Figures of the tables whose partitions are in this process.
+    /// Statistics of the tables with partitions in this process.
     fn tables(&self) -> Vec<TableStats>;
 
-    /// What acknowledged writes have survived, whoever leads what they wrote: the least
-    /// that a server with replicas says.
+    /// The durability of acknowledged writes: the weakest among the servers with
+    /// replicas.
     fn durability(&self) -> Durability;
 
-    /// Copies of the partition, beyond the leader's, that have acknowledged everything
-    /// that was acknowledged to clients (WAIT).
+    /// Number of copies of the partition, besides the leader's, that hold every
+    /// acknowledged write (WAIT).
     fn replicas(&self, partition: PartitionId) -> u32;
 
-    /// How many replicas of a partition, beyond the leader's, have on their disk what its
-    /// log has up to an entry (WAITAOF). Asks them until so many do, or nobody waits for
-    /// it any more.
+    /// The number of replicas, besides the leader's, with the partition's log up to an
+    /// entry on disk (WAITAOF). Asks the replicas until enough have it, or `end`
+    /// completes.
     fn synced_copies<'a>(
         &'a self,
         partition: PartitionId,
@@ -94,25 +94,24 @@ pub trait Host: Send + Sync + 'static {
         end: Boxed<'a, ()>,
     ) -> Boxed<'a, u32>;
 
-    /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE); expired rows are
+    /// Turns the expiry cycle on or off (DEBUG SET-ACTIVE-EXPIRE); expired rows are
     /// invisible either way.
     fn set_active_expire(&self, on: bool);
 
-    /// Writes everything that was acknowledged by this process to its disk, whatever the
+    /// Writes everything acknowledged by this process to its disk, whatever the
     /// durability (SHUTDOWN).
     fn sync(&self) -> Boxed<'_, Result<(), CallError>>;
 
-    /// Where the process's memory is. Without it, INFO tells what the operating system
-    /// tells.
+    /// Memory of the process. By default, INFO reports the operating system's numbers.
     fn memory(&self) -> ProcessMemory {
         ProcessMemory::default()
     }
 
-    /// Reads the certificates that these files hold, those for clients or the cluster's
-    /// or both, and uses them from now on; or changes nothing.
+    /// Loads the certificates in these files, for clients, for the cluster, or both; all
+    /// of them or none.
     ///
     /// # Errors
-    /// Why they can't be used, in words.
+    /// The reason, in words.
     fn use_certificates(
         &self,
         _for_clients: Option<&TlsFiles>,
@@ -121,8 +120,8 @@ pub trait Host: Send + Sync + 'static {
         Err("TLS is not served (tls.port)".to_owned())
     }
 
-    /// CONFIG REWRITE: writes these settings into the configuration file, leaving
-    /// everything else in it as it is.
+    /// CONFIG REWRITE: writes these settings into the configuration file and leaves the
+    /// rest of it unchanged.
     fn rewrite_config(&self, _changes: &[FileChange]) -> Result<(), RewriteError> {
         Err(RewriteError::NoFile)
     }

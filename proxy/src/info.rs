@@ -1,10 +1,10 @@
-//! INFO: what the server is and does, under the names that monitoring agents read.
+//! INFO: state and statistics of the server, under the names that monitoring agents read.
 //!
-//! A field is here when it says something true of Bridle; fields of Redis that have no
-//! counterpart are left out, but for a few constants that agents and clients look for
-//! (`loading:0`, `evicted_keys:0`). What storage, Raft and meta know comes through
-//! [`crate::Host::sections`] and is merged into the sections of the same name, or makes
-//! sections of its own.
+//! Fields are included when they are true of Bridle; fields of Redis without a
+//! counterpart are omitted, except for a few constants that agents and clients look for
+//! (`loading:0`, `evicted_keys:0`). Fields of storage, Raft and meta come from
+//! [`crate::Host::sections`] and are merged into the sections of the same name, or form
+//! their own.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ use crate::host::{Durability, InfoValue};
 use crate::memory::{self, percent, ratio};
 use crate::{Proxy, REDIS_VERSION, router};
 
-/// How long INFO waits for the counts of all partitions of a cluster.
+/// Limit of INFO's wait for the counts of all partitions of a cluster.
 const KEYSPACE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Fields of a section, in order.
@@ -40,7 +40,7 @@ impl InfoFields {
     }
 }
 
-/// A section, how it is shown when not asked for by name, and what fills it.
+/// A section: name, heading, shown by default or not, and the function that fills it.
 struct SectionSpec {
     name: &'static str,
     heading: &'static str,
@@ -64,7 +64,7 @@ const fn on_demand(
     SectionSpec { name, heading, by_default: false, fill }
 }
 
-/// In the order in which they are shown.
+/// In the order of the output.
 static SECTIONS: &[SectionSpec] = &[
     section("server", "Server", server),
     section("clients", "Clients", clients),
@@ -83,8 +83,8 @@ static SECTIONS: &[SectionSpec] = &[
     section("keyspace", "Keyspace", keyspace),
 ];
 
-/// INFO [section ...]: nothing or `default`; `all` and `everything`; sections by name.
-/// Unknown names are no error, as in Redis.
+/// INFO [section ...]: nothing or `default`; `all` and `everything`; sections by name. As
+/// in Redis, unknown names are no error.
 pub async fn info(proxy: &Proxy, wanted: &[Bytes]) -> Reply {
     let counted = match is_asked(wanted, "keyspace", true) && is_cluster(proxy) {
         true => Some(rows_everywhere(proxy).await),
@@ -105,8 +105,8 @@ fn is_cluster(proxy: &Proxy) -> bool {
     proxy.server_info.mode == "cluster"
 }
 
-/// Rows of each table over all its partitions, asked of their leaders. A table of which
-/// one does not answer soon is named as such.
+/// Rows of each table over all its partitions, counted by their leaders. A table with a
+/// partition that does not answer in time is named as such.
 async fn rows_everywhere(proxy: &Proxy) -> InfoFields {
     let patience =
         KEYSPACE_TIMEOUT.min(Duration::from_millis(proxy.settings.load().call_deadline_ms));
@@ -125,7 +125,7 @@ async fn rows_everywhere(proxy: &Proxy) -> InfoFields {
                 put_rows(&mut fields, &name, counts.iter().sum(), expiring.iter().sum())
             }
             Err(error) => {
-                tracing::debug!(table = table.name, ?error, "INFO keyspace can't count a table");
+                tracing::debug!(table = table.name, ?error, "INFO keyspace: cannot count a table");
                 uncounted.push(name);
             }
         }
@@ -136,15 +136,15 @@ async fn rows_everywhere(proxy: &Proxy) -> InfoFields {
     fields
 }
 
-/// A line of a table's, if it has rows, with all that agents look for in it: mean times
-/// to live and rows with fields that expire are not counted.
+/// The line of a table that has rows, with the fields that agents expect. Mean TTLs and
+/// rows with expiring fields are not counted.
 fn put_rows(fields: &mut InfoFields, name: &str, rows: u64, expiring: u64) {
     if rows > 0 {
         fields.put(name, format_args!("keys={rows},expires={expiring},avg_ttl=0,subexpiry=0"));
     }
 }
 
-/// `counted`: the keyspace, where this process does not hold all of it.
+/// `counted` is the keyspace section, when this process does not hold all rows.
 fn text_of(proxy: &Proxy, wanted: &[Bytes], mut counted: Option<InfoFields>) -> Reply {
     let is_wanted = |name: &str, by_default: bool| is_asked(wanted, name, by_default);
     let node = proxy.host.sections();
@@ -199,8 +199,8 @@ fn server(proxy: &Proxy, fields: &mut InfoFields) {
     fields.put("redis_git_dirty", 0);
     fields.put("redis_build_id", "0");
     fields.put("bridle_version", &server_info.version);
-    // Redis Cluster's protocol is not spoken in a cluster of ours either: to clients
-    // every proxy is one large Redis.
+    // Bridle's clusters do not speak Redis Cluster's protocol: to clients, every proxy is
+    // one large Redis.
     fields.put("redis_mode", "standalone");
     fields.put("bridle_mode", server_info.mode);
     fields.put("os", system());
@@ -263,8 +263,7 @@ fn memory(proxy: &Proxy, fields: &mut InfoFields) {
     fields.put("allocator_active", memory.process.active);
     fields.put("allocator_resident", memory.process.resident);
     fields.bytes("total_system_memory", memory.system);
-    // There is no limit to rows, which are on disk; what is cached of them has bounds of
-    // its own.
+    // Rows are on disk without a limit; their caches have limits of their own.
     fields.bytes("maxmemory", 0);
     fields.put("maxmemory_policy", "noeviction");
     fields.bytes("bridle_memory", memory.process.budget);
@@ -298,8 +297,8 @@ fn memory(proxy: &Proxy, fields: &mut InfoFields) {
     }
 }
 
-/// The Raft log is what Redis's append-only file is: always there, and fsynced as
-/// `durability` says.
+/// The Raft log corresponds to Redis's append-only file: it always exists, and
+/// `durability` says when it is fsynced.
 fn persistence(_: &Proxy, fields: &mut InfoFields) {
     fields.put("loading", 0);
     fields.put("async_loading", 0);
@@ -353,8 +352,8 @@ fn stats(proxy: &Proxy, fields: &mut InfoFields) {
     fields.put("total_partition_ops", stats.batch_ops.get());
 }
 
-/// Every proxy takes writes. In a cluster each partition has replicas of its own, which
-/// `bridle admin partitions` shows.
+/// Every proxy accepts writes. In a cluster each partition has its own replicas, shown by
+/// `bridle admin partitions`.
 fn replication(proxy: &Proxy, fields: &mut InfoFields) {
     fields.put("role", "master");
     fields.put("connected_slaves", 0);
@@ -408,23 +407,23 @@ fn cluster(_: &Proxy, fields: &mut InfoFields) {
     fields.put("cluster_enabled", 0);
 }
 
-/// What is in this process: in a cluster, its replicas.
+/// Storage in this process: in a cluster, its replicas.
 fn storage(proxy: &Proxy, fields: &mut InfoFields) {
     let tables = proxy.host.tables();
     fields.put("tables", tables.len());
     fields.put("disk_bytes", tables.iter().map(|table| table.disk_bytes).sum::<u64>());
 }
 
-/// `db0:keys=..` as agents read it; tables with other names by their numbers, too. In a
-/// cluster, the rows of all partitions wherever they are ([`rows_everywhere`]);
-/// [`put_rows`] says what is not counted.
+/// `db0:keys=..` as agents read it; named tables by their numbers as well. In a cluster,
+/// the rows of all partitions ([`rows_everywhere`]); for what is not counted, see
+/// [`put_rows`].
 fn keyspace(proxy: &Proxy, fields: &mut InfoFields) {
     for table in proxy.host.tables().iter().filter(|table| table.rows > 0) {
         put_rows(fields, &format!("db{}", table.number), table.rows, table.expires);
     }
 }
 
-/// What the operating system tells of this process.
+/// The operating system's view of this process.
 pub(crate) struct ProcessStatus {
     /// Resident set, bytes.
     pub(crate) resident: u64,
@@ -433,7 +432,7 @@ pub(crate) struct ProcessStatus {
     pub(crate) threads: i64,
 }
 
-/// `None` where there is no procfs.
+/// `None` without procfs.
 pub(crate) fn process_status() -> Option<ProcessStatus> {
     let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
     let ticks = procfs::ticks_per_second() as f64;
@@ -445,7 +444,7 @@ pub(crate) fn process_status() -> Option<ProcessStatus> {
     })
 }
 
-/// The machine's memory, bytes; 0 where it is not known.
+/// The machine's memory, bytes; 0 if unknown.
 pub(crate) fn system_memory() -> u64 {
     procfs::Meminfo::current().map_or(0, |memory| memory.mem_total)
 }
@@ -459,7 +458,7 @@ fn system() -> String {
     one_line(&format!("{} {} {}", name.trim(), release.trim(), std::env::consts::ARCH))
 }
 
-/// As Redis shows bytes to people: `1.50M`.
+/// Bytes as Redis shows them to people: `1.50M`.
 pub(crate) fn human(bytes: u64) -> String {
     let units = ["K", "M", "G", "T", "P", "E"];
     if bytes < 1024 {

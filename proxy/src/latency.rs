@@ -1,12 +1,12 @@
-//! LATENCY: which events took longer than `latency-monitor-threshold`, and when; and the
-//! latency histograms of commands.
+//! LATENCY: events that took longer than `latency-monitor-threshold`, and latency
+//! histograms of commands.
 //!
 //! Events are `command` and `fast-command` (by the command's FAST flag), as in Redis, and
-//! what storage reports through [`Latency::add`]: `fsync`, `flush` (the binary leads
-//! their hooks here). Redis's `fork` has no counterpart.
+//! those that storage reports through [`Latency::add`]: `fsync`, `flush` (the binary
+//! connects them). Redis's `fork` has no counterpart.
 //!
 //! # Invariants
-//! - At most [`SAMPLES_MAX`] samples an event, at most one a second; event names are
+//! - At most [`SAMPLES_MAX`] samples per event, at most one per second; event names are
 //!   compiled in, so there are few.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::stats::{CommandStats, Stats};
 
-/// Samples kept of an event. Redis's number.
+/// Samples kept per event. Redis's number.
 pub const SAMPLES_MAX: usize = 160;
 
 /// The events of one proxy.
@@ -34,8 +34,7 @@ struct LatencyEvent {
 }
 
 impl Latency {
-    /// Reports that something took `took`; kept when it is at or over the threshold (0 =
-    /// off).
+    /// Records an event that took `took`, if that is at or over the threshold (0 = off).
     pub fn add(&self, event: &'static str, took: Duration, threshold_ms: u64) {
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         if threshold_ms > 0 && took_ms >= threshold_ms {
@@ -86,7 +85,7 @@ impl Latency {
         Reply::Array(samples.into_iter().flatten().map(pair).collect())
     }
 
-    /// LATENCY RESET: forgets these events, or all; answers how many there were.
+    /// LATENCY RESET: removes these events, or all; returns the number of removed events.
     pub fn reset(&self, names: &[Bytes]) -> Reply {
         let mut events = self.0.lock();
         let before = events.len();
@@ -97,7 +96,7 @@ impl Latency {
         Reply::Int((before - events.len()) as i64)
     }
 
-    /// LATENCY DOCTOR: what was slow, in words, and what usually helps.
+    /// LATENCY DOCTOR: slow events in words, with common remedies.
     pub fn doctor(&self, threshold_ms: u64) -> Reply {
         if threshold_ms == 0 {
             return Reply::Text(OFF.into());
@@ -137,7 +136,7 @@ const OFF: &str = "Latency monitoring is disabled. You may use \"CONFIG SET \
 const NOTHING: &str =
     "No latency spike was observed during the lifetime of this server, not in the slightest bit.\n";
 
-/// What to look at, by event.
+/// Advice by event.
 const ADVICE: [(&str, &str); 4] = [
     (
         "command",
@@ -161,7 +160,7 @@ const ADVICE: [(&str, &str); 4] = [
     ),
 ];
 
-/// Means over an event's samples.
+/// Statistics of an event's samples.
 #[derive(Debug, PartialEq)]
 struct Spikes {
     average_ms: u64,
@@ -183,8 +182,8 @@ impl Spikes {
     }
 }
 
-/// LATENCY HISTOGRAM: of these commands (a container's name means its subcommands), or of
-/// all that were called.
+/// LATENCY HISTOGRAM: of these commands (a container's name stands for its subcommands),
+/// or of all commands that were called.
 pub fn histogram(stats: &Stats, names: &[Bytes]) -> Reply {
     let named = |name: &str, wanted: &Bytes| {
         let container = name.split('|').next().unwrap_or_default();
@@ -195,13 +194,14 @@ pub fn histogram(stats: &Stats, names: &[Bytes]) -> Reply {
             && (names.is_empty() || names.iter().any(|name| named(command.name, name)))
     };
     let entry = |command: CommandStats<'_>| {
-        // A bucket's bound as HDR histograms print it: the largest value that cannot be
-        // told from it, in microseconds.
+        // A bucket's bound as HdrHistogram prints it: the largest value in the bucket, in
+        // microseconds.
         let micros = |bits: u32| ((1u64 << bits) + (1 << bits.saturating_sub(7)) - 1) / 1000;
         let octaves =
             command.latency.octaves().into_iter().map(|(bits, count)| (bits.max(10), count));
         let mut cumulative = BTreeMap::new();
-        cumulative.extend(octaves); // octaves below a microsecond fall together, the last and largest sum stays
+        // Octaves below a microsecond share a bound; the last and largest sum stays.
+        cumulative.extend(octaves);
         let pair = |(bits, count)| (Reply::Int(micros(bits) as i64), Reply::Int(count as i64));
         let figures = vec![
             (Reply::Bulk("calls".into()), Reply::Int(command.calls as i64)),

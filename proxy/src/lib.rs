@@ -1,20 +1,20 @@
-//! RESP connections, sessions, routing: what a Redis client talks to.
+//! The proxy that Redis clients talk to: RESP connections, sessions, routing.
 //!
 //! # Life of a command
-//! 1. A connection's task (`connection`) reads what the socket has, and [`resp`] finds
-//!    the complete commands in it: a *chunk*.
-//! 2. Each command is looked up and planned (`dispatch`): an error reply, something the
-//!    session does itself, or ops on rows.
-//! 3. Ops are gathered by partition (`router`): one request a partition and chunk, in
+//! 1. A connection's task (`connection`) reads from the socket, and [`resp`] finds the
+//!    complete commands in the input: a *chunk*.
+//! 2. Each command is looked up and planned (`dispatch`): an error reply, a local command
+//!    of the session, or ops on rows.
+//! 3. Ops are batched by partition (`router`): one request per partition and chunk, in
 //!    order; partitions run concurrently.
-//! 4. Requests that only read are answered on this thread, straight from storage; others
-//!    are called and waited for.
-//! 5. Answers are worded, encoded for the client's protocol version into one buffer, and
-//!    written with one system call.
+//! 4. Read-only requests are answered on this thread, directly from storage, if the
+//!    leader is in this process; others are calls.
+//! 5. Answers become replies, which are encoded for the client's protocol version into
+//!    one buffer and written with one system call.
 //!
 //! # Invariants
 //! - On one connection, replies leave in the order of the commands, and a command sees
-//!   all that was sent before it (`tests/pipeline.rs`,
+//!   all commands sent before it (`tests/pipeline.rs`,
 //!   `many_partitions_answer_in_the_order_of_the_commands`; `tests/fuzz.rs`,
 //!   `whole_connections_answer_the_same_in_any_pieces`).
 //! - A write is sent on at most once, unless it is known not to have been proposed
@@ -22,12 +22,12 @@
 //! - A client's memory is bounded, whatever it sends and however little it reads
 //!   (`tests/memory.rs`; `resp/framer.rs`,
 //!   `command_over_the_query_buffer_is_refused_before_it_arrives`,
-//!   `arguments_count_for_more_than_their_bytes`); and so is that of all.
-//! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::CallPartition`] only.
+//!   `arguments_count_for_more_than_their_bytes`); so is the memory of all clients.
+//! - Only [`resp`] knows RESP; rows are reached through [`cluster::Call`] only.
 //!
 //! # Not here
-//! What commands mean (crate `commands`), what ops do (crate `row`), where partitions
-//! live (crate `cluster` and below).
+//! The meaning of commands (crate `commands`), the effect of ops (crate `row`), the
+//! location of partitions (crate `cluster` and below).
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -73,10 +73,10 @@ pub use host::Host;
 pub use listener::{handshake, serve, serve_unix};
 pub use settings::{ClientsMemory, Settings};
 
-/// The Redis version whose behaviour is kept, as HELLO and INFO tell it.
+/// The Redis version that Bridle is compatible with, as HELLO and INFO report it.
 pub const REDIS_VERSION: &str = "7.4.0";
 
-/// What stays as it was at start, for INFO.
+/// Facts for INFO that are fixed at start.
 #[derive(Debug, Clone, Default)]
 pub struct ServerInfo {
     /// Bridle's version.
@@ -99,43 +99,42 @@ pub struct ServerInfo {
 
 /// Everything that the connections of one proxy share.
 pub struct Proxy {
-    /// Settings as of now.
+    /// Current settings.
     pub settings: ArcSwap<Settings>,
-    /// What is counted.
+    /// Statistics.
     pub stats: stats::Stats,
-    /// Which settings differ from the configuration file.
+    /// Settings that differ from the configuration file.
     pub changes: config::ChangedSettings,
-    /// Commands that were slow.
+    /// Slow commands.
     pub slowlog: slowlog::Slowlog,
-    /// Events that were slow.
+    /// Slow events.
     pub latency: latency::Latency,
-    /// What was handed to the metrics recorder last.
+    /// Values last passed to the metrics recorder.
     pub last_published: metrics::LastPublished,
-    /// The most memory that was seen in use.
+    /// Peak of memory use.
     pub memory_peak: memory::MemoryPeak,
-    /// Who watches all commands.
+    /// Clients that receive all commands.
     pub monitors: monitor::Monitors,
     /// Connected clients, and CLIENT PAUSE.
     pub clients: Clients,
-    /// The door to rows.
+    /// Access to rows.
     pub rows: Arc<dyn CallPartition<Request, Response>>,
-    /// The door to tables.
+    /// Access to tables.
     pub catalogue: Arc<dyn Catalogue>,
-    /// The process around.
+    /// The process around the proxy.
     pub host: Arc<dyn Host>,
-    /// Cancelled when the server is to stop: connections finish what is in flight and
-    /// close.
+    /// Cancelled to stop the server: connections finish what is in flight and close.
     pub shutdown: CancellationToken,
-    /// When this process started.
+    /// Start time of this process.
     pub started: Instant,
-    /// 40 hexadecimal digits, fresh at every start.
+    /// 40 hexadecimal digits, new at every start.
     pub run_id: String,
-    /// What INFO tells and nobody changes.
+    /// Fixed facts for INFO.
     pub server_info: ServerInfo,
 }
 
 impl Proxy {
-    /// A proxy in front of these doors.
+    /// A proxy on these interfaces.
     pub fn new(
         settings: Settings,
         server_info: ServerInfo,
@@ -164,15 +163,18 @@ impl Proxy {
         })
     }
 
-    /// If all clients hold more than `maxmemory-clients`, the one that holds most is
-    /// disconnected, and so on.
-    pub(crate) fn make_room(&self) {
+    /// While all clients together use more than `maxmemory-clients`, disconnects the
+    /// client that uses most.
+    pub(crate) fn evict_clients(&self) {
         let bytes_max = self.settings.load().clients_max().bytes;
         for (client, bytes) in self.clients.evict(bytes_max) {
             self.stats.evicted_clients.add(1);
             let (address, name) = (&client.endpoint.address, client.name());
             let name = String::from_utf8_lossy(&name);
-            tracing::warn!(client = %address, %name, bytes, bytes_max, "a client is evicted: it holds most, and all hold more than maxmemory-clients");
+            tracing::warn!(
+                client = %address, %name, bytes, bytes_max,
+                "client evicted: all clients use more than maxmemory-clients, and it uses most"
+            );
         }
     }
 }

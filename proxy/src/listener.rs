@@ -1,9 +1,9 @@
-//! Accepts connections, turns away those there is no room or no right for, and closes all
-//! when the server stops.
+//! Accepts connections, rejects those over the limit or forbidden, and closes all when
+//! the server stops.
 //!
 //! # Invariants
-//! - No more sockets are open than `maxclients`, those in a TLS handshake included:
-//!   descriptors are kept for the data (`tests/tls.rs`,
+//! - At most `maxclients` sockets are open, including those in a TLS handshake:
+//!   descriptors are reserved for the data (`tests/tls.rs`,
 //!   `tls_handshake_counts_as_a_client`).
 
 use std::future::poll_fn;
@@ -28,16 +28,16 @@ use crate::session::{FIRST_TABLE, Session};
 use crate::tls::Tls;
 use crate::{Proxy, errors};
 
-/// How long a client may take over the TLS handshake.
+/// Limit of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long connections may take to finish what is in flight when the server stops.
+/// Limit for connections to finish what is in flight when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often idle clients are looked for.
+/// Interval of the sweep for idle clients.
 const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// After accept failed (no more file descriptors, say).
+/// Pause after a failed accept (out of file descriptors, for example).
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// What clients connect to.
+/// A listening socket.
 trait Acceptor {
     type Stream: AsFd;
 
@@ -60,7 +60,7 @@ impl Acceptor for UnixListener {
     }
 }
 
-/// Serves clients of a listener, over TLS if it is given, until [`Proxy::shutdown`] is
+/// Serves the clients of a listener, over TLS if given, until [`Proxy::shutdown`] is
 /// cancelled and all connections have finished what was in flight.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls>>) {
     let (speaks_tls, host) = (tls.is_some(), proxy.clone());
@@ -71,8 +71,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls
     accept_all(proxy, listener, serve_stream, speaks_tls).await;
 }
 
-/// As [`serve`], of a Unix socket at this path: its clients are on this machine, whoever
-/// they are.
+/// As [`serve`], for a Unix socket at this path; all its clients are local.
 pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String) {
     let host = proxy.clone();
     let serve_stream = move |permit: ConnectionPermit, stream: UnixStream| -> Boxed<'static, ()> {
@@ -87,7 +86,7 @@ pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String)
     accept_all(proxy, listener, serve_stream, false).await;
 }
 
-/// Accepts until the server stops, and then waits for the connections to end.
+/// Accepts until the server stops, then waits for the connections to end.
 async fn accept_all<D: Acceptor>(
     proxy: Arc<Proxy>,
     acceptor: D,
@@ -119,12 +118,15 @@ async fn accept_all<D: Acceptor>(
     proxy.clients.wake_all();
     connections.close();
     if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
-        tracing::warn!(connections = proxy.clients.len(), "connections that do not finish are cut");
+        tracing::warn!(
+            connections = proxy.clients.len(),
+            "disconnecting clients that did not finish within the drain timeout"
+        );
         proxy.clients.all().iter().for_each(|client| client.kill());
     }
 }
 
-/// Closes clients that have been idle for too long.
+/// Closes idle clients.
 async fn sweep(proxy: Arc<Proxy>) {
     let mut ticks = tokio::time::interval(IDLE_SWEEP_INTERVAL);
     loop {
@@ -136,11 +138,11 @@ async fn sweep(proxy: Arc<Proxy>) {
     }
 }
 
-/// One of the sockets that may be open; somebody else's when it is dropped.
+/// A permit for one client connection, returned on drop.
 pub(crate) struct ConnectionPermit(Arc<Proxy>);
 
 impl ConnectionPermit {
-    /// `None`: there are `maxclients`.
+    /// `None`: `maxclients` are connected.
     fn take(proxy: &Arc<Proxy>) -> Option<ConnectionPermit> {
         let before = proxy.clients.sockets.fetch_add(1, Ordering::Relaxed);
         let permit = ConnectionPermit(proxy.clone());
@@ -167,16 +169,16 @@ async fn serve_stream(
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => handshake_within(Some(permit), proxy, stream, endpoint).await,
         Ok(Err(error)) => tracing::debug!(client = %endpoint.address, %error, "TLS handshake"),
-        Err(_) => tracing::debug!(client = %endpoint.address, "TLS handshake takes too long"),
+        Err(_) => tracing::debug!(client = %endpoint.address, "TLS handshake timed out"),
     }
 }
 
-/// Sets the socket's options, and notes where it comes from.
+/// Sets the socket's options and returns its addresses.
 fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
     stream.set_nodelay(true)?;
     let keepalive = proxy.settings.load().tcp_keepalive_s;
     if keepalive > 0 {
-        // As Redis: a probe after so long, three more within the same time again.
+        // As Redis: a probe after this time, and three more within the same time again.
         let (idle, every) =
             (Duration::from_secs(keepalive), Duration::from_secs((keepalive / 3).max(1)));
         let probes =
@@ -184,7 +186,7 @@ fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
         socket2::SockRef::from(stream).set_tcp_keepalive(&probes)?;
     }
     let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
-    // IPv4 addresses of a socket that serves both look like IPv4.
+    // IPv4 addresses of a dual-stack socket are mapped; this maps them back.
     let is_loopback = peer.ip().to_canonical().is_loopback();
     Ok(Endpoint {
         address: peer.to_string(),
@@ -195,8 +197,8 @@ fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
     })
 }
 
-/// Serves one client over any stream of bytes, until it or the server ends the
-/// connection; or tells it why not.
+/// Serves one client over any byte stream until the client or the server ends the
+/// connection; a rejected client gets an error.
 pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     proxy: Arc<Proxy>,
     stream: S,
@@ -205,7 +207,7 @@ pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     handshake_within(None, proxy, stream, endpoint).await;
 }
 
-/// The place is let go of last, when the socket is closed.
+/// The permit is released last, when the socket is closed.
 async fn handshake_within<S: AsyncRead + AsyncWrite + Unpin>(
     permit: Option<ConnectionPermit>,
     proxy: Arc<Proxy>,
@@ -223,7 +225,7 @@ async fn handshake_within<S: AsyncRead + AsyncWrite + Unpin>(
 
 async fn reject<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'static str) {
     proxy.stats.connections_rejected.add(1);
-    // Best effort: it is closed either way.
+    // Best effort: the connection is closed either way.
     let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, async {
         stream.write_all(&error_line(why)).await?;
         stream.shutdown().await
@@ -231,13 +233,13 @@ async fn reject<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'stat
     .await;
 }
 
-/// There is no room for this one, so nobody waits for it: it is told so if its socket,
-/// which is empty, takes the words at once. One that speaks TLS would have to shake hands
-/// first, and is closed without a word, as by Redis.
+/// Rejects a connection over `maxclients` without waiting: the error is sent if the empty
+/// socket takes it immediately. A TLS client would need a handshake first and is closed
+/// without an error, as in Redis.
 fn reject_immediately(proxy: &Proxy, stream: &impl AsFd, speaks_tls: bool) {
     proxy.stats.connections_rejected.add(1);
     if !speaks_tls {
-        // Best effort: it is closed either way.
+        // Best effort: the connection is closed either way.
         let _ = socket2::SockRef::from(stream).send(&error_line(errors::MAX_CLIENTS));
     }
 }

@@ -1,16 +1,15 @@
-//! Hits and misses: how often clients looked a key up that was there, or was not, by
-//! Redis's rules.
+//! Keyspace hits and misses, by Redis's rules.
 //!
-//! What reads a key counts, by the key and not by the field: HGET of a missing field of a
-//! hash that is there is a hit, and so is a key of the wrong kind. What only writes does
-//! not count, nor what is about the server itself (MEMORY USAGE, SCAN, WATCH).
+//! A command that reads a key counts, by key and not by field: HGET of a missing field of
+//! an existing hash is a hit, and so is a key of the wrong type. Commands that only write
+//! do not count, nor do commands about the server itself (MEMORY USAGE, SCAN, WATCH).
 
 use row::op::{Answer, Op, Refusal};
 
 use crate::router::Outcome;
 use crate::stats::Stats;
 
-/// Whether an op looks a key up.
+/// `true` for ops that count as a look-up of a key.
 pub(crate) fn is_lookup(op: &Op) -> bool {
     match op {
         Op::Inspect { .. } | Op::Encoding { .. } | Op::Dump { .. } | Op::Copy { .. } => true,
@@ -28,10 +27,10 @@ pub(crate) fn is_lookup(op: &Op) -> bool {
     }
 }
 
-/// Whether a key that was looked up was there.
+/// `true` if the key was found.
 fn is_hit(outcome: &Outcome) -> bool {
     match outcome {
-        // A hash without fields is none.
+        // A hash without fields does not exist.
         Ok(
             Answer::Nil | Answer::Row(None) | Answer::Written { old: None, .. } | Answer::Int(0),
         ) => false,
@@ -40,7 +39,7 @@ fn is_hit(outcome: &Outcome) -> bool {
     }
 }
 
-/// Counts what became of look-ups.
+/// Counts the outcomes of look-ups.
 pub(crate) fn count(stats: &Stats, outcomes: &[Outcome]) {
     let hits = outcomes.iter().filter(|outcome| is_hit(outcome)).count();
     if hits > 0 {

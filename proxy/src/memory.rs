@@ -1,4 +1,4 @@
-//! MEMORY STATS and MEMORY DOCTOR, and the memory figures that INFO shows as well.
+//! MEMORY STATS and MEMORY DOCTOR, and the memory fields of INFO.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -9,24 +9,23 @@ use crate::Proxy;
 use crate::host::ProcessMemory;
 use crate::info::human;
 
-/// The process's memory, as of one moment. Bytes.
+/// A snapshot of the process's memory, bytes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MemoryStats {
     pub(crate) process: ProcessMemory,
-    /// `used_memory`: the allocator's figure, or the resident set where there is none.
+    /// `used_memory`: the allocator's number, or the resident set if there is none.
     pub(crate) used: u64,
-    /// The most `used` was seen to be; looked at whenever somebody asks and once a
-    /// second.
+    /// Maximum of `used`, updated at every snapshot and periodically.
     pub(crate) peak: u64,
-    /// Resident set by the operating system.
+    /// Resident set, as the operating system reports it.
     pub(crate) resident: u64,
-    /// What is kept for clients, by the account that `maxmemory-clients` is held by.
+    /// Memory kept for clients, as limited by `maxmemory-clients`.
     pub(crate) clients: u64,
-    /// Of the machine.
+    /// Memory of the machine.
     pub(crate) system: u64,
 }
 
-/// The most memory that was seen in use.
+/// Peak of memory use.
 #[derive(Debug, Default)]
 pub struct MemoryPeak(AtomicU64);
 
@@ -51,19 +50,19 @@ impl MemoryStats {
         }
     }
 
-    /// Peak of `used`, kept up to date by the clock.
+    /// Updates the peak; called periodically.
     pub(crate) fn note_peak(proxy: &Proxy) {
         let used = proxy.host.memory().allocated;
         proxy.memory_peak.reach(used);
     }
 
-    /// Memory that serves rows: caches, memtables, log tail.
+    /// Memory for rows: caches, memtables, log tail.
     pub(crate) fn dataset(&self) -> u64 {
         self.process.parts.iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
-/// `part` of `whole`, percent.
+/// `part` in percent of `whole`.
 pub(crate) fn percent(part: u64, whole: u64) -> f64 {
     ratio(part, whole) * 100.0
 }
@@ -72,8 +71,8 @@ pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// MEMORY STATS. Redis's names where Bridle has the thing; what rows are kept in follows
-/// under its own names.
+/// MEMORY STATS: Redis's names where Bridle has a counterpart, followed by Bridle's own
+/// parts.
 pub fn stats(proxy: &Proxy) -> Reply {
     let memory = MemoryStats::of(proxy);
     let rows: u64 = proxy.host.tables().iter().map(|table| table.rows).sum();
@@ -119,13 +118,13 @@ pub fn stats(proxy: &Proxy) -> Reply {
     Reply::Map(figures)
 }
 
-/// MEMORY DOCTOR: what is out of the ordinary, in words.
+/// MEMORY DOCTOR: unusual memory use, in words.
 pub fn doctor(proxy: &Proxy) -> Reply {
     Reply::Text(diagnose(&MemoryStats::of(proxy), proxy.clients.len() as u64))
 }
 
-/// What the process takes beside caches, memtables and clients at most: its code, its
-/// threads, the log's buffers, the allocator's.
+/// Maximum memory besides caches, memtables and clients: code, threads, the log's
+/// buffers, the allocator.
 const BEYOND_BUDGET: u64 = 120_000_000;
 
 fn diagnose(memory: &MemoryStats, clients: u64) -> String {
@@ -173,7 +172,7 @@ fn diagnose(memory: &MemoryStats, clients: u64) -> String {
     found + &division(memory)
 }
 
-/// What the memory is for, and what is taken of it.
+/// Budget and use of each part.
 fn division(memory: &MemoryStats) -> String {
     let node = &memory.process;
     if node.shares.is_empty() {

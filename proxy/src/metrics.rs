@@ -1,14 +1,14 @@
-//! The proxy's figures for Prometheus.
+//! The proxy's metrics for Prometheus.
 //!
-//! Nothing is recorded through the `metrics` crate where commands run. [`crate::stats`]
-//! counts in atomics of its own, and when the page is asked for, [`publish`] hands the
-//! sums over and [`histograms`] writes the two histograms in Prometheus's text format, to
-//! be put behind the exporter's page. The reason is the exporter's histogram: it keeps
-//! every sample (24 bytes each) until somebody drains it, which at half a million
-//! commands a second is 12 MB a second. Ours are a fixed number of buckets.
+//! Nothing is recorded through the `metrics` crate while commands run. [`crate::stats`]
+//! counts in its own atomics; for a scrape, [`publish`] passes the sums on and
+//! [`histograms`] writes the two histograms in Prometheus's text format, to be appended
+//! to the exporter's page. The reason is the exporter's histogram: it keeps every sample
+//! (24 bytes each) until it is drained, which is 12 MB per second at half a million
+//! commands per second. Bridle's histograms have a fixed number of buckets.
 //!
 //! # Invariants
-//! - What is exported stands in [`descriptors`], and the other way round (test
+//! - Every exported metric is in [`descriptors`], and vice versa (test
 //!   `exported_metrics_are_documented`).
 
 use std::collections::HashMap;
@@ -19,23 +19,23 @@ use parking_lot::Mutex;
 use crate::stats::Stats;
 use crate::{Proxy, info};
 
-/// Kinds of metrics.
+/// Types of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only grows, until a restart.
+    /// Only increases, until a restart.
     Counter,
-    /// Goes up and down.
+    /// Increases and decreases.
     Gauge,
-    /// `_bucket{le}`, `_sum` and `_count`; starts again with CONFIG RESETSTAT.
+    /// `_bucket{le}`, `_sum` and `_count`; reset by CONFIG RESETSTAT.
     Histogram,
 }
 
-/// What is known of a metric.
+/// Name, type, labels and help of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetricDescriptor {
-    /// As on the page; a histogram without its suffixes.
+    /// The exported name; for a histogram, without suffixes.
     pub name: &'static str,
-    /// See [`MetricKind`].
+    /// Type of the metric.
     pub kind: MetricKind,
     /// Names of its labels.
     pub labels: &'static [&'static str],
@@ -164,8 +164,8 @@ pub fn descriptors() -> &'static [MetricDescriptor] {
     DESCRIPTORS
 }
 
-/// Tells the `metrics` crate's recorder what the metrics are. Once, after the recorder is
-/// installed.
+/// Describes the metrics to the recorder of the `metrics` crate. Called once, after the
+/// recorder is installed.
 pub fn describe() {
     for metric in DESCRIPTORS {
         match metric.kind {
@@ -176,7 +176,7 @@ pub fn describe() {
     }
 }
 
-/// One figure as of now.
+/// The current value of a metric.
 #[derive(Debug, Clone, PartialEq)]
 struct Sample {
     name: &'static str,
@@ -190,13 +190,13 @@ enum Value {
     Gauge(f64),
 }
 
-/// What was handed over last. The recorder's counters only grow, ours start again with
-/// CONFIG RESETSTAT; so differences are handed over.
+/// The values passed on last. The recorder's counters only increase and the proxy's are
+/// reset by CONFIG RESETSTAT, so differences are passed on.
 #[derive(Debug, Default)]
 pub struct LastPublished(Mutex<HashMap<(&'static str, Vec<(&'static str, String)>), u64>>);
 
-/// Hands all counters and gauges to the `metrics` crate's recorder. To be called before
-/// each scrape is answered.
+/// Passes all counters and gauges to the recorder of the `metrics` crate. Called before
+/// each scrape.
 pub fn publish(proxy: &Proxy) {
     let mut last = proxy.last_published.0.lock();
     for Sample { name, labels, value } in
@@ -213,13 +213,13 @@ pub fn publish(proxy: &Proxy) {
     }
 }
 
-/// By how much a counter grew that may have been set to 0 in between.
+/// The increase of a counter that may have been reset in between.
 fn grown(before: u64, now: u64) -> u64 {
     now.checked_sub(before).unwrap_or(now)
 }
 
-/// The histograms, and what needs fractions, in Prometheus's text format; to be appended
-/// to the exporter's page.
+/// The histograms, and metrics with fractions, in Prometheus's text format, to be
+/// appended to the exporter's page.
 pub fn histograms(proxy: &Proxy) -> String {
     let mut page = String::with_capacity(16 << 10);
     command_seconds(&proxy.stats, &mut page);
@@ -334,7 +334,7 @@ fn proxy_samples(proxy: &Proxy) -> Vec<Sample> {
     samples
 }
 
-/// Powers of two of ns that are bucket bounds: 4 us to 17 s.
+/// Bucket bounds, as powers of two of ns: 4 us to 17 s.
 const SECONDS_BITS: std::ops::RangeInclusive<u32> = 12..=34;
 
 fn command_seconds(stats: &Stats, page: &mut String) {

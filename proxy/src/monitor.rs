@@ -1,13 +1,13 @@
-//! MONITOR: a copy of every command, when it has run, for those who asked to watch: of a
-//! transaction's commands when EXEC runs them, in order, and of none if it does not.
+//! MONITOR: a copy of every executed command for the monitors. Commands of a transaction
+//! are shown in order when EXEC runs them, and not at all if it does not.
 //!
-//! Nobody pays while nobody watches but for one relaxed load. A monitor that reads too
-//! slowly is cut, not waited for.
+//! Without monitors the cost is one relaxed load. A monitor that reads too slowly is
+//! disconnected.
 //!
 //! # Invariants
-//! - What waits for one monitor is at most its limit of bytes (test
+//! - Pending output of a monitor is at most its limit (test
 //!   `slow_monitor_is_disconnected`).
-//! - Passwords and administrative commands are not shown (Redis leaves the latter out as
+//! - Passwords and administrative commands are not shown (Redis omits the latter as
 //!   well).
 
 use std::fmt::Write as _;
@@ -30,29 +30,29 @@ pub struct Monitors {
     clients: Mutex<Vec<Weak<Client>>>,
 }
 
-/// Whether MONITOR shows a command: not what operators do, as in Redis.
+/// `true` if MONITOR shows the command: not administrators' commands, as in Redis.
 pub fn is_shown(command: &Command) -> bool {
     command.flags & (flags::ADMIN | flags::SKIP_MONITOR) == 0
 }
 
 impl Monitors {
-    /// Whether anybody watches.
+    /// `true` if there are monitors.
     pub fn is_active(&self) -> bool {
         self.count.load(Relaxed) > 0
     }
 
-    /// `client` watches from now on, until it disconnects or [`Monitors::remove`].
+    /// `client` receives all commands until it disconnects or [`Monitors::remove`].
     pub fn add(&self, client: &Arc<Client>) {
         self.keep(|other| other.id != client.id, Some(client));
     }
 
-    /// `client` watches no more (RESET).
+    /// `client` receives no more commands (RESET).
     pub fn remove(&self, client: &Client) {
         self.keep(|other| other.id != client.id, None);
     }
 
-    /// Shows a command of the client `from`, on the table of that number, to all but
-    /// itself. At most `bytes_max` wait for a monitor.
+    /// Sends a command of the client `from`, on table number `table`, to all other
+    /// monitors. At most `bytes_max` may be pending for each.
     pub fn feed(&self, from: &Client, table: u32, argv: &[Bytes], bytes_max: usize) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line =
@@ -79,7 +79,7 @@ fn line(seconds: u64, micros: u32, table: u32, address: &str, argv: &[Bytes]) ->
     line
 }
 
-/// As Redis quotes (`sdscatrepr`): printable ASCII as it is, the usual escapes,
+/// Quotes as Redis does (`sdscatrepr`): printable ASCII unchanged, the usual escapes,
 /// everything else in hexadecimal.
 fn quote(word: &[u8], line: &mut String) {
     line.push('"');

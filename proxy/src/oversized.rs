@@ -1,9 +1,9 @@
-//! Commands that are too large: the client is told, and what it still sends of them is
-//! read and thrown away.
+//! Oversized commands: the client gets an error, and the rest of the command is read and
+//! discarded.
 //!
-//! A client that is cut off while it sends sees a broken pipe and not the error. So the
-//! error is sent, and the end of what it may read; then all that was announced is read,
-//! within bounds, and only then is the connection closed.
+//! A client that is disconnected while it sends sees a broken pipe and not the error. So
+//! the server sends the error, half-closes the socket, reads the announced bytes within
+//! bounds, and only then closes the connection.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,17 +18,17 @@ use crate::buffers::READ_BYTES_MAX;
 use crate::client::Client;
 use crate::resp::{DiscardProgress, OversizedRest, ProtocolError};
 
-/// So much is read and thrown away at most, with so long between two reads.
+/// Limit of discarded bytes, and of the pause between two reads.
 const BYTES_MAX: u64 = 1 << 30;
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of who has not authenticated: so much, and for so long in all.
+/// Limits for unauthenticated clients: bytes, and total time.
 const UNAUTHENTICATED_BYTES_MAX: u64 = 1 << 20;
 const UNAUTHENTICATED_TIME_MAX: Duration = Duration::from_secs(10);
-/// What a client may send behind that, without a pause of so long: it comes to read the
+/// After that, the client may send on with shorter pauses than this: it may read the
 /// error only then.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is read and thrown away.
+/// The oversized command that is being discarded.
 pub(crate) struct Discarding {
     error: ProtocolError,
     rest: OversizedRest,
@@ -37,12 +37,12 @@ pub(crate) struct Discarding {
     pub(crate) bytes_max: u64,
     deadline: Pin<Box<Sleep>>,
     is_unauthenticated: bool,
-    /// The client has been told the end.
+    /// The socket is half-closed.
     pub(crate) is_told: bool,
 }
 
 impl Discarding {
-    /// Begins with what of it has come.
+    /// Starts with the part that has arrived.
     pub(crate) fn new(
         error: ProtocolError,
         rest: OversizedRest,
@@ -67,7 +67,7 @@ impl Discarding {
         }
     }
 
-    /// Reads on until the end, and says which that was.
+    /// Reads to the end and returns the reason for stopping.
     pub(crate) fn poll<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
@@ -82,40 +82,40 @@ impl Discarding {
             self.room.clear();
             match progress {
                 DiscardProgress::All => return Poll::Ready("all of it was read"),
-                DiscardProgress::Desynchronized => return Poll::Ready("it is no RESP further on"),
+                DiscardProgress::Desynchronized => return Poll::Ready("the rest is not RESP"),
                 DiscardProgress::More if self.bytes >= self.bytes_max => {
-                    return Poll::Ready("no more of it is read");
+                    return Poll::Ready("limit of discarded bytes reached");
                 }
                 DiscardProgress::More => self.room.reserve(READ_BYTES_MAX / 4),
             }
             match poll_read_buf(Pin::new(&mut *stream), context, &mut self.room) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready("the client has left"),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready("client disconnected"),
                 Poll::Ready(Ok(_)) if self.is_unauthenticated => {}
                 Poll::Ready(Ok(_)) => self.deadline.as_mut().reset(Instant::now() + READ_TIMEOUT),
                 Poll::Pending => {
                     ready!(self.deadline.as_mut().poll(context));
-                    return Poll::Ready("the rest did not come in time");
+                    return Poll::Ready("timeout");
                 }
             }
         }
     }
 
-    /// Says in the log that the client was disconnected. Of strangers, who may be
-    /// anybody, only where all is told.
+    /// Logs the disconnection. For unauthenticated clients, which may be anyone, at debug
+    /// level only.
     pub(crate) fn log(&self, client: &Client, why: &str) {
         let (address, name) = (&client.endpoint.address, client.name());
         let (name, error, bytes) = (String::from_utf8_lossy(&name), &self.error, self.bytes);
-        const WHAT: &str = "a client sent a command that is too large, and is disconnected";
+        const MESSAGE: &str = "client disconnected: oversized command";
         if self.is_unauthenticated {
-            tracing::debug!(client = %address, %error, thrown_away = bytes, why, "{WHAT}");
+            tracing::debug!(client = %address, %error, discarded = bytes, why, "{MESSAGE}");
         } else {
-            tracing::warn!(client = %address, %name, %error, thrown_away = bytes, why, "{WHAT}");
+            tracing::warn!(client = %address, %name, %error, discarded = bytes, why, "{MESSAGE}");
         }
     }
 }
 
-/// Reads on for a while behind an error that the client may not have read yet: to close
-/// at once would take it away.
+/// Reads on for a while after an error that the client may not have read yet: closing
+/// immediately would discard it.
 pub(crate) async fn linger<S: AsyncRead + Unpin>(mut stream: S, mut bytes_max: u64) {
     let mut room = vec![0; READ_BYTES_MAX / 16];
     while let Ok(Ok(read)) = tokio::time::timeout(LINGER_TIMEOUT, stream.read(&mut room)).await {

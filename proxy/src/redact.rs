@@ -1,19 +1,19 @@
-//! Keeps secrets out of everything that is shown: the slow log, MONITOR, logs.
+//! Redaction of secrets in the slow log, MONITOR and logs.
 
 use bytes::Bytes;
 
-/// What stands in place of a secret, as in Redis.
+/// Replacement of a secret, as in Redis.
 const REDACTED: Bytes = Bytes::from_static(b"(redacted)");
 
 /// Settings whose values are secrets.
 const SECRET_SETTINGS: [&str; 4] =
     ["requirepass", "masterauth", "tls-key-file-pass", "tls-client-key-file-pass"];
 
-/// Which words of a command are secrets.
+/// `true` if the argument at this position is a secret.
 ///
-/// AUTH's arguments, HELLO's after AUTH, MIGRATE's after AUTH or AUTH2, values of secret
-/// settings in CONFIG SET. Unknown commands are judged by the same rules, so a misspelt
-/// option hides nothing less.
+/// These are the arguments of AUTH, those of HELLO after AUTH, of MIGRATE after AUTH or
+/// AUTH2, and values of secret settings in CONFIG SET. Unknown commands follow the same
+/// rules, so a misspelt option hides no less.
 fn is_secret(argv: &[Bytes], at: usize) -> bool {
     let arg = |index: usize| argv.get(index).map_or(&b""[..], |arg| arg.as_ref());
     let named = |name: &str| arg(0).eq_ignore_ascii_case(name.as_bytes());
@@ -27,14 +27,14 @@ fn is_secret(argv: &[Bytes], at: usize) -> bool {
         _ if named("hello") => behind("auth", 2),
         _ if named("migrate") => behind("auth", 1) || behind("auth2", 2),
         _ if named("acl") => arg(1).eq_ignore_ascii_case(b"setuser") && at > 2,
-        // The value's neighbours say whether it is one: a mistake in the number of words
-        // must not show it.
+        // Both neighbours of the value are checked: a wrong number of arguments must not
+        // reveal it.
         _ if named("config") && at > 2 => SECRET_SETTINGS.iter().any(|name| behind(name, 1)),
         _ => false,
     }
 }
 
-/// The words with secrets replaced. Copies nothing else.
+/// The arguments with secrets replaced. Copies nothing else.
 pub(crate) fn redacted(argv: &[Bytes]) -> impl Iterator<Item = Bytes> + '_ {
     argv.iter()
         .enumerate()

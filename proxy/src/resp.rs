@@ -1,7 +1,7 @@
-//! The wire: bytes to commands, replies to bytes. The only place where RESP is spoken.
+//! RESP: bytes to commands, replies to bytes. The only place that knows the protocol.
 //!
-//! Requests are found by a [`framer::Framer`], which knows Redis's limits and words for
-//! malformed input and can stop at any byte; what has passed it is decoded by
+//! A [`framer::Framer`] finds the commands; it knows Redis's limits and errors for
+//! malformed input and can stop at any byte. Complete commands are decoded by
 //! `redis-protocol`, which therefore never sees an incomplete or oversized frame. Replies
 //! are encoded by `redis-protocol`, value by value, with the headers of aggregates
 //! written here ([`mod@encode`] says why).

@@ -1,17 +1,17 @@
-//! Carries ops to their partitions: gathered by partition, in order, in few requests;
+//! Routes ops to their partitions: batched by partition, in order, in few requests;
 //! partitions run concurrently.
 //!
 //! # Invariants
 //! - Requests to one partition run one after another, so that on one connection a command
-//!   sees what was sent before it.
+//!   sees everything sent before it.
 //! - The ops of one command and partition are in one request: they are atomic together.
 //! - A request is sent again only when it is known not to have been proposed, and never
 //!   after the deadline.
-//! - Where a node answers the first commands of a request only, as their answers are
-//!   large, the others are not asked for before these have been told: at most that much
-//!   is held for a client besides one command's answer (`tests/memory.rs`).
-//! - Of the answers of many partitions no more are kept than one command may have, and
-//!   one: what is read beyond that is left to be asked for again (`tests/memory.rs`,
+//! - When a node answers only the first commands of a request because their answers are
+//!   large, the others are not sent before these replies are made: a client's answers
+//!   take at most that much plus one command's answer (`tests/memory.rs`).
+//! - Answers of many partitions are kept up to the limit of one command, plus one answer;
+//!   reads beyond that are left for a later request (`tests/memory.rs`,
 //!   `large_answers_of_many_partitions_are_not_collected_in_vain`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -29,27 +29,28 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::Proxy;
 
-/// A request is full beyond these; the next command opens another one.
+/// A request is full beyond these; the next command starts a new one.
 const REQUEST_OPS_MAX: usize = 1000;
 const REQUEST_BYTES_MAX: usize = 1 << 20;
 
-/// So many partitions are asked at once, plus those of one command.
+/// Maximum number of partitions called concurrently, besides those of one command.
 const PARTITIONS_MAX: usize = 4096;
-/// So many partitions are asked at once for what may be large.
+/// Maximum number of concurrent requests with large answers.
 const LARGE_REQUESTS_MAX: usize = 16;
-/// Up to so many lines are looked through; more are found by a map.
+/// Up to this many batches are searched linearly; more are found by a map.
 const LINEAR_SEARCH_MAX: usize = 16;
 
-/// Between two tries while a partition has no leader: elections take some hundred ms.
+/// Pause between two attempts while a partition has no leader. Elections take some
+/// hundred ms.
 const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(100);
 
-/// What became of one op.
+/// The outcome of one op.
 pub(crate) type Outcome = Result<Answer, Refusal>;
 
 /// The partition of a table that holds a key.
 pub(crate) fn partition_of(table: &Table, key: &[u8]) -> PartitionId {
-    // With one partition nobody needs to hash.
+    // With one partition there is no need to hash.
     if table.partitions <= 1 {
         PartitionId { table: table.id, index: 0 }
     } else {
@@ -57,8 +58,8 @@ pub(crate) fn partition_of(table: &Table, key: &[u8]) -> PartitionId {
     }
 }
 
-/// The partition of all rows that an op names, if it is one and the same; ops that name
-/// none are at home in the first.
+/// The partition of all rows of an op, if it is the same for all; ops without keys go to
+/// the first partition.
 pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
     if table.partitions <= 1 {
         return Some(PartitionId { table: table.id, index: 0 });
@@ -68,8 +69,7 @@ pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
     keys.all(|other| other == first).then_some(first)
 }
 
-/// The partition of each op of a command on a table; `None`: they lie in several where
-/// they must not.
+/// The partition of each op of a command; `None`: CROSSSLOT.
 pub(crate) fn places(table: &Table, rows: &RowPlan) -> Option<SmallVec<[PartitionId; 4]>> {
     let places: SmallVec<[_; 4]> =
         rows.ops.iter().map(|op| partition_of_op(table, op)).collect::<Option<_>>()?;
@@ -77,7 +77,7 @@ pub(crate) fn places(table: &Table, rows: &RowPlan) -> Option<SmallVec<[Partitio
     (!is_torn).then_some(places)
 }
 
-/// A table that is not there, as far as it says where rows would lie.
+/// A table that does not exist, for routing only.
 fn hypothetical(partitions: u32) -> Table {
     let (id, name) = (TableId(u32::MAX), String::new());
     Table {
@@ -91,12 +91,12 @@ fn hypothetical(partitions: u32) -> Table {
     }
 }
 
-/// What fits a table of so many partitions fits any: it lies in one slot.
+/// A command that fits a table with this many partitions fits any: it lies in one slot.
 pub(crate) fn finest_table() -> Table {
     hypothetical(SLOTS.into())
 }
 
-/// A table as its first write would make it, as far as it says where rows would lie.
+/// A table as its first write would create it, for routing only.
 pub(crate) async fn new_table(proxy: &Proxy) -> Result<Table, CallError> {
     learn(proxy, || proxy.catalogue.partitions_of_new()).await.map(hypothetical)
 }
@@ -107,26 +107,26 @@ pub(crate) fn partitions(table: &Table) -> impl Iterator<Item = PartitionId> + u
     (0..table.partitions).map(move |index| PartitionId { table: id, index })
 }
 
-/// Where a SCAN of a partition begins.
+/// The cursor at which a SCAN of a partition starts.
 pub(crate) fn first_cursor(table: &Table, index: u32) -> u64 {
     key::slot_cursor(table.first_slot(index).min(SLOTS - 1))
 }
 
-/// The ops of some commands, by partition, and then what became of them.
+/// The ops of some commands by partition, and later their outcomes.
 #[derive(Default)]
 pub(crate) struct Batches {
     batches: SmallVec<[PartitionBatch; 1]>,
-    /// Where the lines beyond the first few are.
+    /// Indexes of the batches beyond the first few.
     places: HashMap<PartitionId, u16>,
 }
 
-/// Requests for one partition.
+/// The requests to one partition.
 struct PartitionBatch {
     partition: PartitionId,
-    /// What is to be carried out.
+    /// Requests to execute.
     open: SmallVec<[RequestBuilder; 1]>,
     done: VecDeque<Done>,
-    /// What the outcomes in `done` take.
+    /// Memory of the outcomes in `done`.
     held_bytes: usize,
 }
 
@@ -137,7 +137,7 @@ struct RequestBuilder {
     writes: bool,
 }
 
-/// A request carried out: the outcomes not yet taken, or the error that stands for that
+/// An executed request: the outcomes not taken yet, or the error that stands for that
 /// many.
 enum Done {
     Outcomes(std::vec::IntoIter<Outcome>),
@@ -145,8 +145,8 @@ enum Done {
 }
 
 impl Batches {
-    /// Adds an op for a partition; the number is what [`Batches::take`] wants. `joins`:
-    /// it must share its request with the op of the same command that was added before.
+    /// Adds an op for a partition and returns the index for [`Batches::take`]. With
+    /// `joins`, the op shares a request with the op of the same command added before it.
     pub(crate) fn add(&mut self, partition: PartitionId, op: Op, joins: bool) -> u16 {
         let first = self
             .batches
@@ -189,12 +189,13 @@ impl Batches {
         batch_index(index)
     }
 
-    /// So many partitions are asked that they should be before more is added.
+    /// `true` if so many partitions are pending that they must be called before more is
+    /// added.
     pub(crate) fn is_full(&self) -> bool {
         self.batches.len() >= PARTITIONS_MAX
     }
 
-    /// The partitions that are written to.
+    /// The partitions with pending writes.
     pub(crate) fn written(&self) -> impl Iterator<Item = PartitionId> {
         self.batches
             .iter()
@@ -202,8 +203,7 @@ impl Batches {
             .map(|batch| batch.partition)
     }
 
-    /// Carries out what is left; of answers that are large, a part only
-    /// ([`Batches::is_done`]).
+    /// Executes pending requests; of large answers, a part only ([`Batches::is_done`]).
     pub(crate) async fn execute(&mut self, proxy: &Proxy, deadline: Instant) {
         self.execute_within(
             proxy,
@@ -213,7 +213,7 @@ impl Batches {
         .await;
     }
 
-    /// Carries out everything, of which no answer is large.
+    /// Executes all requests. None of the answers is large.
     pub(crate) async fn execute_small(&mut self, proxy: &Proxy, deadline: Instant) {
         self.execute_within(proxy, deadline, AnswerBudget::new(0, usize::MAX)).await;
     }
@@ -231,18 +231,18 @@ impl Batches {
         }
     }
 
-    /// Nothing is left to be carried out.
+    /// `true` if no request is pending.
     pub(crate) fn is_done(&self) -> bool {
         self.batches.iter().all(|batch| batch.open.is_empty())
     }
 
-    /// What the outcomes that wait to be taken take, bytes.
+    /// Memory of the outcomes that are not taken yet, bytes.
     pub(crate) fn held_bytes(&self) -> usize {
         self.batches.iter().map(|batch| batch.held_bytes).sum()
     }
 
-    /// Whether the next outcomes of these lines, one for each time that a line is named,
-    /// are there, or never will be.
+    /// `true` if the next outcomes of these batches (one for each time that a batch is
+    /// named) are available, or never will be.
     pub(crate) fn has(&self, batches: &[u16]) -> bool {
         let is_there = |batch: u16, count: usize| match self.batches.get(usize::from(batch)) {
             Some(batch) => batch.open.is_empty() || batch.outcomes() >= count,
@@ -256,8 +256,8 @@ impl Batches {
         counts.into_iter().all(|(batch, count)| is_there(batch, count))
     }
 
-    /// Forgets the next outcomes of these lines, and has what would only be read not read
-    /// at all; the lines whose outcomes are still to come.
+    /// Discards the next outcomes of these batches, and skips pending reads. Returns the
+    /// batches whose outcomes are still to come.
     pub(crate) fn forget(&mut self, batches: &[u16]) -> SmallVec<[u16; 4]> {
         let is_to_come = |batch: &u16| match self.batches.get_mut(usize::from(*batch)) {
             Some(batch) if !batch.open.is_empty() && batch.outcomes() == 0 => !batch.skip_read(),
@@ -269,8 +269,8 @@ impl Batches {
         batches.iter().copied().filter(is_to_come).collect()
     }
 
-    /// The outcome of the next op of a line; to be taken in the order in which they were
-    /// added, once they are [there](Batches::has).
+    /// The outcome of the next op of a batch. Outcomes are taken in the order in which
+    /// the ops were added, once they are [available](Batches::has).
     pub(crate) fn take(&mut self, batch: u16) -> Result<Outcome, CallError> {
         let lost = || CallError::Fault("a node answered fewer ops than it was asked".into());
         let batch = self.batches.get_mut(usize::from(batch)).ok_or_else(lost)?;
@@ -292,19 +292,19 @@ impl Batches {
         }
     }
 
-    /// Forgets everything, keeps the memory.
+    /// Removes everything and keeps the allocation.
     pub(crate) fn clear(&mut self) {
         self.batches.clear();
         self.places.clear();
     }
 }
 
-/// What an outcome takes, bytes.
+/// Memory of an outcome, bytes.
 fn outcome_bytes(outcome: &Outcome) -> usize {
     size_of::<Outcome>() + outcome.as_ref().map_or(0, Answer::bytes)
 }
 
-/// A line's number.
+/// A batch's index.
 fn batch_index(index: usize) -> u16 {
     u16::try_from(index).expect(
         "PARTITIONS_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds",
@@ -321,12 +321,12 @@ impl Done {
 }
 
 impl PartitionBatch {
-    /// How many outcomes wait to be taken.
+    /// Number of outcomes not taken yet.
     fn outcomes(&self) -> usize {
         self.done.iter().map(Done::len).sum()
     }
 
-    /// Leaves out the first op that is to be carried out, if it only reads.
+    /// Skips the first pending op if it only reads.
     fn skip_read(&mut self) -> bool {
         let Some(open) = self.open.first_mut() else { return false };
         if open.request.ops.first().is_none_or(Op::is_write) {
@@ -339,15 +339,15 @@ impl PartitionBatch {
         true
     }
 
-    /// One request after another, up to the first of which a part is done. A node may do
-    /// the first commands only, when their answers are large; and what is read when all
-    /// room is taken is left for later.
+    /// Executes one request after another, up to the first that is answered in part. A
+    /// node may answer only the first commands when their answers are large, and reads
+    /// are left for later when the budget is exhausted.
     async fn execute(&mut self, proxy: &Proxy, deadline: Instant, room: &AnswerBudget) {
         let mut all = std::mem::take(&mut self.open).into_iter();
         while let Some(mut open) = all.next() {
             if !self.done.is_empty() {
-                // A thousand reads have perhaps been answered on the spot, or some MiB
-                // copied.
+                // The request before may have been a thousand reads on this thread, or
+                // MiB of copying.
                 tokio::task::yield_now().await;
             }
             let asked = open.request.ops.len();
@@ -379,7 +379,7 @@ impl PartitionBatch {
         }
     }
 
-    /// Keeps what became of so many ops, and says what that takes.
+    /// Stores the outcomes of `ops` ops and returns their memory.
     fn keep(&mut self, outcomes: Result<Vec<Outcome>, CallError>, ops: usize) -> usize {
         let (done, bytes) = match outcomes {
             Ok(outcomes) => {
@@ -394,9 +394,9 @@ impl PartitionBatch {
     }
 }
 
-/// The room that outcomes have which wait to be taken. It is taken when they take more
-/// than one command's answer may: then either the next command has all of its outcomes,
-/// or it is refused.
+/// The budget of outcomes that are not taken yet. It is exhausted when they take more
+/// than the answer of one command may: then the next command either has all its outcomes,
+/// or is refused.
 struct AnswerBudget {
     held_bytes: AtomicUsize,
     bytes_max: usize,
@@ -420,22 +420,22 @@ impl AnswerBudget {
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Waits until a request may be asked: what is under way is not counted yet. `None`:
-    /// its answer is small.
+    /// Waits for a permit to send a request with a large answer, as answers in flight are
+    /// not counted yet. `None`: the answer is small.
     async fn turn(&self, request: &Request) -> Option<SemaphorePermit<'_>> {
         let is_large = request.ops.iter().any(|op| op.answer_size() == AnswerSize::Large);
         if is_large { self.large.acquire().await.ok() } else { None }
     }
 }
 
-/// What is left of a request of which the first commands are done.
+/// Removes the first ops of a request, which are done.
 fn without_first(request: &mut Request, ops: usize) {
     request.ops.drain(..ops);
     request.joined.retain(|at| *at as usize > ops);
     request.joined.iter_mut().for_each(|at| *at -= ops as u32);
 }
 
-/// Reads, on this thread when the leader is here.
+/// Reads, on this thread if the leader is in this process.
 async fn read_once(
     proxy: &Proxy,
     partition: PartitionId,
@@ -449,7 +449,7 @@ async fn read_once(
     }
 }
 
-/// Calls, again and again while there is no leader, until the deadline.
+/// Calls a partition, and retries while it has no leader, until the deadline.
 async fn call(
     proxy: &Proxy,
     partition: PartitionId,
@@ -459,7 +459,7 @@ async fn call(
     done(respond(proxy, partition, request, deadline).await?)
 }
 
-/// As [`call`], for requests that watch.
+/// As [`call`], for requests with watch tokens.
 pub(crate) async fn respond(
     proxy: &Proxy,
     partition: PartitionId,
@@ -469,8 +469,8 @@ pub(crate) async fn respond(
     retry_until(proxy, deadline, || proxy.rows.call(partition, request.clone())).await
 }
 
-/// Tries again and again while nothing was done and it may be possible soon, until the
-/// deadline or the end of the server.
+/// Retries while nothing was done and an attempt may succeed soon, until the deadline or
+/// the end of the server.
 async fn retry_until<'a, T>(
     proxy: &Proxy,
     deadline: Instant,
@@ -492,7 +492,7 @@ async fn retry_until<'a, T>(
     }
 }
 
-/// One op for one partition.
+/// Sends one op to one partition.
 pub(crate) async fn ask(
     proxy: &Proxy,
     partition: PartitionId,
@@ -508,8 +508,7 @@ pub(crate) async fn ask(
     first.ok_or_else(commands::errors::no_answer)
 }
 
-/// The rows of each partition of a table, in slot order; the first error, if there is
-/// one.
+/// The number of rows of each partition of a table, in slot order; or the first error.
 pub(crate) async fn count_rows(
     proxy: &Proxy,
     table: &Table,
@@ -518,8 +517,7 @@ pub(crate) async fn count_rows(
     count(proxy, table, &Op::Rows, deadline).await
 }
 
-/// What an op that answers with a number says of each partition of a table, as
-/// [`count_rows`].
+/// The numbers that an op answers in each partition of a table, as [`count_rows`].
 pub(crate) async fn count(
     proxy: &Proxy,
     table: &Table,
@@ -539,20 +537,20 @@ pub(crate) async fn count(
     indexes.into_iter().map(count).collect()
 }
 
-/// Whether a table is one of those that come with their first write; others come only by
-/// an operator's will.
+/// `true` for tables that their first write creates; others are created by an
+/// administrator.
 pub(crate) fn is_created_on_write(proxy: &Proxy, name: &str) -> bool {
     cluster::database(name).is_some_and(|number| number < proxy.settings.load().databases)
 }
 
-/// The number of a table; `None`: nothing is known of it here.
+/// The number of a table; `None`: the table is not known here.
 pub(crate) fn number_of(proxy: &Proxy, name: &str) -> Option<u32> {
     cluster::database(name).or_else(|| proxy.catalogue.table(name).map(|table| table.number))
 }
 
-/// The table by its name; one of the databases is created when it is missing. A named one
-/// may be missing because it was dropped after a client had selected it: it must not come
-/// back by that client's next write.
+/// The table with this name; a numbered table is created when it is missing. A named
+/// table may be missing because it was dropped after a client had selected it; that
+/// client's next write must not bring it back.
 pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
     if !is_created_on_write(proxy, name) {
         return find(proxy, name).await;
@@ -560,19 +558,19 @@ pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table
     learn(proxy, || proxy.catalogue.ensure(name)).await.map(Some)
 }
 
-/// The table by its name, whether this proxy has heard of it yet or not. `None`: at some
-/// moment since the call there was none.
+/// The table with this name, also if this proxy does not know it yet. `None`: at some
+/// time since the call it did not exist.
 pub(crate) async fn find(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
     learn(proxy, || proxy.catalogue.find(name)).await
 }
 
-/// All tables, those that this proxy has not heard of yet among them.
+/// All tables, including those that this proxy does not know yet.
 pub(crate) async fn find_all(proxy: &Proxy) -> Result<Vec<Arc<Table>>, CallError> {
     learn(proxy, || proxy.catalogue.find_all()).await
 }
 
-/// Asks the catalogue until a deadline. Its questions may be given up at any time, unlike
-/// requests to partitions.
+/// Asks the catalogue until the deadline. Unlike requests to partitions, these questions
+/// may be cancelled at any time.
 async fn learn<'a, T>(
     proxy: &Proxy,
     attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>,
@@ -583,7 +581,7 @@ async fn learn<'a, T>(
     asked.unwrap_or_else(|_| Err(CallError::NoLeader("none has answered in time".to_owned())))
 }
 
-/// Nothing was done, and it may be possible soon.
+/// `true` if nothing was done and an attempt may succeed soon.
 fn is_transient(error: &CallError) -> bool {
     matches!(error, CallError::NoLeader(_))
 }

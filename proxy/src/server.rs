@@ -1,8 +1,7 @@
-//! The server family: what the session does for TIME, SHUTDOWN, FLUSHALL, DEBUG and the
-//! like.
+//! Server commands: TIME, SHUTDOWN, FLUSHALL, DEBUG and others.
 //!
-//! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own; `call`
-//! leads to them. WAIT and WAITAOF are in `waits`.
+//! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own, which
+//! `call` leads to. WAIT and WAITAOF are in `waits`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,30 +13,30 @@ use row::op::{Op, Request};
 
 use crate::{Client, Proxy, REDIS_VERSION, config, errors, info, latency, memory, router};
 
-/// Partitions that FLUSHALL empties at a time.
+/// Partitions that FLUSHALL clears concurrently.
 const FLUSH_CONCURRENCY: usize = 16;
 
-/// How often rates are sampled: sixteen samples are two seconds.
+/// Sampling interval of rates: sixteen samples are two seconds.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(125);
-/// The allocator's figures take a moment to add up: the peak is looked for every so many
-/// ticks only.
+/// The allocator's statistics take a moment to collect, so the peak is updated only once
+/// per this many ticks.
 const PEAK_TICKS: u64 = 40;
 
-/// The longest DEBUG SLEEP: longer than any test of a client's timeouts.
+/// Maximum of DEBUG SLEEP: longer than any test of a client's timeouts.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
-/// What a command of this family asks of the connection.
+/// Result of a server command for the connection.
 #[derive(Debug)]
 pub(crate) enum ServerOutcome {
-    /// Send it.
+    /// Send this reply.
     Reply(Reply),
     /// Close without a reply (SHUTDOWN).
     Close,
-    /// Not of this family; nothing was done.
+    /// Not a server command; nothing was done.
     NotHandled,
 }
 
-/// Carries out a command of the server family for `client`.
+/// Executes a server command for `client`.
 pub(crate) async fn call(
     proxy: &Arc<Proxy>,
     client: &Arc<Client>,
@@ -79,8 +78,8 @@ pub(crate) async fn call(
     })
 }
 
-/// Does what has to be done by the clock: rates, the memory peak. Ends with the server.
-/// One runs for a proxy, however many are started.
+/// Periodic work: rates and the memory peak. Ends with the server. One loop runs per
+/// proxy, however many are started.
 pub(crate) async fn run_periodic(proxy: Arc<Proxy>) {
     if proxy.stats.is_sampled.swap(true, Relaxed) {
         return;
@@ -104,25 +103,25 @@ fn time() -> Reply {
     Reply::Array(vec![bulk(now.as_secs()), bulk(u64::from(now.subsec_micros()))])
 }
 
-/// Stops the server in good order. All that was acknowledged is written to disk first,
-/// whether SAVE is said or not: there is no snapshot that NOSAVE could leave out, as in a
-/// Redis that only has an append-only file. FORCE stops even if that fails. NOW changes
-/// nothing, as there are no replicas to wait for; and because a stop begins at once,
-/// there is never one to ABORT.
+/// Stops the server gracefully. All acknowledged data is written to disk first, with SAVE
+/// or without: there is no snapshot that NOSAVE could skip, as in a Redis with an
+/// append-only file only. FORCE stops even if writing fails. NOW has no effect, as there
+/// are no replicas to wait for; and as the stop begins immediately, there is never one to
+/// ABORT.
 async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -> ServerOutcome {
     if abort {
         return ServerOutcome::Reply(Reply::error("ERR No shutdown in progress."));
     }
-    tracing::info!(?save, force, "a client asked to stop the server");
+    tracing::info!(?save, force, "SHUTDOWN from a client");
     match proxy.host.sync().await {
         Err(error) if !force => {
-            tracing::error!(%error, "write acknowledged data to disk before stopping; the server goes on");
+            tracing::error!(%error, "flush to disk failed; the server does not shut down");
             return ServerOutcome::Reply(Reply::error(
                 "ERR Errors trying to SHUTDOWN. Check logs.",
             ));
         }
         Err(error) => {
-            tracing::error!(%error, "write acknowledged data to disk before stopping; stopping all the same")
+            tracing::error!(%error, "flush to disk failed; shutting down anyway (FORCE)")
         }
         Ok(()) => (),
     }
@@ -130,11 +129,11 @@ async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -
     ServerOutcome::Close
 }
 
-/// Empties every partition of every table. Atomic for each partition; Redis's is for the
+/// Clears every partition of every table. Atomic per partition; Redis's is atomic for the
 /// server.
 pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
-    // A table that this proxy has not heard of yet must not be left out.
+    // Includes tables that this proxy does not know yet.
     let tables = match router::find_all(proxy).await {
         Ok(tables) => tables,
         Err(error) => return errors::catalogue_error(&error),
@@ -149,7 +148,8 @@ pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
         let (fine, failed): (Vec<_>, Vec<_>) =
             futures::future::join_all(cleared).await.into_iter().partition(Result::is_ok);
         done += fine.len();
-        // An unknown outcome is the one to be told: the others say that nothing was done.
+        // An unknown outcome takes precedence: the other errors mean that nothing was
+        // done.
         let failed = failed
             .into_iter()
             .filter_map(Result::err)
@@ -164,14 +164,14 @@ pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
 async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Result<(), CallError> {
     let request = Request { ops: vec![Op::Clear], joined: Vec::new(), watched: Vec::new() };
     match router::respond(proxy, partition, &request, deadline).await {
-        // Dropped meanwhile: empty enough.
+        // Dropped in the meantime, so it is empty.
         Ok(_) | Err(CallError::NoTable) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// DEBUG SLEEP. Only this connection sleeps: the server has other threads. It wakes when
-/// the client is killed, or leaves.
+/// DEBUG SLEEP. Only this connection sleeps, as the server has other threads. It ends
+/// when the client is killed or leaves.
 async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
     tokio::select! {
         () = tokio::time::sleep(sleep_time(seconds)) => {}
@@ -181,14 +181,14 @@ async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
     Reply::OK
 }
 
-/// Any number of seconds as a time that somebody may sleep; what is none is no time.
+/// Clamps a number of seconds to a duration; NaN and negative numbers are zero.
 fn sleep_time(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.clamp(0.0, SLEEP_MAX.as_secs_f64()))
         .unwrap_or(Duration::ZERO)
 }
 
-/// LOLWUT, in any version: a horse with its bridle on. Client libraries' tests look for
-/// Redis's version in the last line.
+/// LOLWUT, in any version: a bridled horse. Tests of client libraries look for Redis's
+/// version in the last line.
 fn lolwut(proxy: &Proxy) -> Reply {
     Reply::Text(format!(
         "{HORSE}Redis ver. {REDIS_VERSION}, by Bridle ver. {}\n",

@@ -1,5 +1,8 @@
-//! What one connection knows between its commands: who it is, which table it selected,
-//! what it has queued.
+//! The state that a connection keeps between commands: authentication, selected table,
+//! transaction, reply mode.
+//!
+//! The methods of [`Session`] are here, in `dispatch` (the main loop, `run`),
+//! `transactions`, `generic` and `waits`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,60 +23,60 @@ use crate::transactions::Transaction;
 use crate::waits::WrittenPartitions;
 use crate::{Proxy, REDIS_VERSION, errors, router};
 
-/// The table that every connection begins with.
+/// The table that is selected at first.
 pub(crate) const FIRST_TABLE: &str = "db0";
 
-/// One connection's state.
+/// The state of one connection.
 pub(crate) struct Session {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) client: Arc<Client>,
     pub(crate) protocol: Protocol,
     pub(crate) authenticated: bool,
     pub(crate) transaction: Transaction,
-    /// No more commands are taken, and the connection closes when the replies so far are
+    /// No more commands are executed; the connection closes once the replies so far are
     /// written.
     pub(crate) closing: bool,
     pub(crate) silence: ReplySuppression,
-    /// CLIENT PAUSE holds the next command back, as one that may write or as any other.
+    /// CLIENT PAUSE holds the next command back; `true` if the command may write.
     pub(crate) held: Option<bool>,
     pub(crate) table_name: Arc<str>,
     pub(crate) table: Option<Arc<Table>>,
     catalogue_version: Option<u64>,
     seed: u64,
     pub(crate) chunk: Chunk,
-    /// What is kept for the client.
+    /// Memory kept for the client.
     pub(crate) memory_usage: UsageTracker,
-    /// When so many bytes of replies wait, the client is to read some before more is
-    /// carried out.
+    /// With this many bytes of replies pending, execution stops until the client has
+    /// read.
     pub(crate) replies_max: usize,
     pub(crate) written: WrittenPartitions,
 }
 
-/// CLIENT REPLY.
+/// Reply suppression by CLIENT REPLY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReplySuppression {
     /// Replies are sent.
     None,
-    /// The next command's is not.
+    /// The next command's reply is suppressed.
     NextReply,
-    /// None are.
+    /// All replies are suppressed.
     All,
 }
 
-/// What a client's argument for a table means.
+/// The table that an argument refers to.
 pub(crate) enum TableRef {
-    /// The table of this name: a numbered one, there or not, or one that is there.
+    /// A numbered table, existing or not, or an existing named table.
     Table(Arc<str>),
-    /// Nothing, and what the client is told.
+    /// No table; the error reply.
     Unknown(Reply),
 }
 
-/// What a client's argument for a table says by itself.
+/// An argument that refers to a table, parsed without a look-up.
 enum TableArg<'a> {
     /// `17`, or `db17`.
     Number(u32),
     Name(&'a str),
-    /// Nothing that could ever be.
+    /// Cannot be the name or number of a table.
     Invalid(Reply),
 }
 
@@ -88,7 +91,7 @@ fn meaning(arg: &[u8]) -> TableArg<'_> {
     }
 }
 
-/// There is no table of this number, or none of a name that stands for one.
+/// The error for a number or numbered name without a table.
 fn no_database(arg: &[u8]) -> Reply {
     match commands::args::integer(arg) {
         Some(_) => Reply::error(errors::NO_DATABASE),
@@ -119,8 +122,8 @@ impl Session {
         }
     }
 
-    /// The selected table, if this proxy has heard of it; whether there is one otherwise,
-    /// [`Session::find_table`] tells.
+    /// The selected table, if this proxy knows it. If not, it may still exist;
+    /// [`Session::find_table`] finds out.
     pub(crate) fn table(&mut self) -> Option<&Arc<Table>> {
         let version = self.proxy.catalogue.version();
         if self.catalogue_version != Some(version) {
@@ -130,13 +133,12 @@ impl Session {
         self.table.as_ref()
     }
 
-    /// The selected table, whether this proxy has heard of it yet or not; `None`: there
-    /// is none, and it comes with its first write. Another client may have made it a
-    /// moment ago through another proxy, and told this one's: so whoever keeps the
-    /// catalogue is asked.
+    /// The selected table, also if this proxy does not know it yet; `None`: it does not
+    /// exist and is created by its first write. Another client may have created it a
+    /// moment ago through another proxy, so the catalogue's keeper is asked.
     ///
     /// # Errors
-    /// It is one with a name and was dropped; or whether it is there could not be asked.
+    /// A named table was dropped, or the catalogue cannot be reached.
     pub(crate) async fn find_table(&mut self) -> Result<Option<Arc<Table>>, Reply> {
         if let Some(table) = self.table() {
             return Ok(Some(table.clone()));
@@ -156,7 +158,7 @@ impl Session {
         }
     }
 
-    /// Any table, whether this proxy has heard of it yet or not.
+    /// The table with this name, also if this proxy does not know it yet.
     ///
     /// # Errors
     /// As [`Session::find_table`].
@@ -194,8 +196,8 @@ impl Session {
         }
     }
 
-    /// The selected table as its first write would make it, as far as that says where
-    /// rows would lie; `None`: it is there.
+    /// The selected table as its first write would create it, for routing only; `None`:
+    /// it exists.
     pub(crate) async fn table_to_be(&mut self) -> Result<Option<Table>, Reply> {
         if self.find_table().await?.is_some() {
             return Ok(None);
@@ -210,23 +212,23 @@ impl Session {
         })
     }
 
-    /// The selected table is this one for what is done at once. The catalogue is looked
-    /// into again for what comes after that.
+    /// Caches the selected table for the current command. The next command looks into the
+    /// catalogue again.
     fn found(&mut self, table: &Arc<Table>) {
         self.table = Some(table.clone());
         self.catalogue_version = None;
     }
 
-    /// A part of what is kept for the client takes so many bytes now; if all clients then
-    /// hold too much, the one that holds most goes.
+    /// Records the memory kept for one use; evicts clients if all of them then use too
+    /// much.
     pub(crate) fn track_memory(&mut self, part: MemoryUse, bytes: usize) {
         if self.memory_usage.set(part, bytes) {
-            self.proxy.make_room();
+            self.proxy.evict_clients();
         }
     }
 
-    /// The table that an argument means, if that can be said without asking: `3` is `db3`,
-    /// `17` the table that has this number, any other argument an existing table.
+    /// The table that an argument refers to, if no look-up is needed: `3` is `db3`, `17`
+    /// the table with this number, anything else an existing table.
     pub(crate) fn resolve_table_now(&self, arg: &[u8]) -> Option<TableRef> {
         match meaning(arg) {
             TableArg::Number(number) if number < self.proxy.settings.load().databases => {
@@ -246,7 +248,7 @@ impl Session {
         }
     }
 
-    /// The table that an argument means.
+    /// The table that an argument refers to.
     ///
     /// # Errors
     /// As [`Session::find_table`].
@@ -264,7 +266,7 @@ impl Session {
         }))
     }
 
-    /// A table by its number, whether this proxy has heard of it yet or not.
+    /// The table with this number, also if this proxy does not know it yet.
     async fn find_numbered(&mut self, number: u32) -> Result<Option<Arc<Table>>, Reply> {
         if let Some(error) = &self.chunk.unknown {
             return Err(errors::catalogue_error(error));
@@ -277,7 +279,7 @@ impl Session {
         Ok(all.into_iter().find(|table| table.number == number))
     }
 
-    /// SELECT of what an argument means.
+    /// SELECT.
     pub(crate) fn select(&mut self, named: TableRef) -> Reply {
         match named {
             TableRef::Table(name) => {
@@ -300,7 +302,7 @@ impl Session {
         }
     }
 
-    /// A fresh number for a plan that needs chance (SplitMix64).
+    /// A new seed for a plan (SplitMix64).
     pub(crate) fn next_seed(&mut self) -> u64 {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.seed;
@@ -309,7 +311,7 @@ impl Session {
         z ^ (z >> 31)
     }
 
-    /// Until when a call that begins now is tried.
+    /// The deadline of a call that starts now.
     pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + Duration::from_millis(self.proxy.settings.load().call_deadline_ms)
     }
@@ -319,9 +321,9 @@ impl Session {
         let settings = self.proxy.settings.load();
         let is_right = match &settings.password {
             None if user.is_none() => return Reply::error(errors::NO_PASSWORD),
-            // As Redis's default user without a password: any will do.
+            // As Redis's default user without a password: any password is accepted.
             None => true,
-            // The length of the right one is all that time could tell.
+            // Timing reveals at most the length of the password.
             Some(right) => bool::from(right.as_ref().ct_eq(password)),
         };
         if !is_right || user.is_some_and(|user| user != b"default") {
@@ -332,7 +334,7 @@ impl Session {
         Reply::OK
     }
 
-    /// Whether it has to authenticate before anything else.
+    /// `true` while the client must authenticate before other commands.
     pub(crate) fn is_unauthenticated(&self) -> bool {
         !self.authenticated && self.proxy.settings.load().password.is_some()
     }
@@ -370,7 +372,7 @@ impl Session {
         ])
     }
 
-    /// RESET: as if it had just connected.
+    /// RESET: the state of a new connection.
     pub(crate) fn reset(&mut self) -> Reply {
         self.transaction = Transaction::default();
         self.proxy.monitors.remove(&self.client);
@@ -387,7 +389,7 @@ impl Session {
         Reply::Status("RESET".into())
     }
 
-    /// What a CLIENT call asks of this connection.
+    /// Applies the effect of a CLIENT command on this connection.
     pub(crate) fn follow(&mut self, effect: Effect) {
         match effect {
             Effect::None => {}

@@ -1,43 +1,41 @@
-//! The proxy's settings. All can change while it runs (CONFIG SET), so everybody reads
-//! them through [`crate::Proxy::settings`].
+//! The proxy's settings. All can change while it runs (CONFIG SET), so they are read
+//! through [`crate::Proxy::settings`].
 
 use bytes::Bytes;
 
 use crate::tls::TlsFiles;
 
-/// Values as of one moment. `Default` is what the annotated configuration says.
+/// A snapshot of the settings. `Default` has the values of the annotated configuration.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// `requirepass`; `None` = no password.
     pub password: Option<Bytes>,
-    /// `protected-mode`: without a password, answer only clients of this machine.
+    /// `protected-mode`: without a password, only local clients are served.
     pub protected_mode: bool,
     /// `maxclients`.
     pub clients_max: usize,
-    /// The most that `maxclients` may be: for more there are no file descriptors.
+    /// Upper bound of `maxclients`, given by the file descriptors.
     pub clients_fit: usize,
-    /// `timeout`: seconds in which a client sends and reads nothing, after which it is
-    /// closed; 0 = never.
+    /// `timeout`: seconds after which an idle client is disconnected; 0 = never.
     pub idle_timeout_s: u64,
     /// `tcp-keepalive`: seconds between probes; 0 = none.
     pub tcp_keepalive_s: u64,
     /// `proto-max-bulk-len`: the longest argument of a command, bytes.
     pub bulk_bytes_max: usize,
-    /// `max_write_size`: the most that the arguments of one write may add up to, bytes.
+    /// `max_write_size`: limit of the arguments of one write together, bytes.
     pub write_bytes_max: usize,
-    /// `max_answer_size`: the most that one answer may have, bytes.
+    /// `max_answer_size`: limit of one answer, bytes.
     pub answer_bytes_max: usize,
-    /// `client-query-buffer-limit`: the most that one client may have sent ahead, bytes.
+    /// `client-query-buffer-limit`: limit of input sent ahead by one client, bytes.
     pub query_bytes_max: usize,
-    /// `client-output-buffer-limit`: the most that may wait for one client to read it for
-    /// long, bytes.
+    /// `client-output-buffer-limit`: limit of one client's unread replies, bytes.
     pub output_bytes_max: usize,
-    /// The same for replicas and subscribers, of which there are none: hard limit, soft
-    /// limit, seconds.
+    /// The same for replicas and subscribers, which do not exist: hard limit, soft limit,
+    /// seconds.
     pub output_limits_elsewhere: [[u64; 3]; 2],
-    /// `maxmemory-clients`: the most that all clients may hold together.
+    /// `maxmemory-clients`: limit of all clients together.
     pub clients_memory: ClientsMemory,
-    /// `memory`, of which percentages are: what this process is to use, bytes.
+    /// `memory`, the base of percentages: memory budget of this process, bytes.
     pub memory_bytes: u64,
     /// `slowlog-log-slower-than`, microseconds; negative = never.
     pub slowlog_slower_than_us: i64,
@@ -45,25 +43,25 @@ pub struct Settings {
     pub slowlog_len_max: usize,
     /// `latency-monitor-threshold`, ms; 0 = off.
     pub latency_threshold_ms: u64,
-    /// How long a call is tried again while a partition has no leader, ms.
+    /// Time limit for retries of a call while a partition has no leader, ms.
     pub call_deadline_ms: u64,
-    /// `tls-cert-file`, `tls-key-file`, `tls-ca-cert-file`: what they held when they were
-    /// read last is in use.
+    /// `tls-cert-file`, `tls-key-file`, `tls-ca-cert-file`. The contents in use are those
+    /// read last.
     pub tls: TlsFiles,
-    /// Where the cluster's certificates are, if its processes speak TLS among each other.
+    /// Files of the cluster's certificates, if its processes use TLS among each other.
     pub cluster_tls: TlsFiles,
-    /// Tables `db0..` that come with their first write.
+    /// Number of tables `db0..` that are created by their first write.
     pub databases: u32,
 }
 
-/// A limit, as an error names it.
+/// A limit in bytes, with its name for errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteLimit {
-    /// The most that there may be.
+    /// The limit, bytes.
     pub bytes: usize,
-    /// The setting that says so.
+    /// The setting that determines it.
     pub name: &'static str,
-    /// CONFIG SET changes it.
+    /// `true` if CONFIG SET changes it.
     pub is_live: bool,
 }
 
@@ -81,21 +79,21 @@ impl std::fmt::Display for ByteLimit {
 /// `maxmemory-clients`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientsMemory {
-    /// 0: there is no limit.
+    /// 0: no limit.
     Unlimited,
-    /// So many bytes.
+    /// This many bytes.
     Bytes(u64),
-    /// Of [`Settings::memory_bytes`], 1 to 100.
+    /// Percentage of [`Settings::memory_bytes`], 1 to 100.
     Percent(u8),
 }
 
-/// A smaller `maxmemory-clients` is taken for this, as by Redis.
+/// Minimum of `maxmemory-clients`, as in Redis; smaller values are raised to this.
 const CLIENTS_BYTES_MIN: u64 = 128 * 1024;
 
-/// No limit of one client is above what all may hold together; where it is set to be,
-/// this is the limit, and named.
+/// A limit of one client above the limit of all clients is replaced by the latter, in
+/// value and name.
 impl Settings {
-    /// What all clients may hold together.
+    /// Limit of all clients together.
     pub fn clients_max(&self) -> ByteLimit {
         let bytes = match self.clients_memory {
             ClientsMemory::Unlimited => u64::MAX,
@@ -111,7 +109,7 @@ impl Settings {
         }
     }
 
-    /// What one client may have sent ahead.
+    /// Limit of one client's input sent ahead.
     pub fn query_max(&self) -> ByteLimit {
         self.least(ByteLimit {
             bytes: self.query_bytes_max,
@@ -120,7 +118,7 @@ impl Settings {
         })
     }
 
-    /// The longest argument.
+    /// Limit of one argument.
     pub fn bulk_max(&self) -> ByteLimit {
         let own =
             ByteLimit { bytes: self.bulk_bytes_max, name: "proto-max-bulk-len", is_live: true };
@@ -128,7 +126,7 @@ impl Settings {
         if query.bytes < own.bytes { query } else { own }
     }
 
-    /// What may wait for one client to read it.
+    /// Limit of one client's unread replies.
     pub fn output_max(&self) -> ByteLimit {
         self.least(ByteLimit {
             bytes: self.output_bytes_max,
@@ -137,12 +135,12 @@ impl Settings {
         })
     }
 
-    /// What one command or transaction may write.
+    /// Limit of what one command or transaction writes.
     pub fn write_max(&self) -> ByteLimit {
         ByteLimit { bytes: self.write_bytes_max, name: "max_write_size", is_live: false }
     }
 
-    /// What one command or transaction may be answered.
+    /// Limit of the answer of one command or transaction.
     pub fn answer_max(&self) -> ByteLimit {
         self.least(ByteLimit {
             bytes: self.answer_bytes_max,
@@ -186,7 +184,7 @@ impl Default for Settings {
 }
 
 impl std::fmt::Debug for Settings {
-    /// Everything but the password.
+    /// Omits the password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings")
             .field("password", &self.password.as_ref().map(|_| "(set)"))

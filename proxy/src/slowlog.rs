@@ -1,7 +1,7 @@
 //! The slow log: the last commands that took longer than `slowlog-log-slower-than`.
 //!
 //! # Invariants
-//! - At most `slowlog-max-len` entries of at most [`ENTRY_ARGS_MAX`] words of
+//! - At most `slowlog-max-len` entries of at most [`ENTRY_ARGS_MAX`] arguments of
 //!   [`ENTRY_ARG_BYTES_MAX`] bytes; secrets are replaced (tests
 //!   `long_commands_are_cut_as_redis_cuts_them`, `the_oldest_entries_go`).
 
@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 
 use crate::redact::redacted;
 
-/// Words kept of a command, the last of which says how many are left out. Redis's number.
+/// Arguments kept per command; the last one says how many are left out. Redis's number.
 pub const ENTRY_ARGS_MAX: usize = 32;
-/// Bytes kept of an argument. Redis's number.
+/// Bytes kept per argument. Redis's number.
 pub const ENTRY_ARG_BYTES_MAX: usize = 128;
 
 /// The log of one proxy.
@@ -41,8 +41,8 @@ struct SlowlogEntry {
 }
 
 impl Slowlog {
-    /// Keeps a command that took `took`. Whether it is slow is the caller's to ask
-    /// ([`is_slow`]), so that fast commands cost no copy.
+    /// Adds a command that took `took`. The caller checks [`is_slow`] first, so that fast
+    /// commands cost no copy.
     pub fn add(&self, argv: &[Bytes], took: Duration, address: &str, name: &Bytes, len_max: usize) {
         let (address, name, argv) = (address.to_owned(), Bytes::copy_from_slice(name), kept(argv));
         let mut log = self.0.lock();
@@ -59,7 +59,7 @@ impl Slowlog {
         log.entries.truncate(len_max);
     }
 
-    /// Forgets what is over the length; for CONFIG SET slowlog-max-len.
+    /// Removes entries beyond the length, for CONFIG SET slowlog-max-len.
     pub fn shorten(&self, len_max: usize) {
         self.0.lock().entries.truncate(len_max);
     }
@@ -86,21 +86,21 @@ impl Slowlog {
         Reply::Int(self.0.lock().entries.len() as i64)
     }
 
-    /// SLOWLOG RESET. Ids go on counting.
+    /// SLOWLOG RESET. Ids continue.
     pub fn reset(&self) -> Reply {
         self.0.lock().entries.clear();
         Reply::OK
     }
 }
 
-/// Whether a command that took `took` belongs into the log; negative thresholds turn it
-/// off, 0 logs everything.
+/// `true` if a command that took `took` is slow; negative thresholds turn the log off, 0
+/// logs everything.
 pub fn is_slow(took: Duration, slower_than_us: i64) -> bool {
     u128::try_from(slower_than_us).is_ok_and(|threshold| took.as_micros() >= threshold)
 }
 
-/// The words of a command as the log keeps them. Copied, because a slice would keep the
-/// whole read buffer alive.
+/// The arguments of a command as the log keeps them. Copied, because a slice would keep
+/// the whole read buffer alive.
 fn kept(argv: &[Bytes]) -> Vec<Bytes> {
     let whole = if argv.len() > ENTRY_ARGS_MAX { ENTRY_ARGS_MAX - 1 } else { argv.len() };
     let cut = |arg: Bytes| match arg.len().checked_sub(ENTRY_ARG_BYTES_MAX) {

@@ -1,14 +1,13 @@
-//! What the proxy counts: calls, failures and latency of every command, connections,
-//! bytes, batches.
+//! Statistics: calls, failures and latency of every command, connections, bytes, batches.
 //!
-//! Counting must cost next to nothing where commands run, so everything there is a
-//! relaxed addition to an atomic, once per command and *chunk* (sixteen GETs of one
-//! pipeline are one record). INFO, LATENCY HISTOGRAM and the Prometheus page all read the
-//! same numbers; see [`crate::metrics`] for the latter.
+//! Counting must cost next to nothing where commands run, so it is a relaxed addition to
+//! an atomic, once per command and *chunk* (sixteen GETs of one pipeline are one record).
+//! INFO, LATENCY HISTOGRAM and the Prometheus page read the same numbers; see
+//! [`crate::metrics`] for the latter.
 //!
 //! # Invariants
-//! - Memory is fixed at start, but for the error names, of which at most [`ERRORS_MAX`]
-//!   are told apart.
+//! - Memory is fixed at start, except for the error names, of which at most
+//!   [`ERRORS_MAX`] are kept apart.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -19,24 +18,23 @@ use parking_lot::Mutex;
 
 use crate::histogram::Histogram;
 
-/// How many error prefixes are counted apart; the rest counts as `other`. As many as in
-/// Redis.
+/// Error prefixes that are counted separately; all others count as `other`. Redis's
+/// number.
 pub const ERRORS_MAX: usize = 128;
 
-/// Bounds of the sizes of requests that are told apart: 1, 2, 4, ... ops.
+/// Number of size classes of requests: 1, 2, 4, ... ops.
 const BATCH_BOUNDS: usize = 13;
 
-/// Samples behind the "instantaneous" figures, as in Redis.
+/// Samples behind the "instantaneous" fields, as in Redis.
 const SAMPLES: usize = 16;
 
-/// A command's place in the table, families laid end to end. Found once when a command is
-/// looked up.
+/// A command's index in the table, over all families. Determined once, when the command
+/// is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandIndex(u16);
 
 impl CommandIndex {
-    /// Where `command` stands in [`COMMANDS`]; `None` for an entry that is not from
-    /// there.
+    /// The index of `command` in [`COMMANDS`]; `None` for an entry that is not in it.
     pub fn of(command: &'static Command) -> Option<CommandIndex> {
         let mut base = 0;
         for family in COMMANDS {
@@ -51,11 +49,11 @@ impl CommandIndex {
     }
 }
 
-/// What is counted of one command.
+/// Counters of one command.
 #[derive(Debug)]
 struct PerCommand {
     calls: AtomicU64,
-    /// Its part of the time of its chunks.
+    /// Its share of the time of its chunks.
     nanos: AtomicU64,
     /// The sum of `latency`.
     waited_nanos: AtomicU64,
@@ -65,16 +63,16 @@ struct PerCommand {
     latency: Histogram,
 }
 
-/// One command's figures, for INFO commandstats and the like.
+/// Statistics of one command, for INFO commandstats and others.
 #[derive(Debug, Clone, Copy)]
 pub struct CommandStats<'a> {
-    /// As in the table: `get`, `client|id`.
+    /// The name in the table: `get`, `client|id`.
     pub name: &'static str,
     /// Executed.
     pub calls: u64,
-    /// Time that all calls took together: of what came together each has an equal part.
+    /// Total time of all calls; commands of one chunk share its time equally.
     pub total: Duration,
-    /// Time that all calls were waited for, the sum of `latency`.
+    /// Total time that clients waited, the sum of `latency`.
     pub waited: Duration,
     /// Refused before execution: arity, NOAUTH, syntax.
     pub rejected: u64,
@@ -84,30 +82,30 @@ pub struct CommandStats<'a> {
     pub latency: &'a Histogram,
 }
 
-/// Everything that is counted. One per proxy.
+/// All counters of one proxy.
 #[derive(Debug)]
 pub struct Stats {
     commands: Box<[PerCommand]>,
     errors: Mutex<Errors>,
     /// Open connections.
     pub connections: Gauge,
-    /// Accepted since start.
+    /// Connections accepted since the start.
     pub connections_received: Counter,
-    /// Turned away: `maxclients`, protected mode.
+    /// Connections rejected: `maxclients`, protected mode.
     pub connections_rejected: Counter,
-    /// Cut because their output buffer was over its limit.
+    /// Disconnections over the output buffer limit.
     pub output_limit_disconnections: Counter,
-    /// Cut because their query buffer was over its limit.
+    /// Disconnections over the query buffer limit.
     pub query_limit_disconnections: Counter,
-    /// Cut because they sent an argument or a command that is larger than is taken.
+    /// Disconnections for an oversized argument or command.
     pub oversized_disconnections: Counter,
-    /// Cut because all clients held more than `maxmemory-clients`, and these most.
+    /// Clients evicted because all clients used more than `maxmemory-clients`.
     pub evicted_clients: Counter,
     /// Bytes read from clients.
     pub bytes_in: Counter,
     /// Bytes written to clients.
     pub bytes_out: Counter,
-    /// Reads from sockets that brought something.
+    /// Reads from sockets that returned data.
     pub reads: Counter,
     /// Writes to sockets.
     pub writes: Counter,
@@ -115,31 +113,31 @@ pub struct Stats {
     pub error_replies: Counter,
     /// Failed AUTH and HELLO AUTH.
     pub auth_failures: Counter,
-    /// Keys that were looked up and there.
+    /// Look-ups that found the key.
     pub keyspace_hits: Counter,
-    /// Keys that were looked up and not there.
+    /// Look-ups that did not find the key.
     pub keyspace_misses: Counter,
-    /// Requests to partitions that carry up to 1, 2, 4, ... ops; the last holds all
+    /// Requests to partitions with up to 1, 2, 4, ... ops; the last class holds all
     /// larger ones.
     batches: [AtomicU64; BATCH_BOUNDS + 1],
-    /// Ops in these.
+    /// Ops in these requests.
     pub batch_ops: Counter,
     rates: Mutex<RateSamples>,
-    /// Somebody calls [`Stats::sample`].
+    /// [`Stats::sample`] is being called periodically.
     pub(crate) is_sampled: AtomicBool,
 }
 
-/// A number that grows.
+/// A counter that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
 
-    /// The sum.
+    /// The current sum.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -149,28 +147,28 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down.
+/// A gauge.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicI64);
 
 impl Gauge {
-    /// One more.
+    /// Adds one.
     pub fn up(&self) {
         self.0.fetch_add(1, Relaxed);
     }
 
-    /// One less.
+    /// Subtracts one.
     pub fn down(&self) {
         self.0.fetch_sub(1, Relaxed);
     }
 
-    /// How many.
+    /// The current value.
     pub fn get(&self) -> u64 {
         u64::try_from(self.0.load(Relaxed)).unwrap_or(0)
     }
 }
 
-/// Error replies by prefix, and of each prefix by command (`None`: no such command).
+/// Error replies by prefix, and for each prefix by command (`None`: unknown command).
 type Errors = HashMap<Box<str>, HashMap<Option<CommandIndex>, u64>>;
 
 impl Default for Stats {
@@ -217,9 +215,8 @@ impl Stats {
     }
 
     /// Counts `n` executed calls of a command. They were in a chunk of `commands`, which
-    /// took `took` from when it was taken up until its answers were there: so long each
-    /// of them was waited for. Which of them needed how much of it nobody knows, so they
-    /// share it equally.
+    /// took `took` from its start until its answers were there, and each of them waited
+    /// that long. The time of a single command is unknown, so they share it equally.
     pub fn record(&self, command: CommandIndex, n: u64, took: Duration, commands: u64) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let waited = nanos.saturating_mul(n);
@@ -230,8 +227,8 @@ impl Stats {
         command.latency.record(nanos, n);
     }
 
-    /// Counts a command that was refused before it ran, by its error line
-    /// (`ERR wrong number ...`, without `-`). `None`: no such command.
+    /// Counts a command that was refused before it ran, by its error line (`ERR wrong
+    /// number ...`, without `-`). `None`: unknown command.
     pub fn rejected(&self, command: Option<CommandIndex>, line: &str) {
         if let Some(command) = command {
             self.commands[usize::from(command.0)].rejected.fetch_add(1, Relaxed);
@@ -239,8 +236,8 @@ impl Stats {
         self.error(command, line);
     }
 
-    /// Counts a command that ran (it is in [`Stats::record`] as well) and was answered
-    /// with an error line.
+    /// Counts a command that ran (it is in [`Stats::record`] as well) and replied with an
+    /// error line.
     pub fn failed(&self, command: CommandIndex, line: &str) {
         self.commands[usize::from(command.0)].failed.fetch_add(1, Relaxed);
         self.error(Some(command), line);
@@ -250,8 +247,8 @@ impl Stats {
         self.error_replies.add(1);
         let prefix = prefix(line);
         let mut errors = self.errors.lock();
-        // Prefixes come from our own code; the cap is there should one ever be made from
-        // what a client sent.
+        // Prefixes come from our own code; the limit is there in case one ever comes from
+        // a client.
         let name =
             if errors.contains_key(prefix) || errors.len() < ERRORS_MAX { prefix } else { "other" };
         if !errors.contains_key(name) {
@@ -262,15 +259,15 @@ impl Stats {
         }
     }
 
-    /// Counts a request to a partition that carries `ops` ops.
+    /// Counts a request to a partition with `ops` ops.
     pub fn batch(&self, ops: usize) {
         let bucket = ops.saturating_sub(1).checked_ilog2().map_or(0, |bits| bits as usize + 1);
         self.batches[bucket.min(BATCH_BOUNDS)].fetch_add(1, Relaxed);
         self.batch_ops.add(ops as u64);
     }
 
-    /// Requests to partitions: (most ops, how many requests have at most so many), and
-    /// how many there are.
+    /// Requests to partitions: (size, number of requests with at most this size), and the
+    /// total.
     pub fn batches(&self) -> (Vec<(u64, u64)>, u64) {
         let mut sum = 0;
         let mut counts = self.batches.iter().map(|count| {
@@ -294,7 +291,7 @@ impl Stats {
         })
     }
 
-    /// Commands executed, all together.
+    /// Executed commands in total.
     pub fn commands_processed(&self) -> u64 {
         self.commands.iter().map(|command| command.calls.load(Relaxed)).sum()
     }
@@ -308,7 +305,7 @@ impl Stats {
             .collect()
     }
 
-    /// Error replies: (command, `None` if there is none of the name; prefix; count).
+    /// Error replies: (command, `None` if unknown; prefix; count).
     pub fn command_errors(&self) -> Vec<(Option<&'static str>, String, u64)> {
         let names: Vec<_> = names().collect();
         let name = |index: &Option<CommandIndex>| {
@@ -321,7 +318,7 @@ impl Stats {
         counts.map(|(prefix, index, count)| (name(index), prefix.to_string(), *count)).collect()
     }
 
-    /// Takes a sample of the rates. To be called several times a second.
+    /// Samples the rates. Called several times a second.
     pub fn sample(&self, now: Instant) {
         self.rates
             .lock()
@@ -333,8 +330,8 @@ impl Stats {
         self.rates.lock().per_second()
     }
 
-    /// CONFIG RESETSTAT: everything but the gauges. Prometheus sees counters start again
-    /// from 0, as after a restart.
+    /// CONFIG RESETSTAT: resets everything but the gauges. Prometheus sees counters
+    /// restart from 0, as after a restart.
     pub fn reset(&self) {
         for command in &self.commands {
             for count in [
@@ -376,7 +373,7 @@ fn names() -> impl Iterator<Item = &'static str> {
     COMMANDS.iter().flat_map(|family| family.iter()).map(|command| command.name)
 }
 
-/// The first word of an error line; Redis counts a line without an upper-case first word
+/// The first word of an error line. Redis counts a line without an upper-case first word
 /// as ERR.
 fn prefix(line: &str) -> &str {
     let word = line.split(' ').next().unwrap_or_default();

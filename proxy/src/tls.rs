@@ -1,9 +1,9 @@
 //! TLS for clients: certificates from PEM files to a rustls configuration, which can be
-//! read anew while connections go on.
+//! reloaded while connections are open.
 //!
 //! # Invariants
-//! - Certificate and key are read together and used together or not at all: files that do
-//!   not fit change nothing (`tests/tls.rs`,
+//! - Certificate and key are read and used together or not at all: files that do not
+//!   match change nothing (`tests/tls.rs`,
 //!   `certificates_are_reloaded_together_or_not_at_all`).
 
 use std::path::{Path, PathBuf};
@@ -15,44 +15,44 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 
-/// Where the certificates are.
+/// Files of the certificates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The server's chain, its own certificate first.
+    /// The server's certificate chain, its own certificate first.
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// When set, whoever connects must show a certificate signed by one of these.
+    /// If set, clients must present a certificate signed by one of these.
     pub authority: Option<PathBuf>,
 }
 
-/// Why TLS cannot be served.
+/// Reasons why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file is missing or no PEM.
+    /// A file is missing or is not PEM.
     #[error("read {file}: {why}")]
     File {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         why: String,
     },
-    /// The key does not belong to the certificate, or the like.
+    /// The key does not match the certificate, or similar.
     #[error("use the certificates: {0}")]
     Config(String),
 }
 
-/// What is read of the files, fit to be used.
+/// The verified contents of the files.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     config: Arc<rustls::ServerConfig>,
-    /// The server's chain, its own certificate first.
+    /// The server's certificate chain, its own certificate first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Authorities of clients' certificates.
+    /// Authorities of client certificates.
     pub client_ca: Vec<CertificateDer<'static>>,
 }
 
-/// TLS as it is served: handshakes that begin now use what was read last.
+/// The TLS configuration in use: new handshakes use the credentials loaded last.
 #[derive(Debug)]
 pub struct Tls(ArcSwap<Credentials>);
 
@@ -62,12 +62,12 @@ impl Tls {
         Arc::new(Tls(ArcSwap::from_pointee(credentials)))
     }
 
-    /// Handshakes from now on use these.
+    /// Replaces the credentials for new handshakes.
     pub fn renew(&self, credentials: Credentials) {
         self.0.store(Arc::new(credentials));
     }
 
-    /// What is used now.
+    /// The credentials in use.
     pub fn credentials(&self) -> Arc<Credentials> {
         self.0.load_full()
     }
@@ -77,11 +77,10 @@ impl Tls {
     }
 }
 
-/// Reads certificates and key, all of one moment as far as files can be, and sees whether
-/// they fit.
+/// Reads certificates and key together, and checks that they match.
 ///
 /// # Errors
-/// What can't be read or does not fit.
+/// The unreadable file or the mismatch.
 pub fn read(files: &TlsFiles) -> Result<Credentials, TlsError> {
     let config_error = |error: &dyn std::fmt::Display| TlsError::Config(error.to_string());
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,16 +1,16 @@
 //! MULTI, EXEC, DISCARD, WATCH, UNWATCH.
 //!
-//! The words of a command are kept while it is queued, as copies of their own; EXEC plans
-//! and carries out. All ops go into one request to one partition, so they are atomic and
-//! isolated; rows of several partitions are refused as a whole. Watched rows travel with
-//! the request as tokens that the partition's executor made ([`row::op::WatchToken`]), so
-//! nothing is watched between WATCH and EXEC, and no server keeps a list.
+//! The arguments of a queued command are kept as copies; EXEC plans and executes the
+//! commands. All ops go into one request to one partition, so they are atomic and
+//! isolated; rows of several partitions are refused as a whole. Watched rows are sent
+//! with the request as tokens made by the partition's executor ([`row::op::WatchToken`]),
+//! so nothing is registered between WATCH and EXEC, and no server keeps a list.
 //!
-//! A table that is missing is watched by its name: it is as it was while there is none,
-//! or none before EXEC makes it, in which nothing has been written yet. What EXEC does
-//! not find because its table is missing it reads as empty, unless EXEC makes the table
-//! itself: that comes first, so that nothing is read of before it. It is only made when
-//! nothing speaks against EXEC any more that could be known before.
+//! A row of a missing table is watched by the table's name: it is unchanged while the
+//! table is missing, or when EXEC creates the table and nothing has been written to it
+//! yet. EXEC reads a missing table as empty, unless EXEC creates the table itself: that
+//! comes first, so that nothing is read of it before. EXEC creates the table only when
+//! every check that can be made before has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,31 +33,31 @@ use crate::session::{Session, TableRef};
 use crate::settings::ByteLimit;
 use crate::{errors, generic, lookups, resp};
 
-/// What a watched row takes beyond its key, about.
+/// Estimated memory of a watched row besides its key.
 const WATCHED_BYTES: usize = 256;
-/// Larger replies that are known before EXEC are not kept meanwhile, but made again.
+/// Larger replies that are known before EXEC are not kept, but made again.
 const SMALL_REPLY_BYTES: usize = 1024;
 
-/// A connection's transaction: what is queued, what is watched.
+/// The transaction of a connection: queued commands and watched rows.
 #[derive(Default)]
 pub(crate) struct Transaction {
     queue: Option<Vec<QueuedCommand>>,
-    /// What the queue takes.
+    /// Memory of the queue.
     queued_bytes: usize,
-    /// What it will take when EXEC plans it: the words of a command count for more than
-    /// their bytes, as those of any other.
+    /// Memory of the queue when EXEC plans it: arguments count for more than their bytes,
+    /// as those of any command.
     planned_bytes: usize,
-    /// An error while queueing: EXEC will refuse.
+    /// An error occurred while queueing, so EXEC will refuse (Redis: `DIRTY_EXEC`).
     is_dirty: bool,
     watched: Vec<Watch>,
     watched_bytes: usize,
 }
 
-/// A command that is queued. Its words are copied: slices would keep the whole read
-/// buffer alive, and a plan may be much larger than they are.
+/// A queued command. Its arguments are copied: slices would keep the whole read buffer
+/// alive, and a plan may be much larger than its arguments.
 struct QueuedCommand {
     resolved: ResolvedCommand,
-    /// All words, one behind the other, and where each ends.
+    /// All arguments, concatenated, and the end of each.
     text: Bytes,
     ends: SmallVec<[usize; 3]>,
 }
@@ -73,7 +73,7 @@ impl QueuedCommand {
         QueuedCommand { resolved, text: text.into(), ends }
     }
 
-    /// What it takes while it is kept.
+    /// Memory of the queued command.
     fn bytes(&self) -> usize {
         let spilled =
             if self.ends.spilled() { self.ends.capacity() * size_of::<usize>() } else { 0 };
@@ -94,7 +94,7 @@ impl QueuedCommand {
 /// A watched row.
 enum Watch {
     Row(PartitionId, WatchToken),
-    /// In a table that did not exist then.
+    /// In a table that did not exist at WATCH.
     NoTable(Arc<str>, Bytes),
 }
 
@@ -103,7 +103,7 @@ impl Transaction {
         self.queue.is_some()
     }
 
-    /// A queued command may write.
+    /// `true` if a queued command may write.
     pub(crate) fn writes(&self) -> bool {
         self.queue.iter().flatten().any(|queued| queued.resolved.command.is(flags::WRITE))
     }
@@ -131,7 +131,7 @@ impl Transaction {
         (self.watched, self.watched_bytes) = (Vec::new(), 0);
     }
 
-    /// Something was refused while queueing: nothing of the queue will be carried out.
+    /// A command was refused while queueing: nothing in the queue will be executed.
     pub(crate) fn mark_dirty(&mut self) {
         if let Some(queue) = &mut self.queue {
             (self.is_dirty, *queue) = (true, Vec::new());
@@ -139,7 +139,7 @@ impl Transaction {
         }
     }
 
-    /// Queues a command, if what EXEC makes of the whole queue stays below `bytes_max`.
+    /// Queues a command, if the plans of the whole queue stay below `bytes_max`.
     pub(crate) fn queue(
         &mut self,
         resolved: ResolvedCommand,
@@ -167,7 +167,7 @@ impl Transaction {
         Reply::Status("QUEUED".into())
     }
 
-    /// What is kept of it: commands that are queued, and rows that are watched.
+    /// Memory of queued commands and watched rows.
     pub(crate) fn bytes(&self) -> usize {
         let room = self
             .queue
@@ -182,12 +182,12 @@ impl Transaction {
     }
 }
 
-/// One command of a transaction that is being carried out.
+/// One command of a transaction in execution.
 enum ExecStep {
     Ready(Reply),
-    /// A large reply that needs nobody: it is made when it is its turn.
+    /// A large reply that needs no rows: it is made when its turn comes.
     Again(QueuedCommand),
-    /// Waits for so many outcomes, which count as looking keys up or not.
+    /// Waits for this many outcomes; the flag is set if they count as look-ups.
     Rows(ReplyBuilder, usize, bool),
     /// SELECT of this table.
     Select(Arc<str>),
@@ -200,10 +200,10 @@ enum ResolvedStep {
     Other(ExecStep),
 }
 
-/// The one request of a transaction while it is being put together.
+/// The request of a transaction while it is built.
 #[derive(Default)]
 struct TransactionRequest {
-    /// The table that this transaction has made.
+    /// The table that this transaction has created.
     made: Option<Arc<str>>,
     partition: Option<PartitionId>,
     ops: Vec<Op>,
@@ -238,7 +238,7 @@ impl Session {
         };
         let mut batches = Batches::default();
         let add = |key: Bytes| {
-            // It stays; a slice would keep the whole read buffer alive.
+            // The key is kept; a slice would keep the whole read buffer alive.
             let key = Bytes::copy_from_slice(&key);
             let partition = router::partition_of(&table, &key);
             (partition, batches.add(partition, Op::Watch { key }, false))
@@ -273,7 +273,7 @@ impl Session {
             transaction.queued_bytes + transaction.planned_bytes + transaction.watched_bytes,
         );
         let table_before = self.table_name.clone();
-        // Monitors are shown them when they run.
+        // Monitors see the commands when they run.
         let is_shown = |queued: &QueuedCommand| {
             crate::monitor::is_shown(queued.resolved.command).then(|| queued.argv())
         };
@@ -283,7 +283,7 @@ impl Session {
             Vec::new()
         };
         let request = self.build_request(queue, &transaction.watched).await;
-        // The commands are carried out from here on, SELECT included.
+        // The commands are executed from here on, including SELECT.
         self.use_table(table_before);
         let (steps, request) = match request {
             Ok(Some(request)) => request,
@@ -297,8 +297,8 @@ impl Session {
         }
     }
 
-    /// All ops of the queue for one partition, and how each command is answered; `None`:
-    /// something watched was touched.
+    /// Collects the ops of the queue for one partition, and the replies' builders;
+    /// `None`: a watched row was touched.
     async fn build_request(
         &mut self,
         queue: Vec<QueuedCommand>,
@@ -320,7 +320,8 @@ impl Session {
         }
         if let Some(table) = missing_written_table {
             if watched.iter().any(|watch| matches!(watch, Watch::Row(..))) {
-                // They are in another table than this one, which was not there.
+                // The watched rows are in another table than this one, which did not
+                // exist.
                 return self.check_watched_elsewhere(watched).await.map(|()| None);
             }
             self.use_table(table.clone());
@@ -347,8 +348,9 @@ impl Session {
         Ok(Some((steps, request)))
     }
 
-    /// Whether a table that was missing when it was watched has been made since. Whether
-    /// that very row was written is not known: better tried again than wrong.
+    /// `true` if a table that was missing at WATCH has been created since. It is unknown
+    /// whether the watched row was written, and a needless retry is better than a wrong
+    /// result.
     async fn is_made_since(&mut self, watched: &[Watch]) -> Result<bool, Reply> {
         let names = |watch: &Watch| {
             if let Watch::NoTable(name, _) = watch { Some(name.clone()) } else { None }
@@ -361,9 +363,9 @@ impl Session {
         Ok(false)
     }
 
-    /// What it means that rows are watched that are not where the transaction is carried
-    /// out: they have been touched if one of their tables was dropped, and else the
-    /// transaction is one of several partitions, which is refused.
+    /// Watched rows outside the partition of the transaction: they were touched if one of
+    /// their tables was dropped; otherwise the transaction spans several partitions and
+    /// is refused.
     async fn check_watched_elsewhere(&mut self, watched: &[Watch]) -> Result<(), Reply> {
         let tables =
             router::find_all(&self.proxy).await.map_err(|error| errors::catalogue_error(&error))?;
@@ -374,8 +376,8 @@ impl Session {
         if watched.iter().all(is_there) { Err(Reply::error(errors::CROSSSLOT)) } else { Ok(()) }
     }
 
-    /// What each command means, and of which table: the one that was selected last. The
-    /// session goes back to its own until the commands run.
+    /// Plans each command and determines its table, the one selected last. The session
+    /// returns to its own table until the commands run.
     async fn resolve_steps(
         &mut self,
         queue: Vec<QueuedCommand>,
@@ -421,13 +423,13 @@ impl Session {
         Ok(resolved_steps)
     }
 
-    /// The table that is missing and will be written to. It is made before anything else:
-    /// between what is read of a table as long as there is none and what is then written
-    /// to it, others may write as well.
+    /// The missing table that will be written. It is created before anything else: other
+    /// clients may write between a read of the missing table and the write to the created
+    /// one.
     ///
     /// # Errors
-    /// CROSSSLOT when there are several, or rows of others: each has partitions of its
-    /// own.
+    /// CROSSSLOT when there are several such tables, or rows of other tables: each table
+    /// has partitions of its own.
     fn missing_written_table(
         resolved_steps: &[ResolvedStep],
         missing: &BTreeSet<Arc<str>>,
@@ -447,7 +449,7 @@ impl Session {
         Ok(written.pop_first())
     }
 
-    /// Which of these tables are not there.
+    /// The tables among these that do not exist.
     async fn missing_of(&mut self, names: BTreeSet<Arc<str>>) -> Result<BTreeSet<Arc<str>>, Reply> {
         let mut missing = BTreeSet::new();
         for name in names {
@@ -473,7 +475,7 @@ impl Session {
                     }
                     return Ok(ExecStep::Ready(rows.builder.build(outcomes)));
                 }
-                // It was dropped since it was made.
+                // It was dropped since EXEC created it.
                 None => return Err(errors::call_error(&CallError::NoTable)),
             },
         };
@@ -494,7 +496,7 @@ impl Session {
         Ok(step)
     }
 
-    /// Sends the request with what is watched; `None`: something watched was touched.
+    /// Sends the request with the watch tokens; `None`: a watched row was touched.
     async fn send(
         &mut self,
         request: TransactionRequest,
@@ -510,7 +512,7 @@ impl Session {
                 (Watch::Row(partition, watched), _) => {
                     tokens.entry(*partition).or_default().push(watched.clone())
                 }
-                // Somebody else may have written to it since it was made.
+                // Another client may have written to it since it was created.
                 (Watch::NoTable(name, key), Some(table)) if request.made.as_ref() == Some(name) => {
                     tokens
                         .entry(router::partition_of(table, key))
@@ -522,11 +524,11 @@ impl Session {
         }
         let deadline = self.deadline();
         let Some(partition) = request.partition else {
-            // Nothing to do with rows, but EXEC still tells whether they were touched.
+            // No rows, but EXEC still checks the watched rows.
             for (partition, watched) in tokens {
                 let request = Request { ops: Vec::new(), joined: Vec::new(), watched };
                 match router::respond(&self.proxy, partition, &request, deadline).await {
-                    // A row that was dropped with its table was touched.
+                    // A row that was dropped with its table counts as touched.
                     Ok(Response::Touched) | Err(CallError::NoTable) => return Ok(None),
                     Ok(Response::Done(_)) => {}
                     Err(error) => return Err(errors::call_error(&error)),
@@ -551,8 +553,8 @@ impl Session {
         }
     }
 
-    /// The replies of all commands, as one, with a bound: what is done is done, but a
-    /// client that asks for too much is told so instead.
+    /// The replies of all commands as one reply, with a limit: the commands are executed,
+    /// but a client that asks for too much gets an error instead.
     async fn replies(
         &mut self,
         steps: Vec<ExecStep>,
@@ -586,7 +588,8 @@ impl Session {
                     self.follow(crate::client::Effect::Mode(mode));
                     Reply::OK
                 }
-                // In a transaction nobody waits, as in Redis: it tells what is so.
+                // Nothing blocks in a transaction, as in Redis: WAITAOF reports the
+                // current state.
                 ExecStep::Local(LocalCommand::WaitAof { .. }) => {
                     self.wait_for_disks(0, 0, Instant::now()).await
                 }
@@ -603,27 +606,27 @@ impl Session {
                 replies.push(reply);
                 self.track_memory(MemoryUse::Answers, bytes);
             } else {
-                // The rest is carried out all the same, as is all of it that is rows.
+                // The rest is executed all the same; its ops were part of the request.
                 replies = Vec::new();
             }
         }
         if bytes > bytes_max.bytes {
             return Reply::error(format!(
-                "ERR the transaction was carried out, but its replies are larger than {bytes_max}"
+                "ERR the transaction was executed, but its replies are larger than {bytes_max}"
             ));
         }
         Reply::Array(replies)
     }
 }
 
-/// The partition of an op, if it is one.
+/// The partition of an op, if there is exactly one.
 fn only_partition(table: &Table, rows: &RowPlan, op: &Op) -> Option<PartitionId> {
     let names_no_key = rows.all_partitions || op.first_key().is_none();
     if names_no_key && table.partitions > 1 { None } else { router::partition_of_op(table, op) }
 }
 
-/// Whether all that is done in the table of a name, and watched in it, would lie in one
-/// partition of a new one.
+/// `true` if everything done and watched in the named table would lie in one partition of
+/// a new table.
 fn fits(new: &Table, name: &Arc<str>, resolved_steps: &[ResolvedStep], watched: &[Watch]) -> bool {
     let done = resolved_steps.iter().filter_map(|command| {
         if let ResolvedStep::Rows(table, rows) = command { Some((table, rows)) } else { None }
@@ -641,7 +644,7 @@ fn fits(new: &Table, name: &Arc<str>, resolved_steps: &[ResolvedStep], watched: 
     first.is_some() && places.all(|place| place == first)
 }
 
-/// What commands write, bytes, of those on tables that count.
+/// Bytes written by the commands on tables that count.
 fn written_bytes(resolved_steps: &[ResolvedStep], counts: impl Fn(&Arc<str>) -> bool) -> usize {
     let ops = |command: &ResolvedStep| match command {
         ResolvedStep::Rows(table, rows) if counts(table) => {
@@ -652,7 +655,7 @@ fn written_bytes(resolved_steps: &[ResolvedStep], counts: impl Fn(&Arc<str>) -> 
     resolved_steps.iter().map(ops).sum()
 }
 
-/// The tables whose rows commands are about.
+/// The tables whose rows the commands use.
 fn tables_of(resolved_steps: &[ResolvedStep]) -> BTreeSet<Arc<str>> {
     let table = |command: &ResolvedStep| {
         if let ResolvedStep::Rows(table, _) = command { Some(table.clone()) } else { None }
@@ -664,8 +667,8 @@ fn fault(fault: Fault) -> Reply {
     errors::call_error(&CallError::Fault(fault.0))
 }
 
-/// Commands that take several calls as a rule, as ops of the one partition that a
-/// transaction has.
+/// Turns commands that normally take several calls into ops on the one partition of a
+/// transaction.
 fn as_rows(call: LocalCommand) -> Plan {
     let rows = |op, builder| {
         Plan::Rows(RowPlan {
@@ -691,9 +694,8 @@ fn as_rows(call: LocalCommand) -> Plan {
     }
 }
 
-/// Commands that would have to wait for others, or do what a transaction of one partition
-/// cannot. By their names and words alone, as what is wrong with them otherwise is told
-/// by EXEC.
+/// Commands that would block, or do more than a transaction of one partition can. Decided
+/// by name and arguments alone; EXEC reports all other errors.
 fn is_forbidden(command: &Command, argv: &Argv) -> bool {
     match command.name {
         "move" | "flushall" => true,

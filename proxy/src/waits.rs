@@ -1,14 +1,14 @@
-//! WAIT and WAITAOF: on how many disks and copies is what this connection wrote?
+//! WAIT and WAITAOF: durability and replication of this connection's writes.
 //!
-//! A connection notes the partitions that it writes to ([`WrittenPartitions`]). WAITAOF asks the
-//! leader of each, wherever it is, to have its log on disk up to what is committed by
-//! then ([`Op::Sync`]), and the other replicas, when some are wanted, to have theirs up
-//! to the same entry. So what it says rests on what was done for it, and not on what this
-//! process was started with.
+//! A connection records the partitions that it writes to ([`WrittenPartitions`]). WAITAOF
+//! asks the leader of each, in whatever process, to sync its log up to the current commit
+//! ([`Op::Sync`]), and, when replicas are wanted, the other replicas to sync theirs up to
+//! the same entry. So the reply rests on these syncs and not on the configuration of this
+//! process.
 //!
 //! # Invariants
-//! - A disk is claimed only after the leader of every partition that was written to has
-//!   synced, or has by its durability (`waitaof_claims_only_what_is_on_disk`;
+//! - A disk is claimed only after the leader of every written partition has synced, or
+//!   has by its durability (`waitaof_claims_only_what_is_on_disk`;
 //!   `integration/tests/durability_reporting.rs`,
 //!   `a_proxy_reports_durability_and_waitaof_syncs_the_storage`).
 
@@ -24,21 +24,21 @@ use crate::host::Durability;
 use crate::session::Session;
 use crate::{Proxy, errors, router};
 
-/// Longer than anybody waits, and not too long for a timer.
+/// Longer than any client waits, and within the range of timers.
 const WAIT_MAX: Duration = Duration::from_secs(1 << 30);
-/// Partitions that are asked at a time.
+/// Partitions that are synced concurrently.
 const SYNC_CONCURRENCY: usize = 16;
 
-/// The partitions that a connection has written to since it last waited for disks.
+/// The partitions that a connection has written to since its last successful WAITAOF.
 #[derive(Debug, Default)]
 pub(crate) struct WrittenPartitions {
     partitions: BTreeSet<PartitionId>,
-    /// Most write to one again and again.
+    /// Fast path, as most connections write to one partition repeatedly.
     last: Option<PartitionId>,
 }
 
 impl WrittenPartitions {
-    /// Something is sent to it that may write.
+    /// Records a request that may write.
     pub(crate) fn note(&mut self, partition: PartitionId) {
         if self.last != Some(partition) {
             self.partitions.insert(partition);
@@ -51,22 +51,22 @@ impl WrittenPartitions {
     }
 }
 
-/// When a wait of so many ms ends; 0 = never.
+/// The end of a wait of this many ms; 0 = never.
 pub(crate) fn deadline(timeout_ms: u64) -> Instant {
     Instant::now()
         + if timeout_ms == 0 { WAIT_MAX } else { Duration::from_millis(timeout_ms).min(WAIT_MAX) }
 }
 
-/// What WAITAOF asks for.
+/// Parameters of WAITAOF.
 struct WaitRequest {
     replicas: u32,
     deadline: Instant,
-    /// CLIENT UNBLOCK.
+    /// Cancelled by CLIENT UNBLOCK.
     unblocked: CancellationToken,
 }
 
 impl WaitRequest {
-    /// Until nobody waits for it any more.
+    /// Completes at the deadline or when the client is unblocked.
     async fn ends(&self) {
         tokio::select! {
             () = tokio::time::sleep_until(self.deadline.into()) => {}
@@ -76,8 +76,7 @@ impl WaitRequest {
 }
 
 impl Session {
-    /// What a wait is about: the partitions that were written to; else those of the
-    /// selected table.
+    /// The partitions of a wait: the written ones, or else those of the selected table.
     fn waited_for(&mut self) -> Vec<PartitionId> {
         if !self.written.partitions.is_empty() {
             return self.written.partitions.iter().copied().collect();
@@ -85,16 +84,16 @@ impl Session {
         self.table().map(|table| router::partitions(table).collect()).unwrap_or_default()
     }
 
-    /// WAIT: how many copies beside the leader's have everything that this client was
-    /// told is written. Answered at once, since an acknowledged write is already where it
-    /// is going to be counted: waiting longer would not add a copy.
+    /// WAIT: the number of copies besides the leader's that have every write acknowledged
+    /// to this client. Replies immediately: an acknowledged write already is on all
+    /// replicas that will be counted, so waiting adds no copy.
     pub(crate) fn wait_for_copies(&mut self) -> Reply {
         let partitions = self.waited_for();
         Reply::Int(i64::from(copies(&self.proxy, &partitions)))
     }
 
-    /// WAITAOF: (is it on its leaders' disks, on how many other disks). Waits until it is
-    /// as asked for, or the deadline, as in Redis.
+    /// WAITAOF: (synced by all leaders, number of other replicas that have synced). Waits
+    /// until the request is met, or for the deadline, as in Redis.
     pub(crate) async fn wait_for_disks(
         &mut self,
         local: i64,
@@ -105,7 +104,7 @@ impl Session {
         let proxy = self.proxy.clone();
         let always = proxy.host.durability() == Durability::Always;
         if local == 0 && replicas == 0 {
-            // Nothing is asked of anybody, and nothing claimed that is not so anyway.
+            // Nothing needs a sync, and nothing is claimed that does not hold anyway.
             return waitaof_reply(always, if always { copies(&proxy, &partitions) } else { 0 });
         }
         let client = self.client.clone();
@@ -136,14 +135,14 @@ fn waitaof_reply(local: bool, others: u32) -> Reply {
     Reply::Array(vec![Reply::Int(i64::from(local)), Reply::Int(i64::from(others))])
 }
 
-/// Copies beside the leader's that have acknowledged whatever was acknowledged: the least
-/// of all partitions.
+/// The smallest number of copies, over all partitions, that hold every acknowledged write
+/// besides the leader's.
 fn copies(proxy: &Proxy, partitions: &[PartitionId]) -> u32 {
     partitions.iter().map(|partition| proxy.host.replicas(*partition)).min().unwrap_or(0)
 }
 
-/// Whether all leaders have synced, and how many other replicas have, at least, of each
-/// partition.
+/// `true` if all leaders have synced, and the smallest number of other replicas that
+/// have, over all partitions.
 async fn sync_all(
     proxy: &Proxy,
     partitions: &[PartitionId],
@@ -165,13 +164,13 @@ async fn sync_all(
     }
     let others = others.unwrap_or(0);
     if !leaders || others < wanted.replicas {
-        // More than there are, say: as in Redis, that is waited for.
+        // More were asked for than there are; as in Redis, that waits.
         wanted.ends().await;
     }
     Ok((leaders, others))
 }
 
-/// As [`sync_all`], of one partition; `None`: its table has been dropped.
+/// As [`sync_all`], of one partition; `None`: its table was dropped.
 async fn sync_one(
     proxy: &Proxy,
     partition: PartitionId,
@@ -202,7 +201,7 @@ async fn sync_one(
         }
     };
     let others = match wanted.replicas {
-        // By their durability, if that is enough: nobody is asked.
+        // Their durability suffices without a sync.
         0 if proxy.host.durability() == Durability::Always => proxy.host.replicas(partition),
         0 => 0,
         replicas => {
@@ -249,7 +248,8 @@ mod tests {
             disks(FakeBackend { disk_fails: true, ..lazy() }, 1, 0, 0).await,
             Reply::Error(_)
         ));
-        // Who does not answer is not claimed, and more than there are is waited for.
+        // A leader that does not answer is not claimed, and a request for more replicas
+        // than exist waits.
         let before = Instant::now();
         assert_eq!(
             disks(FakeBackend { leaderless: true, ..lazy() }, 1, 0, 50).await,
@@ -272,7 +272,7 @@ mod tests {
                 while !client.is_blocked() {
                     tokio::task::yield_now().await;
                 }
-                // It has heard of what there is, and waits for more.
+                // It has the current state, and waits for more.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 assert!(client.line().contains(" flags=b "), "{}", client.line());
                 assert!(client.unblock(with_error));
@@ -282,7 +282,7 @@ mod tests {
             assert_eq!(answer, reply);
             assert!(!client.is_blocked());
         }
-        // Who has not answered by then is not claimed.
+        // A leader that has not answered by then is not claimed.
         let (mut session, _) =
             self::session(FakeBackend { leaderless: true, lazy: true, ..FakeBackend::default() });
         let client = session.client.clone();
@@ -306,7 +306,7 @@ mod tests {
         }
         assert_eq!(session.wait_for_disks(1, 0, deadline(0)).await, waitaof_reply(true, 0));
         assert_eq!(*doors.synced.lock(), [0, 3].map(|index| PartitionId { table, index }));
-        // What it waited for need not be waited for again.
+        // A successful wait is not repeated.
         doors.synced.lock().clear();
         session.written.note(PartitionId { table, index: 2 });
         session.wait_for_disks(1, 0, deadline(0)).await;

@@ -1,4 +1,4 @@
-//! Connections among each other: CLIENT, limits, idleness, and the end of the server.
+//! Connections: CLIENT, limits, idle timeout, server shutdown.
 
 mod kit;
 

@@ -1,8 +1,7 @@
-//! Whatever bytes a client sends, in whatever pieces: no panic, the same replies, bounded
-//! memory.
+//! Any bytes in any pieces: no panic, the same replies, bounded memory.
 //!
-//! Runs as a plain test on random input;
-//! `cargo bolero test -p proxy --test fuzz whole_connections` searches for more.
+//! Runs as a plain test on random input; `cargo bolero test -p proxy --test fuzz
+//! whole_connections` searches for more.
 
 mod kit;
 
@@ -20,7 +19,7 @@ const fn bound(bytes: usize) -> ByteLimit {
 const LIMITS: Limits =
     Limits { bulk: bound(4096), command: bound(16384), is_unauthenticated: false };
 
-/// What random bytes alone would hardly ever spell.
+/// Fragments that random bytes would hardly ever form.
 const FRAGMENTS: &[&str] = &[
     "*1\r\n",
     "*2\r\n",
@@ -73,7 +72,7 @@ const FRAGMENTS: &[&str] = &[
     "\0",
 ];
 
-/// A byte is a fragment, if it is small, else itself.
+/// Small bytes select a fragment, others stand for themselves.
 fn spell(bytes: &[u8]) -> Vec<u8> {
     let fragment = |byte: &u8| {
         FRAGMENTS.get(usize::from(*byte)).map_or(vec![*byte], |text| text.as_bytes().to_vec())
@@ -81,7 +80,7 @@ fn spell(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().flat_map(fragment).collect()
 }
 
-/// The input cut into pieces of these lengths, again and again.
+/// The input cut into pieces of these lengths, cyclically.
 fn pieces<'a>(input: &'a [u8], lengths: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     let mut rest = input;
     let mut lengths = lengths.iter().cycle();
@@ -95,7 +94,7 @@ fn pieces<'a>(input: &'a [u8], lengths: &'a [u8]) -> impl Iterator<Item = &'a [u
     })
 }
 
-/// The commands that the gate lets through, and the error that ended it.
+/// The commands that the framer finds, and the error that ended it.
 fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String>) {
     let (mut framer, mut held, mut found) = (Framer::default(), Vec::new(), Vec::new());
     for piece in pieces(input, lengths) {
@@ -112,8 +111,7 @@ fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String
         let passed = framer.passed();
         held.drain(..passed);
         framer.taken(passed);
-        // What a client can make wait for more: one command, and never more than the
-        // limits.
+        // A client can make it wait for the rest of one command, within the limits.
         assert!(
             framer.wanted() <= LIMITS.command.bytes + LIMITS.bulk.bytes + 64 * 1024 + 64,
             "{}",
@@ -138,7 +136,7 @@ fn framer_finds_the_same_commands_in_any_pieces() {
     });
 }
 
-/// All that a fresh server answers to the input in these pieces.
+/// All replies of a new server to the input in these pieces.
 async fn answered(input: &[u8], lengths: &[u8]) -> Vec<u8> {
     let proxy = kit::proxy(
         &kit::World::new(1),

@@ -1,4 +1,4 @@
-//! What a client may hold, whatever it sends and however little it reads.
+//! Bounds of a client's memory, whatever it sends and however little it reads.
 
 mod kit;
 
@@ -9,11 +9,10 @@ use proxy::ClientsMemory;
 use tokio::io::AsyncReadExt;
 
 const MIB: usize = 1 << 20;
-/// What replies are made up to before the client is to read some.
+/// Replies are made up to this size before the client must read.
 const OUTPUT_HIGH: usize = 8 * MIB;
 
-/// The most that all clients of the server hold until a client has been let alone for a
-/// while.
+/// The maximum memory of all clients until a client has been idle for a while.
 async fn peak(server: &Server) -> usize {
     let (mut peak, mut last) = (0, Instant::now());
     while last.elapsed() < Duration::from_millis(400) {
@@ -65,8 +64,8 @@ async fn unread_replies_of_every_kind_are_bounded() {
         client.expect(&"+PONG\r\n".repeat(10_000)).await;
         client.send(asked.repeat(times)).await;
         let peak = peak(&server).await;
-        // Replies that wait in a buffer that may be twice as large while it grows; and as
-        // much of answers that are not worded yet.
+        // Replies in a buffer that may be twice as large while it grows, and as much of
+        // answers without a reply yet.
         assert!(peak < 3 * OUTPUT_HIGH, "{asked:?}: {} MiB", peak / MIB);
         assert!(
             peak > OUTPUT_HIGH,
@@ -85,7 +84,7 @@ async fn unread_replies_arrive_in_order_once_the_client_reads() {
         client.send(command(&["SET", key, &value])).await;
         client.expect("+OK\r\n").await;
     }
-    // Reads of several partitions, writes between them, and what the session does itself.
+    // Reads of several partitions, writes between them, and local commands.
     let round = "GET a\r\nGET b\r\nINCR n\r\nGET c\r\nSELECT 1\r\nGET d\r\nSELECT 0\r\nMGET a b \
                  c\r\nTYPE a\r\nGET d\r\nGET n\r\n";
     client.send(round.repeat(12)).await;
@@ -121,9 +120,9 @@ async fn large_answers_of_many_partitions_are_not_collected_in_vain() {
                 SCAN\r\n";
     client.ask(all.trim_end(), told).await;
     let asked = reads();
-    // The keys lie in 36 partitions, up to four in one.
+    // The keys are in 36 partitions, up to four in one.
     assert!((4..=16).contains(&asked), "{asked} partitions were asked for what is refused");
-    // Others are not refused with it, nor are writes left out.
+    // Other commands are not refused with it, nor are writes skipped.
     let bulk = format!("${}\r\n{value}\r\n", value.len());
     client
         .send(format!(
@@ -151,7 +150,7 @@ async fn queued_commands_count_the_size_of_their_arguments() {
     let mut other = server.connect().await;
     let queued = other.figure("CLIENT LIST ID 1", "lib-ver=\n\r\n", "multi-mem").await;
     assert!(queued < 200_000, "{queued} bytes");
-    // Words that are refused while others are queued are not kept.
+    // Arguments that are refused while others are queued are not kept.
     let ballast = command(&["WATCH", &"w".repeat(MIB)]);
     for _ in 0..30 {
         client.send(format!("{ballast}GET a\r\n")).await;
@@ -178,7 +177,7 @@ async fn answers_that_alone_are_too_large_name_the_limit() {
     let limit = "maxmemory-clients (4194304 bytes; CONFIG SET changes it)";
     client.ask("CONFIG SET maxmemory-clients 3mb", "+OK\r\n").await;
     let limit = limit.replace("4194304", "3145728");
-    client.ask("KEYS *", &format!("-ERR the keys are more than {limit}: use SCAN\r\n")).await;
+    client.ask("KEYS *", &format!("-ERR the keys take more than {limit}: use SCAN\r\n")).await;
     client.ask("CONFIG SET maxmemory-clients 0", "+OK\r\n").await;
     client.send(command(&["SET", "v", &"v".repeat(5 * MIB)])).await;
     client.expect("+OK\r\n").await;
@@ -197,7 +196,7 @@ async fn answers_that_alone_are_too_large_name_the_limit() {
     client.expect("+OK\r\n+QUEUED\r\n+QUEUED\r\n").await;
     client
         .expect(&format!(
-            "-ERR the transaction was carried out, but its replies are larger than {limit}\r\n"
+            "-ERR the transaction was executed, but its replies are larger than {limit}\r\n"
         ))
         .await;
     client.ask("GET w", "$1\r\n1\r\n").await;
@@ -218,13 +217,13 @@ async fn largest_client_is_evicted() {
     }
     let told = watcher.figure("CLIENT LIST ID 1", "lib-ver=\n\r\n", "tot-mem").await;
     assert!((3 << 20..4 << 20).contains(&told), "{told}");
-    // What it sends takes room while it comes.
+    // Its input takes memory while it arrives.
     watcher.ask("CONFIG SET maxmemory-clients 5mb", "+OK\r\n").await;
     large.expect_end().await;
     assert_eq!(watcher.figure("INFO stats", "total_partition_ops:", "evicted_clients").await, 1);
     watcher.until("", "\r\n\r\n").await;
     small.ask("DISCARD", "+OK\r\n").await;
-    // Who is exempt stays, and another goes.
+    // An exempt client stays, and another is evicted.
     let mut exempt = server.connect().await;
     exempt.ask("CLIENT NO-EVICT on", "+OK\r\n").await;
     exempt.ask("MULTI", "+OK\r\n").await;
@@ -239,7 +238,7 @@ async fn largest_client_is_evicted() {
     assert_eq!(server.proxy.stats.evicted_clients.get(), 2);
 }
 
-/// Sends everything, and only then reads so many bytes.
+/// Sends everything, and only then reads this many bytes.
 async fn write_first(client: &mut Client, sent: &str, wanted: usize) -> usize {
     client.send(sent).await;
     let (mut got, mut piece) = (0, vec![0; MIB]);
@@ -300,7 +299,8 @@ async fn commands_that_are_too_large_are_read_and_refused() {
         (
             many,
             format!(
-                "invalid multibulk length: 50000 words, at 200 bytes each, are more than {query}"
+                "invalid multibulk length: 50000 arguments, at 200 bytes each, \
+                 are more than {query}"
             ),
         ),
         (longer, format!("command is longer than {query}")),
@@ -327,7 +327,7 @@ async fn unauthenticated_oversized_command_gets_an_error_cheaply() {
     client.send(command(&["SET", "v", &"x".repeat(500_000)])).await;
     client.expect("-ERR Protocol error: unauthenticated bulk length\r\n").await;
     client.expect_end().await;
-    // More than is thrown away for it: it is told at once.
+    // More than is discarded for it: it gets the error immediately.
     let mut client = server.connect().await;
     client
         .send(format!("*3\r\n$3\r\nSET\r\n$1\r\nv\r\n$900000000\r\n{}", "x".repeat(2 * MIB)))
@@ -361,12 +361,12 @@ async fn killed_or_gone_client_is_noticed_while_a_command_waits() {
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Their places are free.
+    // Their permits are returned.
     let (mut third, mut fourth) = (server.connect().await, server.connect().await);
     third.ask("PING", "+PONG\r\n").await;
     fourth.ask("PING", "+PONG\r\n").await;
     assert!(begun.elapsed() < Duration::from_secs(6));
-    // What was under way went on.
+    // Running commands were finished.
     *server.world.delay.lock() = Duration::ZERO;
     while begun.elapsed() < Duration::from_secs(12) {
         client.send("EXISTS a b\r\n").await;

@@ -1,4 +1,4 @@
-//! MOVE while others write to both tables, and when it cannot finish.
+//! MOVE while other clients write to both tables, and when it cannot finish.
 
 mod kit;
 
@@ -22,8 +22,7 @@ fn deletes(request: &Request) -> bool {
     request.ops.iter().any(|op| matches!(op, Op::Delete { .. }))
 }
 
-/// Lets `others` do something each time that MOVE is about to delete the row from its
-/// source.
+/// Runs `others` each time that MOVE is about to delete the row from its source.
 fn before_each_delete(
     server: &Server,
     source: PartitionId,
@@ -39,8 +38,8 @@ fn before_each_delete(
     }));
 }
 
-/// While a client writes the row again and again, others have deleted the copy and made a
-/// row of their own.
+/// While a client writes the row repeatedly, another has deleted the copy and written a
+/// row of its own.
 #[tokio::test]
 async fn move_never_replaces_or_deletes_writes_to_the_target() {
     for source_goes in [false, true] {
@@ -60,8 +59,8 @@ async fn move_never_replaces_or_deletes_writes_to_the_target() {
     }
 }
 
-/// The second time it looks, the copy is still its own; when it replaces it or takes it
-/// back, it is not.
+/// At the second look the copy is still MOVE's own; when MOVE replaces it or deletes it,
+/// it no longer is.
 #[tokio::test]
 async fn copy_replaced_by_another_client_is_kept() {
     for source_goes in [false, true] {
@@ -108,7 +107,7 @@ async fn row_that_changes_during_move_moves_in_its_last_state() {
     client.ask("MOVE k 1", ":1\r\n").await;
     client.send("EXISTS k\r\nSELECT 1\r\nGET k\r\n").await;
     client.expect(":0\r\n+OK\r\n$1\r\n3\r\n").await;
-    // One that never rests leaves nothing behind.
+    // A row that changes all the time leaves no copy behind.
     client.ask("SELECT 0", "+OK\r\n").await;
     client.ask("SET other 1", "+OK\r\n").await;
     before_each_delete(&server, source, move |world, _| {

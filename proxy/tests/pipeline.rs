@@ -1,5 +1,5 @@
-//! Chunks, batches and tables: how commands become requests, and what is answered when a
-//! partition is not.
+//! Chunks, batches and tables: requests made of commands, and replies when a partition
+//! does not answer.
 
 mod kit;
 
@@ -203,8 +203,8 @@ async fn failed_write_is_never_retried_and_reports_its_outcome() {
     ] {
         let calls = server.world.calls.load(Relaxed);
         server.world.errors.lock().push_back(error);
-        // Every command of the request gets the error; those before and after it in the
-        // chunk their own answers.
+        // Every command of the request gets the error; the commands before and after it
+        // get their own replies.
         client.send("PING\r\nINCR a\r\nINCR a\r\nPING\r\n").await;
         client.expect(&format!("+PONG\r\n{line}{line}+PONG\r\n")).await;
         assert_eq!(server.world.calls.load(Relaxed), calls + 1);
@@ -219,15 +219,14 @@ async fn partly_done_write_reports_an_unknown_outcome() {
     client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
     let busy = "BUSY Too many requests wait for this partition, nothing was done, try again later";
     let partly = format!(
-        "-UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {busy}\r\n"
+        "-UNKNOWNOUTCOME The write was done for keys in some partitions; for the others: {busy}\r\n"
     );
     for command in ["MSET a 1 b 2 c 3 d 4 e 5", "DEL a b c d e", "FLUSHDB", "FLUSHALL"] {
         server.world.errors.lock().push_back(CallError::Overloaded);
         client.ask(command, &partly).await;
         client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
     }
-    // Reads do nothing, wherever they fail; and an unknown outcome is told before any
-    // other.
+    // Reads have no effect, wherever they fail; and an unknown outcome takes precedence.
     server.world.errors.lock().push_back(CallError::Overloaded);
     client.ask("EXISTS a b c d e", &format!("-{busy}\r\n")).await;
     let all = [CallError::Overloaded, CallError::Unknown("lost".into())]
@@ -329,7 +328,7 @@ async fn every_command_finds_a_table_created_through_another_proxy() {
         let is_gone = ["DEL", "GETDEL", "FLUSHDB", "FLUSHALL", "RENAME", "MOVE"]
             .contains(&line.split(' ').next().unwrap());
         client.ask("EXISTS a", if is_gone { ":0\r\n" } else { ":1\r\n" }).await;
-        // And in a pipeline, among commands on another table.
+        // In a pipeline as well, among commands on another table.
         server.world.create_elsewhere("db5", "a", "5");
         client
             .send("SELECT 0\r\nSET x 1\r\nGET x\r\nSELECT 5\r\nGET a\r\nSELECT 0\r\nGET x\r\n")
@@ -355,7 +354,7 @@ async fn unknown_table_name_is_looked_up_in_the_catalogue() {
                    meta leads\r\n";
     other.ask("SELECT other", refused).await;
     other.ask("SELECT 16", refused).await;
-    // The numbers of databases and what is no name need nobody's word.
+    // Numbers of databases and invalid names need no look-up.
     other.ask("SELECT 15", "+OK\r\n").await;
     other.ask("SELECT -1", "-ERR DB index is out of range\r\n").await;
     other.ask("SELECT \"\\xff\"", "-ERR no such table '\u{fffd}'\r\n").await;
@@ -375,7 +374,7 @@ async fn pipeline_asks_the_catalogue_once_per_missing_table() {
     assert!(after - before <= 4, "a hundred commands that came together: {}", after - before);
     client.ask("GET a", "$-1\r\n").await;
     assert!(asked() > after, "what comes later asks again");
-    // Between the two reads the pipeline does something, and so may others.
+    // Between the two reads the pipeline has an effect, and other clients may have one.
     let before = asked();
     client.send("GET a\r\nSELECT 3\r\nGET x\r\nSELECT 4\r\nGET a\r\n").await;
     client.expect("$-1\r\n+OK\r\n$1\r\n1\r\n+OK\r\n$-1\r\n").await;
@@ -436,7 +435,7 @@ async fn unreachable_catalogue_is_an_error_after_the_deadline() {
                 "+OK\r\n+QUEUED\r\n{refused}+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n{refused}"
             ))
             .await;
-        // What is known goes on, and what needs no table.
+        // Known tables still work, and so do commands without a table.
         client.send("SCAN 1000000000000000000000\r\nSELECT 0\r\nGET a\r\nSELECT 3\r\n").await;
         client.expect("-ERR invalid cursor\r\n+OK\r\n$1\r\n1\r\n+OK\r\n").await;
     }
@@ -471,10 +470,10 @@ async fn reads_of_a_dropped_named_table_fail() {
     ] {
         client.ask(line, missing).await;
     }
-    // Together, too, and in a transaction.
+    // Also in one pipeline, and in a transaction.
     client.send("GET a\r\nDBSIZE\r\nMULTI\r\nGET a\r\nEXEC\r\nPING\r\n").await;
     client.expect(&format!("{missing}{missing}+OK\r\n+QUEUED\r\n{missing}+PONG\r\n")).await;
-    // The numbered ones come with their first write, and are empty before.
+    // Numbered tables are created by their first write, and are empty before.
     client.send("SELECT 3\r\nGET a\r\nDBSIZE\r\nKEYS *\r\nFLUSHDB\r\nWATCH a\r\n").await;
     client.expect("+OK\r\n$-1\r\n:0\r\n*0\r\n+OK\r\n+OK\r\n").await;
     assert!(server.world.names().is_empty());

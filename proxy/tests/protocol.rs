@@ -1,4 +1,4 @@
-//! The wire as a client sees it: framing, malformed input, inline commands, both protocol
+//! RESP as a client sees it: framing, malformed input, inline commands, both protocol
 //! versions, authentication.
 
 mod kit;
@@ -59,7 +59,7 @@ async fn oversized_senders_are_disconnected_and_counted() {
     let limit = "client-query-buffer-limit (100000 bytes; CONFIG SET changes it)";
     client
         .expect(
-            "-ERR Protocol error: invalid multibulk length: 501 words, at 200 bytes each, are \
+            "-ERR Protocol error: invalid multibulk length: 501 arguments, at 200 bytes each, are \
              more than ",
         )
         .await;
@@ -165,7 +165,7 @@ async fn a_client_authenticates_before_any_other_command() {
             "-WRONGPASS invalid username-password pair or user is disabled.\r\n",
         )
         .await;
-    // The chunk is split where it must be: what follows AUTH is judged by it.
+    // The chunk is split where it must be: commands behind AUTH depend on its result.
     client
         .send("AUTH default secret\r\nSET k v\r\nRESET\r\nGET k\r\nAUTH secret\r\nGET k\r\n")
         .await;

@@ -1,4 +1,4 @@
-//! The server family, over a socket: what operators and monitoring agents ask.
+//! Server commands over a socket, as administrators and monitoring agents use them.
 
 mod kit;
 
@@ -8,7 +8,7 @@ use kit::{Client, Server, command};
 
 /// An INFO field.
 async fn field(client: &mut Client, section: &str, name: &str) -> String {
-    // A bulk string: its length first, so that the end is known.
+    // A bulk string begins with its length, which gives the end.
     let head = client.until(&format!("INFO {section}"), "\r\n").await;
     let len: usize = head.trim().trim_start_matches('$').parse().expect("a length");
     let text = client.take(len + 2).await;
@@ -170,7 +170,7 @@ async fn monitors_see_what_others_do() {
     let seen = monitor.until_seen("(redacted)\"\r\n").await;
     let address = client.stream.local_addr().unwrap();
     let expected = [
-        // As in Redis: it has run when it is shown.
+        // As in Redis, it is shown after it has run.
         format!("[3 {address}] \"SELECT\" \"3\""),
         format!("[3 {address}] \"set\" \"k \\n\" \"\\\"v\\\"\""),
         format!("[3 {address}] \"AUTH\" \"(redacted)\" \"(redacted)\""),
@@ -228,8 +228,8 @@ async fn small_answers() {
     client.until("MEMORY STATS", "peak.allocated\r\n:").await;
 }
 
-/// What agents split at its commas has the parts that they look for, and a table that
-/// can't be counted is named.
+/// Lines that agents split at commas have the expected parts, and a table that cannot be
+/// counted is named.
 #[tokio::test]
 async fn info_keyspace_of_a_cluster_is_counted_everywhere() {
     let world = kit::World::new(3);
@@ -312,7 +312,7 @@ async fn hits_and_misses_are_counted_by_key() {
     let mut client = server.connect().await;
     let figures =
         || (server.proxy.stats.keyspace_hits.get(), server.proxy.stats.keyspace_misses.get());
-    // Before there is a table, all is missed.
+    // Without a table, every look-up is a miss.
     client.send("GET a\r\nMGET a b\r\n").await;
     client.expect("$-1\r\n*2\r\n$-1\r\n$-1\r\n").await;
     assert_eq!(figures(), (0, 3));

@@ -91,7 +91,7 @@ async fn a_killed_client_that_does_not_read_is_let_go() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     client.kill();
-    // The server waits longer than this for connections that do not end by themselves.
+    // Longer than the server waits for connections that do not end.
     proxy.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(5), serving).await.expect("stopped").unwrap();
 }
@@ -117,7 +117,7 @@ async fn tls_handshake_counts_as_a_client() {
     silent.pop();
     let connector = tokio_rustls::TlsConnector::from(client_config(root));
     let begun = std::time::Instant::now();
-    // The server hears of the end of the one that has gone a moment later.
+    // The server notices the end of the other connection a moment later.
     while connector
         .connect(
             ServerName::try_from("localhost").unwrap(),
@@ -151,7 +151,7 @@ async fn certificates_are_reloaded_together_or_not_at_all() {
     let mut open = connect(&old).await.unwrap();
     let other = tempfile::tempdir().unwrap();
     let (new_files, new) = self::files(other.path());
-    // The certificate comes first, and its key a moment later.
+    // The certificate is copied first, and its key a moment later.
     std::fs::copy(&new_files.cert, &files.cert).unwrap();
     let error = read(&files).unwrap_err();
     assert!(matches!(error, TlsError::Config(_)), "{error}");

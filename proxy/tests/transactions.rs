@@ -78,7 +78,7 @@ async fn touched_watched_row_fails_the_transaction() {
     other.ask("SET a 9", "+OK\r\n").await;
     client.send("MULTI\r\nINCR a\r\nEXEC\r\nGET a\r\n").await;
     client.expect("+OK\r\n+QUEUED\r\n*-1\r\n$1\r\n9\r\n").await;
-    // EXEC has forgotten the watch; UNWATCH and DISCARD do as well.
+    // EXEC clears the watch; so do UNWATCH and DISCARD.
     for forget in ["UNWATCH", "MULTI\r\nDISCARD"] {
         client.ask("WATCH a", "+OK\r\n").await;
         other.ask("INCR a", if forget == "UNWATCH" { ":10\r\n" } else { ":11\r\n" }).await;
@@ -86,7 +86,7 @@ async fn touched_watched_row_fails_the_transaction() {
         client.expect(if forget == "UNWATCH" { "+OK\r\n" } else { "+OK\r\n+OK\r\n" }).await;
         client.expect("+OK\r\n+QUEUED\r\n*1\r\n$-1\r\n").await;
     }
-    // Even a transaction without a row tells.
+    // A transaction without rows checks the watch as well.
     client.ask("WATCH a", "+OK\r\n").await;
     other.ask("DEL a", ":1\r\n").await;
     client.send("MULTI\r\nPING\r\nEXEC\r\n").await;
@@ -114,8 +114,8 @@ async fn watched_row_of_a_missing_table_is_untouched_until_written() {
     server.world.drop_table("db9");
     client.send("WATCH k\r\nMULTI\r\nGET k\r\nSET other v\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n+OK\r\n{QUEUED}{QUEUED}*2\r\n$-1\r\n+OK\r\n")).await;
-    // Somebody makes the table and writes the row between the look at it and the making
-    // of it.
+    // Another client creates the table and writes the row between the look-up and the
+    // creation.
     client.ask("SELECT 10", "+OK\r\n").await;
     *server.world.overtakes.lock() = Some(("k", "1"));
     client.send("WATCH k\r\nMULTI\r\nSET k 2\r\nEXEC\r\nGET k\r\n").await;
@@ -194,7 +194,7 @@ async fn refused_cross_partition_exec_creates_no_table() {
     client.expect(&format!("+OK\r\n{QUEUED}{crossslot}")).await;
     client.ask("MSETNX a 1 b 2", &crossslot).await;
     assert!(server.world.names().is_empty(), "{:?}", server.world.names());
-    // What another has made is as it is.
+    // Tables created by other clients stay as they are.
     client
         .send("SELECT 1\r\nMULTI\r\nSET {a}1 1\r\nSET {a}2 1\r\nEXEC\r\nMSETNX {a}3 1 {a}4 1\r\n")
         .await;
@@ -246,7 +246,7 @@ async fn select_within_a_transaction_holds_for_what_follows_it() {
     client.expect("+OK\r\n+OK\r\n+OK\r\n").await;
     client.send("MULTI\r\nSELECT 2\r\nGET a\r\nEXEC\r\nGET a\r\n").await;
     client.expect("+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n$1\r\n2\r\n$1\r\n2\r\n").await;
-    // A transaction that is refused leaves the table as it was.
+    // A refused transaction changes nothing in the table.
     client.send("SET a 3\r\nMULTI\r\nGET a\r\nSELECT 0\r\nSET a 1\r\nEXEC\r\nGET a\r\n").await;
     client.expect("+OK\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n").await;
     client.expect(&format!("-{CROSSSLOT}\r\n$1\r\n3\r\n")).await;
@@ -268,14 +268,14 @@ async fn exec_finds_tables_created_through_another_proxy() {
     server.world.create_elsewhere("db3", "a", "1");
     client.send("MULTI\r\nGET a\r\nDBSIZE\r\nDEL a\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{}*3\r\n$1\r\n1\r\n:1\r\n:1\r\n", QUEUED.repeat(3))).await;
-    // One that this transaction makes is made before anything is read of it.
+    // A table that this transaction creates is created before anything is read of it.
     client.ask("SELECT 4", "+OK\r\n").await;
     client.send("MULTI\r\nGET a\r\nSET b 1\r\nGET b\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{}*3\r\n$-1\r\n+OK\r\n$1\r\n1\r\n", QUEUED.repeat(3))).await;
     server.world.forget_table("db4");
     client.send("MULTI\r\nGET b\r\nSET b 2\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{}*2\r\n$1\r\n1\r\n+OK\r\n", QUEUED.repeat(2))).await;
-    // A name that is not known yet holds for what follows it.
+    // A newly found table name holds for the commands after it.
     server.world.create_elsewhere("users", "u", "1");
     client.send("MULTI\r\nSELECT users\r\nGET u\r\nEXEC\r\nGET u\r\n").await;
     client.expect(&format!("+OK\r\n{}*2\r\n+OK\r\n$1\r\n1\r\n$1\r\n1\r\n", QUEUED.repeat(2))).await;
@@ -292,13 +292,13 @@ async fn exec_finds_tables_created_through_another_proxy() {
 async fn watch_sees_tables_created_through_another_proxy() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    // Missing when it was watched, made since.
+    // Missing at WATCH, created since.
     client.send("SELECT 3\r\nWATCH a\r\n").await;
     client.expect("+OK\r\n+OK\r\n").await;
     server.world.create_elsewhere("db3", "a", "1");
     client.send("MULTI\r\nPING\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{QUEUED}*-1\r\n")).await;
-    // There when it was watched, though not known.
+    // Existing at WATCH, though unknown to the proxy.
     client.ask("WATCH a", "+OK\r\n").await;
     client.send("MULTI\r\nGET a\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{QUEUED}*1\r\n$1\r\n1\r\n")).await;
@@ -308,7 +308,7 @@ async fn watch_sees_tables_created_through_another_proxy() {
     other.expect("+OK\r\n+OK\r\n").await;
     client.send("MULTI\r\nGET a\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{QUEUED}*-1\r\n")).await;
-    // Still missing: nobody has touched it.
+    // Still missing, so untouched.
     client.send("SELECT 5\r\nWATCH a\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n+OK\r\n+OK\r\n{QUEUED}*1\r\n$-1\r\n")).await;
 }
@@ -339,7 +339,7 @@ async fn queued_commands_and_watched_keys_are_bounded() {
     let server = Server::with(1, |settings| settings.query_bytes_max = 100_000).await;
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
-    // A word counts for 200 bytes besides its own.
+    // An argument counts for 200 bytes besides its own.
     client
         .send("MULTI\r\n".to_owned() + &"GET a\r\n".repeat(248) + "GET a\r\nGET a\r\nEXEC\r\n")
         .await;
@@ -349,7 +349,7 @@ async fn queued_commands_and_watched_keys_are_bounded() {
         .expect(&format!("-ERR transaction is larger than {limit}\r\n+QUEUED\r\n+QUEUED\r\n"))
         .await;
     client.expect("-EXECABORT Transaction discarded because of previous errors.\r\n").await;
-    // A watched key for its bytes and 256.
+    // A watched key counts for its bytes and 256.
     let key = "k".repeat(60_000);
     client.ask(&format!("WATCH {key}"), "+OK\r\n").await;
     client
@@ -364,8 +364,7 @@ async fn queued_commands_and_watched_keys_are_bounded() {
     client.expect("-ERR EXEC without MULTI\r\n+OK\r\n+QUEUED\r\n*1\r\n$1\r\n1\r\n").await;
 }
 
-/// What cannot be in a transaction is refused when it is queued, also when something else
-/// is wrong with it.
+/// Forbidden commands are refused when they are queued, also with other errors in them.
 #[tokio::test]
 async fn forbidden_commands_are_refused_even_with_wrong_options() {
     let server = Server::start().await;

@@ -1,7 +1,7 @@
 //! Writes the command tables into their page, between its markers: `make pages`, or
 //! `cargo run -p commands --example commands_page -- proxy/COMMANDS.md`
 //!
-//! `integration/tests/release_excess/pages.rs` fails when the page shows other tables than these.
+//! `integration/tests/tidy/pages.rs` fails when the page shows other tables than these.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
-//! Runs command scripts against a live server:
-//! `cargo run -p commands --example scripts -- 127.0.0.1:6379 FILE...`
+//! Runs command scripts against a live server: `cargo run -p commands --example scripts
+//! -- 127.0.0.1:6379 FILE...`
 //!
-//! Each script has a connection of its own and begins with FLUSHALL, so never point it at
-//! a server whose data you want to keep. Pointed at a Redis, it tells where Bridle's
+//! Each script has its own connection and begins with FLUSHALL, so never run this against
+//! a server whose data you want to keep. Against a Redis, the output shows where Bridle's
 //! specification and Redis differ.
 
 #![allow(clippy::print_stdout, reason = "a program for people")]

@@ -1,12 +1,13 @@
-//! The arguments of one command, taken in order, refused in Redis's words.
+//! Argument parsing: one command's arguments, read in order and refused with Redis's
+//! errors.
 //!
-//! A plan reads its arguments once, from left to right: [`Args::next_arg`] where the arity
-//! promises an argument, [`Args::next`] and [`Args::flag`] where it does not, [`Args::int`]
-//! and its like where a number stands, [`Args::end`] when nothing may follow. Numbers are
-//! parsed as Redis parses them: no sign `+`, no blanks, no leading zeros.
+//! A plan reads its arguments once, from left to right: [`Args::next_arg`] where the
+//! arity guarantees an argument, [`Args::try_next`] and [`Args::flag`] where it does not,
+//! [`Args::int`] and similar for numbers, [`Args::end`] where nothing may follow. Numbers
+//! are parsed as Redis parses them: no sign `+`, no blanks, no leading zeros.
 //!
-//! Nothing here allocates while the arguments are in order, except lists of more than a
-//! few words.
+//! Parsing does not allocate while the arguments are in order, except for lists of
+//! several arguments.
 
 use bytes::Bytes;
 use row::op::{Deadline, ExpireCondition, Ttl};
@@ -14,15 +15,15 @@ use smallvec::SmallVec;
 
 use crate::{Reply, errors};
 
-/// A command's words; `argv[0]` is its name. Arity was checked against the table before
-/// a plan sees them.
+/// A command's argument vector; `argv[0]` is its name. The arity is checked against the
+/// table before a plan sees it.
 pub type Argv = SmallVec<[Bytes; 4]>;
 
-/// Room that a relative deadline must leave above itself, ms: timetags give time 48 bits,
-/// so the leader's clock is below this.
+/// Headroom above a relative deadline, ms: timetags have 48 bits for the time, so the
+/// leader's clock is below this.
 pub(crate) const CLOCK_MAX_MS: i64 = 1 << 48;
 
-/// Takes words one after another.
+/// Reads arguments one after another.
 #[derive(Debug)]
 pub struct Args {
     argv: Argv,
@@ -31,7 +32,7 @@ pub struct Args {
     seed: u64,
 }
 
-/// What a number of an expiry counts.
+/// Unit of an expiry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeUnit {
     /// Seconds.
@@ -40,7 +41,7 @@ pub enum TimeUnit {
     Millis,
 }
 
-/// What a number of an expiry counts from.
+/// Start of an expiry: now, or the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpiryBase {
     /// Now: a time to live.
@@ -50,13 +51,13 @@ pub enum ExpiryBase {
 }
 
 impl Args {
-    /// Behind the name (`name_args` 1) or the name and the subcommand (2). `seed` is
-    /// where a plan takes chance from, so that it stays a function of its arguments.
+    /// Starts behind the name (`name_args` 1) or behind the name and the subcommand (2).
+    /// A plan draws random numbers from `seed`, so it stays a function of its arguments.
     pub fn new(argv: Argv, name_args: usize, seed: u64) -> Args {
         Args { argv, name_args, at: name_args, seed }
     }
 
-    /// The next argument; the arity promised it.
+    /// The next argument. Panics if there is none; the arity guarantees it.
     pub fn next_arg(&mut self) -> Bytes {
         let arg = std::mem::take(&mut self.argv[self.at]);
         self.at += 1;
@@ -64,15 +65,11 @@ impl Args {
     }
 
     /// The next argument, if any.
-    #[allow(
-        clippy::should_implement_trait,
-        reason = "not an iterator: words are of different kinds"
-    )]
-    pub fn next(&mut self) -> Option<Bytes> {
+    pub fn try_next(&mut self) -> Option<Bytes> {
         (self.at < self.argv.len()).then(|| self.next_arg())
     }
 
-    /// The next argument, left where it is.
+    /// The next argument, without taking it.
     pub fn peek(&self) -> Option<&[u8]> {
         self.argv.get(self.at).map(Bytes::as_ref)
     }
@@ -84,24 +81,25 @@ impl Args {
         found
     }
 
-    /// Takes the next argument if it is `option` in any case and another argument follows, which
-    /// is the option's value.
+    /// Takes the next two arguments if the first is `option` in any case, and returns the
+    /// second, the option's value.
     pub fn option(&mut self, option: &str) -> Option<Bytes> {
         (self.left() >= 2 && self.flag(option)).then(|| self.next_arg())
     }
 
-    /// How many are left.
+    /// Number of arguments left.
     pub fn left(&self) -> usize {
         self.argv.len() - self.at
     }
 
-    /// All that are left.
+    /// All arguments left.
     pub fn rest<T: FromIterator<Bytes>>(&mut self) -> T {
         let from = std::mem::replace(&mut self.at, self.argv.len());
         self.argv[from..].iter_mut().map(std::mem::take).collect()
     }
 
-    /// All that are left, two by two; an odd one is a wrong number of arguments.
+    /// All arguments left, as pairs. An odd number of them is a wrong number of
+    /// arguments.
     pub fn pairs(&mut self) -> Result<Vec<(Bytes, Bytes)>, Reply> {
         if !self.left().is_multiple_of(2) {
             return Err(self.wrong_number());
@@ -113,7 +111,7 @@ impl Args {
         Ok(pairs)
     }
 
-    /// Refuses words that are left over.
+    /// Refuses arguments that are left.
     pub fn end(&self) -> Result<(), Reply> {
         if self.left() == 0 { Ok(()) } else { Err(Args::syntax()) }
     }
@@ -123,7 +121,7 @@ impl Args {
         integer(&self.next_arg()).ok_or_else(errors::not_integer)
     }
 
-    /// The next argument as an integer of `least..`, or else this error.
+    /// The next argument as an integer of at least `least`; otherwise this error.
     pub fn int_at_least(&mut self, least: i64, error: &'static str) -> Result<i64, Reply> {
         integer(&self.next_arg())
             .filter(|&number| number >= least)
@@ -146,7 +144,8 @@ impl Args {
         self.deadline_of(&number, unit, since)
     }
 
-    /// The same of an argument that was taken before, for options that are checked first.
+    /// As [`Args::deadline`], for an argument that was taken before because options are
+    /// checked first.
     pub fn deadline_of(
         &self,
         number: &[u8],
@@ -157,7 +156,7 @@ impl Args {
         deadline(number, unit, since).ok_or_else(|| errors::invalid_expire(&self.name()))
     }
 
-    /// The next argument as the deadline of the SET family: positive.
+    /// The next argument as the deadline of the SET family, which must be positive.
     pub fn deadline_ahead(&mut self, unit: TimeUnit, since: ExpiryBase) -> Result<Deadline, Reply> {
         let number = self.int()?;
         if number <= 0 {
@@ -166,7 +165,7 @@ impl Args {
         deadline(number, unit, since).ok_or_else(|| errors::invalid_expire(&self.name()))
     }
 
-    /// All that are left as the conditions of the EXPIRE family.
+    /// All arguments left, as the conditions of the EXPIRE family.
     pub fn expire_if(&mut self) -> Result<ExpireCondition, Reply> {
         let mut only = ExpireCondition::default();
         while self.left() > 0 {
@@ -189,12 +188,12 @@ impl Args {
         Ok(only)
     }
 
-    /// Where chance comes from; given by the caller of the plan.
+    /// Source of randomness, given by the caller of the plan.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The command's name in lower case, as Redis puts it into errors; a subcommand as
+    /// The command's name in lower case, as Redis puts it into errors; a subcommand is
     /// `client|id`.
     pub fn name(&self) -> String {
         String::from_utf8_lossy(&self.argv[..self.name_args].join(&b'|')).to_ascii_lowercase()
@@ -205,8 +204,8 @@ impl Args {
         Reply::error("ERR syntax error")
     }
 
-    /// What Redis says of a subcommand with more arguments than any form of it takes,
-    /// where its arity names no upper bound.
+    /// Redis's error for a subcommand with more arguments than any of its forms takes,
+    /// when its arity has no upper bound.
     pub(crate) fn wrong_subcommand(&self) -> Reply {
         errors::wrong_subcommand(&self.argv[0], self.argv.get(1).map_or(&b""[..], |arg| arg))
     }
@@ -217,7 +216,7 @@ impl Args {
     }
 }
 
-/// The options that name a time.
+/// The options that set an expiry.
 pub(crate) const TIMES: [(&str, TimeUnit, ExpiryBase); 4] = [
     ("EX", TimeUnit::Seconds, ExpiryBase::Now),
     ("PX", TimeUnit::Millis, ExpiryBase::Now),
@@ -225,11 +224,11 @@ pub(crate) const TIMES: [(&str, TimeUnit, ExpiryBase); 4] = [
     ("PXAT", TimeUnit::Millis, ExpiryBase::Epoch),
 ];
 
-/// The expiry options of a command while its words are read: at most one of EX PX EXAT
-/// PXAT KEEPTTL PERSIST.
+/// The expiry options of a command while its arguments are read: at most one of EX PX
+/// EXAT PXAT KEEPTTL PERSIST.
 ///
-/// Redis checks the shape of all options first and the numbers after, so the number stays
-/// text until [`ExpiryOptions::ttl`].
+/// Redis checks the shape of all options before the numbers, so the number stays text
+/// until [`ExpiryOptions::ttl`].
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryOptions {
     at: Option<(TimeUnit, ExpiryBase, Bytes)>,
@@ -238,9 +237,9 @@ pub(crate) struct ExpiryOptions {
 }
 
 impl ExpiryOptions {
-    /// Takes EX, PX, EXAT or PXAT with its number, if one stands next; a second one of
-    /// the same name replaces the first, two of different names are left for the caller
-    /// to refuse. Redis does so.
+    /// Takes EX, PX, EXAT or PXAT with its number, if it comes next. A repeated option
+    /// replaces the first one; a different one is left for the caller to refuse, as in
+    /// Redis.
     pub(crate) fn take_until(&mut self, args: &mut Args) -> bool {
         if self.keep || self.never {
             return false;
@@ -258,21 +257,21 @@ impl ExpiryOptions {
         })
     }
 
-    /// Takes KEEPTTL, if it stands next and may.
+    /// Takes KEEPTTL, if it comes next and is allowed.
     pub(crate) fn take_keep(&mut self, args: &mut Args) -> bool {
         let found = self.at.is_none() && args.flag("KEEPTTL");
         self.keep |= found;
         found
     }
 
-    /// Takes PERSIST, if it stands next and may.
+    /// Takes PERSIST, if it comes next and is allowed.
     pub(crate) fn take_never(&mut self, args: &mut Args) -> bool {
         let found = self.at.is_none() && args.flag("PERSIST");
         self.never |= found;
         found
     }
 
-    /// What they mean together; `none` when there was no option.
+    /// The resulting TTL; `none` if there was no option.
     pub(crate) fn ttl(self, none: Ttl, args: &Args) -> Result<Ttl, Reply> {
         let Some((unit, since, number)) = self.at else {
             return Ok(match (self.keep, self.never) {
@@ -287,7 +286,7 @@ impl ExpiryOptions {
     }
 }
 
-/// The deadline in ms, `None` when it does not fit.
+/// The deadline in ms; `None` if it overflows.
 fn deadline(number: i64, unit: TimeUnit, since: ExpiryBase) -> Option<Deadline> {
     let ms = match unit {
         TimeUnit::Seconds => number.checked_mul(1000)?,
@@ -299,7 +298,7 @@ fn deadline(number: i64, unit: TimeUnit, since: ExpiryBase) -> Option<Deadline> 
     }
 }
 
-/// A 64-bit integer exactly as Redis writes one (`-0`, `+1`, `01`, ` 1` are none).
+/// A 64-bit integer exactly as Redis writes one (`-0`, `+1`, `01` and ` 1` are refused).
 pub fn integer(text: &[u8]) -> Option<i64> {
     row::number::parse_int(text)
 }
@@ -316,8 +315,8 @@ pub fn unsigned(text: &[u8]) -> Option<u64> {
     }
 }
 
-/// A decimal number as `strtod` reads it, whole, without blanks; infinities by name; NaN
-/// is none. (Hexadecimal, which C takes too, is none here.)
+/// A decimal number as `strtod` reads it, without blanks around it; infinities by name,
+/// NaN refused. Hexadecimal, which C accepts as well, is refused.
 pub fn float(text: &[u8]) -> Option<f64> {
     let number: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
     (!number.is_nan()).then_some(number)
@@ -393,7 +392,7 @@ mod tests {
         assert_eq!(args.option("MATCH").as_deref(), Some(&b"a*"[..]));
         assert_eq!(args.option("COUNT"), None);
         assert_eq!(text(args.end().unwrap_err()), "ERR syntax error");
-        assert_eq!((args.next().as_deref(), args.next()), (Some(&b"count"[..]), None));
+        assert_eq!((args.try_next().as_deref(), args.try_next()), (Some(&b"count"[..]), None));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! CLIENT: connections as their operator sees them.
+//! CLIENT: the administrator's view of connections.
 
 use bytes::Bytes;
 
@@ -246,11 +246,11 @@ fn list(mut args: Args) -> PlanResult {
     if args.left() == 2 && args.flag("TYPE") {
         kind = Some(kind_of_client(args.next_arg())?);
     } else if args.left() >= 2 && args.flag("ID") {
-        while let Some(id) = args.next() {
+        while let Some(id) = args.try_next() {
             ids.push(integer(&id).ok_or_else(|| Reply::error("ERR Invalid client ID"))?);
         }
-        // No client has a negative id; one that nobody has keeps the list from being
-        // everybody's.
+        // No client has a negative id; 0, which none has either, keeps the list from
+        // selecting all clients.
         ids.iter_mut().for_each(|id| *id = (*id).max(0));
     }
     args.end()?;
@@ -259,7 +259,7 @@ fn list(mut args: Args) -> PlanResult {
 
 fn kill(mut args: Args) -> PlanResult {
     if args.left() == 1 {
-        let old = KillFilter { old_form: true, address: args.next(), ..KillFilter::default() };
+        let old = KillFilter { old_form: true, address: args.try_next(), ..KillFilter::default() };
         return call(ClientCommand::Kill(old));
     }
     let mut filter = KillFilter { skip_me: true, ..KillFilter::default() };
@@ -278,9 +278,9 @@ fn kill(mut args: Args) -> PlanResult {
                 filter.max_age_seconds = Some(age.unsigned_abs());
             }
             () if args.flag("TYPE") => filter.kind = Some(kind_of_client(args.next_arg())?),
-            () if args.flag("ADDR") => filter.address = args.next(),
-            () if args.flag("LADDR") => filter.local_address = args.next(),
-            () if args.flag("USER") => filter.user = args.next(),
+            () if args.flag("ADDR") => filter.address = args.try_next(),
+            () if args.flag("LADDR") => filter.local_address = args.try_next(),
+            () if args.flag("USER") => filter.user = args.try_next(),
             () if args.flag("SKIPME") => filter.skip_me = yes_or_no(&mut args, "YES", "NO")?,
             () => return Err(Args::syntax()),
         }
@@ -336,7 +336,7 @@ fn unblock(mut args: Args) -> PlanResult {
     call(ClientCommand::Unblock { id: u64::try_from(id).unwrap_or(0), with_error })
 }
 
-/// The next word as one of two; neither is a syntax error.
+/// The next argument as one of two tokens; any other is a syntax error.
 fn yes_or_no(args: &mut Args, yes: &str, no: &str) -> Result<bool, Reply> {
     match () {
         () if args.flag(yes) => Ok(true),
@@ -345,7 +345,7 @@ fn yes_or_no(args: &mut Args, yes: &str, no: &str) -> Result<bool, Reply> {
     }
 }
 
-/// A kind of client that Redis knows.
+/// A client type of Redis.
 fn kind_of_client(kind: Bytes) -> Result<Bytes, Reply> {
     match kind.to_ascii_lowercase().as_slice() {
         b"normal" | b"master" | b"replica" | b"slave" | b"pubsub" => Ok(kind),

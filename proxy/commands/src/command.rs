@@ -1,4 +1,4 @@
-//! COMMAND: the table as clients see it. Everything here follows from the entries.
+//! COMMAND: the table as clients see it, derived from the entries.
 
 use bytes::Bytes;
 use row::glob;
@@ -171,7 +171,7 @@ fn getkeysandflags(mut args: Args) -> PlanResult {
     let argv = args.rest::<Argv>();
     let command = with_keys(&argv)?;
     let accesses = match command.keys.access {
-        // SET's: it reads its key if one of the words is GET.
+        // SET reads its key if GET is among the arguments.
         VARIABLE if argv.iter().any(|arg| arg.eq_ignore_ascii_case(b"get")) => {
             vec!["RW access update"]
         }
@@ -185,7 +185,7 @@ fn getkeysandflags(mut args: Args) -> PlanResult {
     Ok(Plan::Reply(Reply::Array(command.keys_of(&argv).enumerate().map(with_access).collect())))
 }
 
-/// The entry of a full command that has keys.
+/// The entry of a complete command that has keys.
 fn with_keys(argv: &Argv) -> Result<&'static Command, Reply> {
     let command = argv.first().and_then(|name| table::find(name, None));
     let command = match (command, argv.get(1)) {
@@ -235,8 +235,8 @@ fn entry(command: &Command) -> Reply {
     ])
 }
 
-/// Where keys stand and what is done with them, in the newer notation: one specification
-/// for all, or one for each of two.
+/// Key positions and access in Redis's newer notation: one specification for all keys, or
+/// one for each of two.
 fn key_specs(command: &Command) -> Vec<Reply> {
     let Keys { first, last, step, .. } = command.keys;
     if first == 0 {
@@ -262,11 +262,10 @@ fn key_specs(command: &Command) -> Vec<Reply> {
     (i64::from(first)..).zip(accesses).map(spec).collect()
 }
 
-/// What an entry says of a key that is read or not, depending on the options.
+/// The access of a key that is read or not, depending on the options.
 const VARIABLE: &str = "RW access update variable_flags";
 
-/// What a command does with its keys; more than one where it does another thing with the
-/// second.
+/// The access to the keys; two where the second key is accessed differently.
 fn accesses(command: &Command) -> Vec<&'static str> {
     match command.keys.access {
         "" if command.is(READONLY) => vec!["RO access"],

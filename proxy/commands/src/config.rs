@@ -1,4 +1,4 @@
-//! CONFIG: settings while the server runs. Which there are is the proxy's to know.
+//! CONFIG: runtime settings. The proxy holds the list of settings.
 
 use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
 use crate::table::{Command, Keys, container, help};

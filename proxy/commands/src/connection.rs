@@ -1,4 +1,4 @@
-//! Commands on a connection: who is there, in which protocol, with which table.
+//! Connection commands: authentication, protocol version, selected table.
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use crate::table::Keys;
 use crate::table::flags::{ALLOW_BUSY, CONNECTION, FAST, LOADING, NO_AUTH, NOSCRIPT, STALE};
 use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors};
 
-/// Commands on a connection.
+/// Connection commands.
 pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "ping",
@@ -100,7 +100,7 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn ping(mut args: Args) -> PlanResult {
-    let message = args.next();
+    let message = args.try_next();
     if args.left() > 0 {
         return Err(args.wrong_number());
     }
@@ -136,7 +136,7 @@ fn hello(mut args: Args) -> PlanResult {
 
 fn auth(mut args: Args) -> PlanResult {
     let first = args.next_arg();
-    let (user, password) = match args.next() {
+    let (user, password) = match args.try_next() {
         Some(password) => (Some(first), password),
         None => (None, first),
     };
@@ -160,8 +160,8 @@ fn reset(_: Args) -> PlanResult {
     Ok(Plan::Local(LocalCommand::Reset))
 }
 
-/// CLIENT LIST is split at spaces and lines, so a name holds neither. The empty one takes
-/// the name away.
+/// CLIENT LIST separates by spaces and line ends, so a name may contain neither. The
+/// empty name removes the name.
 pub(crate) fn check_name(name: &Bytes) -> Result<(), Reply> {
     if is_printable(name) {
         Ok(())
@@ -170,7 +170,7 @@ pub(crate) fn check_name(name: &Bytes) -> Result<(), Reply> {
     }
 }
 
-/// Whether all bytes are ASCII that prints and is no space.
+/// `true` if all bytes are printable ASCII without spaces.
 pub(crate) fn is_printable(text: &[u8]) -> bool {
     text.iter().all(|byte| (b'!'..=b'~').contains(byte))
 }

@@ -1,14 +1,14 @@
-//! What COMMAND DOCS and `proxy/COMMANDS.md` tell of a command. Both are read off the entry, the
-//! arguments off its `syntax`.
+//! COMMAND DOCS and `proxy/COMMANDS.md`, generated from the entries; the arguments come
+//! from `syntax`.
 //!
 //! # Layout
 //! `syntax` is Redis's own notation:
 //!
-//! | written | means |
+//! | notation | meaning |
 //! |---|---|
-//! | `key`, `EX` | an argument, a word to be written as it is |
-//! | `EX seconds` | an argument behind a word |
-//! | `[...]`, `<...>` | may be left out, may not |
+//! | `key`, `EX` | an argument, a token |
+//! | `EX seconds` | an argument after a token |
+//! | `[...]`, `<...>` | optional, required |
 //! | `a \| b` | one of these; only inside brackets |
 //! | `field value [field value ...]` | once or more often |
 
@@ -19,14 +19,14 @@ use crate::{Reply, table};
 /// One argument of a command.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Arg {
-    /// Its name; a word's own in lower case.
+    /// The name; for a token, the token in lower case.
     name: String,
-    /// The word before it, or that it is.
+    /// The token before the argument, or the argument itself if it is a token.
     token: Option<String>,
     shape: ArgShape,
     optional: bool,
     multiple: bool,
-    /// Whether `token` is repeated as well.
+    /// `token` is repeated with each value.
     multiple_token: bool,
 }
 
@@ -139,7 +139,7 @@ impl Arg {
         Reply::Map(reply)
     }
 
-    /// Its type, of which names tell all.
+    /// The argument's type, derived from its name.
     fn kind(&self, command: &Command) -> &'static str {
         match (&self.shape, self.name.as_str()) {
             (ArgShape::Token, _) => "pure-token",
@@ -204,8 +204,7 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    /// Lists of arguments between bars, to the closing bracket; and whether they end in
-    /// `...`.
+    /// Alternatives between bars, up to the closing bracket; `true` if they end in `...`.
     fn alternatives(&mut self) -> (Vec<Vec<Arg>>, bool) {
         let (mut lists, mut repeated) = (vec![Vec::<Arg>::new()], false);
         let mut token: Option<String> = None;
@@ -215,7 +214,7 @@ impl Parser<'_> {
                 "]" | ">" => break,
                 "..." => repeated = true,
                 "[" | "<" => {
-                    // A word stands before what is in `<...>`; before `[` it is complete.
+                    // A token belongs to a following `<...>`; before `[` it is complete.
                     let before = token.take();
                     let (before, complete) =
                         if word == "<" { (before, None) } else { (None, before) };
@@ -242,7 +241,7 @@ impl Parser<'_> {
     }
 }
 
-/// A word to be written as it is.
+/// Tokens are written without lower-case letters.
 fn is_token(word: &str) -> bool {
     !word.contains(|letter: char| letter.is_ascii_lowercase())
 }
@@ -256,7 +255,7 @@ fn pure(token: String) -> Arg {
     }
 }
 
-/// What stands in brackets as one argument.
+/// The contents of brackets as one argument.
 fn group(mut lists: Vec<Vec<Arg>>, token: Option<String>, optional: bool) -> Arg {
     let inner = if lists.len() == 1 {
         sequence(lists.pop().unwrap_or_default())
@@ -292,7 +291,7 @@ fn sequence(mut args: Vec<Arg>) -> Arg {
     }
 }
 
-/// The last of `list` may come again, as `again` says.
+/// Marks the last argument of `list` as repeated, as `again` says.
 fn repeat(list: &mut Vec<Arg>, again: Vec<Arg>) {
     let multiple_token =
         again.first().is_some_and(|arg| arg.token.is_some() && arg.shape == ArgShape::Value);
@@ -304,8 +303,7 @@ fn repeat(list: &mut Vec<Arg>, again: Vec<Arg>) {
 mod tests {
     use super::*;
 
-    /// An argument list in a notation as short as the syntax, to look at what was
-    /// understood.
+    /// An argument list in a short notation, for assertions.
     fn shown(syntax: &str) -> String {
         fn one(arg: &Arg) -> String {
             let list = |args: &[Arg], between: &str| {

@@ -1,9 +1,8 @@
-//! Redis's words for what is refused: the one file where error texts that several
-//! commands share are written.
+//! Redis's error texts: the one file with the errors that several commands share.
 //!
-//! Clients and their tests match on these texts, so they are Redis 7.4's to the letter;
-//! those that Redis has no words for say what was refused and, where there is one, the
-//! way round.
+//! Clients and their tests match these texts, so they are Redis 7.4's to the letter.
+//! Errors that Redis does not have state what was refused and, where there is one, the
+//! remedy.
 
 use bytes::Bytes;
 use row::Refusal;
@@ -29,17 +28,16 @@ pub fn refusal(refusal: Refusal) -> Reply {
              changes it, at a restart)"
         }
         Refusal::TooManyFields => {
-            "ERR the command changes more than one log entry holds (max_write_size and 16 MiB), \
-             the key counted with each field: name fewer at once"
+            "ERR command changes too much data for one log entry (max_write_size and 16 MiB; the \
+             key is stored with every field): use fewer fields per command"
         }
         Refusal::TooMuch => {
-            "BUSY Commands sent together change more than one log entry holds: nothing was done, \
-             send fewer at once"
+            "BUSY Commands sent together change too much data for one log entry, nothing was \
+             done: send fewer at a time"
         }
         Refusal::RowTooLarge => {
-            "ERR the key holds more than max_write_size, which is what one command writes at most: \
-             copy a hash in parts with HSCAN and HSET, or raise the setting, in the configuration \
-             file and at a restart"
+            "ERR the key is larger than max_write_size, the limit of one command: copy a hash in \
+             parts with HSCAN and HSET, or raise the setting in the configuration file and restart"
         }
         Refusal::ExpiryTooFar => "ERR invalid expire time",
         Refusal::KeyTooLong => "ERR key is longer than 65535 bytes",
@@ -54,43 +52,42 @@ pub fn refusal(refusal: Refusal) -> Reply {
     })
 }
 
-/// An integer that is none, or too large.
+/// The argument is not an integer, or is out of range.
 pub fn not_integer() -> Reply {
     refusal(Refusal::NotInteger)
 }
 
-/// A float that is none.
+/// The argument is not a float.
 pub fn not_float() -> Reply {
     refusal(Refusal::NotFloat)
 }
 
-/// An integer outside what the command takes.
+/// The integer is outside the range that the command accepts.
 pub fn out_of_range() -> Reply {
     Reply::error("ERR value is out of range")
 }
 
-/// An integer outside the bounds that it must be in.
+/// The integer is outside these bounds.
 pub fn out_of_bounds(least: i64, most: i64) -> Reply {
     Reply::error(format!("ERR value is out of range, value must between {least} and {most}"))
 }
 
-/// More or fewer arguments than `command` (lower case, `client|id` for a subcommand)
-/// takes.
+/// Wrong number of arguments for `command` (lower case, `client|id` for a subcommand).
 pub fn wrong_number(command: &str) -> Reply {
     Reply::error(format!("ERR wrong number of arguments for '{command}' command"))
 }
 
-/// An expiry that is not positive or does not fit.
+/// The expiry is not positive or overflows.
 pub fn invalid_expire(command: &str) -> Reply {
     Reply::error(format!("ERR invalid expire time in '{command}' command"))
 }
 
-/// A condition that EXPIRE does not know.
+/// EXPIRE does not know this condition.
 pub fn unsupported_option(option: &[u8]) -> Reply {
     Reply::error(format!("ERR Unsupported option {}", one_line(option)))
 }
 
-/// How long WAIT and its like wait, ms; 0 = for ever.
+/// Parses the timeout of WAIT and similar commands, ms; 0 = no timeout.
 pub(crate) fn timeout_ms(number: &[u8]) -> Result<u64, Reply> {
     let ms = crate::args::integer(number)
         .ok_or_else(|| Reply::error("ERR timeout is not an integer or out of range"))?;
@@ -100,7 +97,7 @@ pub(crate) fn timeout_ms(number: &[u8]) -> Result<u64, Reply> {
     u64::try_from(ms).map_err(|_| Reply::error("ERR timeout is negative"))
 }
 
-/// A command that is none. Of the arguments, about 128 bytes are shown.
+/// No such command. About 128 bytes of the arguments are shown.
 pub(crate) fn unknown_command(argv: &[Bytes]) -> Reply {
     let name = argv.first().map_or("".into(), |name| one_line(name));
     let mut args = String::new();
@@ -114,13 +111,13 @@ pub(crate) fn unknown_command(argv: &[Bytes]) -> Reply {
     Reply::error(format!("ERR unknown command '{name}', with args beginning with: {args}"))
 }
 
-/// A subcommand that is none.
+/// No such subcommand.
 pub(crate) fn unknown_subcommand(container: &[u8], sub: &[u8]) -> Reply {
     let container = one_line(container).to_ascii_uppercase();
     Reply::error(format!("ERR unknown subcommand '{}'. Try {container} HELP.", one_line(sub)))
 }
 
-/// Too many arguments for any form of a subcommand.
+/// More arguments than any form of a subcommand takes.
 pub(crate) fn wrong_subcommand(container: &[u8], sub: &[u8]) -> Reply {
     let container = one_line(container).to_ascii_uppercase();
     Reply::error(format!(
@@ -129,13 +126,13 @@ pub(crate) fn wrong_subcommand(container: &[u8], sub: &[u8]) -> Reply {
     ))
 }
 
-/// A plan asked and got no answer, or one of another shape than the op promises: a bug of
-/// ours, or a node of another version.
+/// The answer is missing, or its shape is not the op's: a bug of ours, or a node of
+/// another version.
 pub fn no_answer() -> Reply {
     Reply::error("ERR internal error: the storage node's answer does not fit the command")
 }
 
-/// Words of a client inside an error line: nothing that could end the line, not too long.
+/// A client's text made safe for an error line: at most 128 bytes, without line ends.
 pub(crate) fn one_line(text: &[u8]) -> String {
     String::from_utf8_lossy(&text[..text.len().min(128)]).replace(['\r', '\n', '\0'], " ")
 }

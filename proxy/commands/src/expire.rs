@@ -1,4 +1,4 @@
-//! Commands on the expiry of keys.
+//! Expiry of keys.
 
 use row::op::{Answer, Op, RowInfo};
 
@@ -7,10 +7,10 @@ use crate::table::flags::{FAST, KEYSPACE, READONLY, WRITE};
 use crate::table::{Command, Keys};
 use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
-/// What TTL and its like answer for a key that is not there.
+/// Reply of TTL and similar commands for a missing key.
 const NO_KEY: i64 = -2;
 
-/// What they answer for a key that does not expire.
+/// Their reply for a key without expiry.
 const NEVER: i64 = -1;
 
 /// Commands on the expiry of keys.
@@ -141,7 +141,7 @@ fn pexpireat(args: Args) -> PlanResult {
     expire_at(args, TimeUnit::Millis, ExpiryBase::Epoch)
 }
 
-/// Redis looks at the conditions before the number.
+/// Redis checks the conditions before the number.
 fn expire_at(mut args: Args, unit: TimeUnit, since: ExpiryBase) -> PlanResult {
     let (key, number) = (args.next_arg(), args.next_arg());
     let only = args.expire_if()?;
@@ -173,7 +173,7 @@ fn pexpiretime(mut args: Args) -> PlanResult {
     Plan::one(Op::Inspect { key: args.next_arg() }, |answer| expiry(answer, |_, at| at))
 }
 
-/// Words a row's expiry.
+/// Replies with a row's expiry.
 fn expiry(answer: Answer, build: fn(&RowInfo, u64) -> u64) -> Reply {
     match answer {
         Answer::Row(None) => Reply::Int(NO_KEY),
@@ -185,7 +185,7 @@ fn expiry(answer: Answer, build: fn(&RowInfo, u64) -> u64) -> Reply {
     }
 }
 
-/// To the nearest second, as Redis rounds.
+/// Rounds to the nearest second, as Redis does.
 fn to_seconds(ms: u64) -> u64 {
     ms.saturating_add(500) / 1000
 }

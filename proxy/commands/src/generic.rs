@@ -1,4 +1,4 @@
-//! Commands on keys of any kind.
+//! Generic commands: on keys of any kind.
 
 use bytes::Bytes;
 use row::op::{Answer, Deadline, Op, RowInfo, RowKind, Ttl};
@@ -11,10 +11,10 @@ use crate::table::flags::{
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors, rdb, replies};
 
-/// How many keys SCAN looks at unless told.
+/// Default COUNT of SCAN.
 const SCAN_COUNT: i64 = 10;
 
-/// Commands on keys of any kind.
+/// Generic commands.
 pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "del",
@@ -316,7 +316,7 @@ fn kind(mut args: Args) -> PlanResult {
     })
 }
 
-/// A kind's name, as TYPE gives it and SCAN takes it.
+/// The name of a kind, as in TYPE and in SCAN's TYPE option.
 pub fn kind_name(kind: RowKind) -> &'static str {
     match kind {
         RowKind::String => "string",
@@ -401,7 +401,7 @@ fn move_to(mut args: Args) -> PlanResult {
     Ok(Plan::Local(LocalCommand::Move { key, table }))
 }
 
-/// A table named by its number.
+/// Checks that a table is given by its number.
 pub(crate) fn check_db(table: &Bytes) -> Result<(), Reply> {
     let number = integer(table).ok_or_else(errors::not_integer)?;
     if i32::try_from(number).is_ok() {
@@ -422,7 +422,7 @@ fn dump(mut args: Args) -> PlanResult {
 fn restore(mut args: Args) -> PlanResult {
     let (key, ttl, payload) = (args.next_arg(), args.next_arg(), args.next_arg());
     let (mut replace, mut absolute) = (false, false);
-    // Hints for what evicts, which nothing does here: looked at, and forgotten.
+    // Eviction hints are parsed and ignored, since nothing is evicted.
     let (mut idle, mut freq) = (false, false);
     while args.left() > 0 {
         if args.flag("REPLACE") {
@@ -479,7 +479,7 @@ fn refcount(args: Args) -> PlanResult {
     about(args, |_| Reply::Int(1))
 }
 
-/// Tells something of a row, nil when there is none.
+/// Replies with a property of a row; nil for a missing row.
 fn about(mut args: Args, build: fn(RowInfo) -> Reply) -> PlanResult {
     Plan::with(Op::Inspect { key: args.next_arg() }, move |answer| match answer {
         Answer::Row(row) => row.map_or(Reply::Nil, build),

@@ -1,5 +1,4 @@
-//! Commands on hashes. Those on the expiry of single fields are in `hash_expiry`, those
-//! on ranges of fields in `native`.
+//! Hash commands. Field expiry is in `hash_expiry`, ranges of fields are in `pegasus`.
 
 use bytes::Bytes;
 use row::number::LongDouble;
@@ -13,10 +12,10 @@ use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 const GROUP: &str = "hash";
 
-/// How many cells HSCAN looks at when not told.
+/// Default COUNT of HSCAN.
 const SCAN_COUNT: u64 = 10;
 
-/// Commands on hashes.
+/// Hash commands.
 pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hset",
@@ -366,7 +365,7 @@ fn all_cells(args: &mut Args, want_values: bool) -> Op {
     Op::HashRange { key: args.next_arg(), range: Range::all(), want_values }
 }
 
-/// HSETNX's reply; HSETEX's too.
+/// Reply of HSETNX and HSETEX.
 pub(crate) fn put_or_zero(answer: Answer) -> Reply {
     match answer {
         Answer::Int(_) => Reply::Int(1),
@@ -375,7 +374,7 @@ pub(crate) fn put_or_zero(answer: Answer) -> Reply {
     }
 }
 
-/// What a number says about one value.
+/// A number derived from one value.
 fn value_as_int(answer: Answer, number: fn(Option<&Bytes>) -> i64) -> Reply {
     match answer {
         Answer::Values(values) if values.len() == 1 => Reply::Int(number(values[0].as_ref())),
@@ -384,7 +383,7 @@ fn value_as_int(answer: Answer, number: fn(Option<&Bytes>) -> i64) -> Reply {
     }
 }
 
-/// A page of HSCAN: the cursor as a bulk string and the cells, flat.
+/// A page of HSCAN: the cursor as a bulk string and the cells as a flat array.
 fn page(answer: Answer, want_values: bool) -> Reply {
     let (cells, next) = match answer {
         Answer::CellsPage { cells, next } => (cells, next),

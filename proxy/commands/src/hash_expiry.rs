@@ -1,7 +1,7 @@
-//! Commands on the expiry of single fields of a hash.
+//! Expiry of single fields of a hash.
 //!
-//! All name their fields as `FIELDS numfields field [field ...]`, and answer one number
-//! or value a field.
+//! All commands name their fields as `FIELDS numfields field [field ...]` and reply with
+//! one number or value per field.
 
 use bytes::Bytes;
 use row::op::{
@@ -18,11 +18,11 @@ use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 const GROUP: &str = "hash";
 
-/// A moment that has passed: a relative field expiry that goes too far even from here is
-/// refused without knowing the time.
+/// A time in the past. A relative field expiry that overflows even from here is refused
+/// without reading the clock.
 const LONG_AGO_MS: u64 = 1_700_000_000_000;
 
-/// What HEXPIRE, HTTL and their like answer for a field that is not there.
+/// Reply of HEXPIRE, HTTL and similar commands for a missing field.
 const NO_FIELD: i64 = -2;
 
 /// Commands on the expiry of fields.
@@ -287,7 +287,7 @@ fn hsetex(mut args: Args) -> PlanResult {
         } else if let Some(deadline) = until(&mut args)? {
             ttl = Ttl::Until(deadline);
         } else {
-            let unknown = args.next().ok_or_else(|| args.wrong_number())?;
+            let unknown = args.try_next().ok_or_else(|| args.wrong_number())?;
             return Err(Reply::error(format!(
                 "ERR unknown argument: {}",
                 errors::one_line(&unknown)
@@ -305,7 +305,7 @@ fn hsetex(mut args: Args) -> PlanResult {
     Plan::one(Op::HashPut { key, pairs, only, ttl }, put_or_zero)
 }
 
-/// FNX and FXX exclude each other, and themselves.
+/// FNX and FXX exclude each other and may come once.
 fn only_one(old: WriteCondition, new: WriteCondition) -> Result<WriteCondition, Reply> {
     match old {
         WriteCondition::Always => Ok(new),
@@ -313,16 +313,16 @@ fn only_one(old: WriteCondition, new: WriteCondition) -> Result<WriteCondition, 
     }
 }
 
-/// Takes EX, PX, EXAT or PXAT and its number, if one stands next.
+/// Takes EX, PX, EXAT or PXAT with its number, if it comes next.
 fn until(args: &mut Args) -> Result<Option<Deadline>, Reply> {
     let Some((_, unit, since)) = TIMES.into_iter().find(|(name, ..)| args.flag(name)) else {
         return Ok(None);
     };
-    let number = args.next().ok_or_else(|| Reply::error("ERR missing expire time"))?;
+    let number = args.try_next().ok_or_else(|| Reply::error("ERR missing expire time"))?;
     deadline(&number, unit, since, args).map(Some)
 }
 
-/// A field's deadline: 0 is now, and there is an end of time.
+/// A field's deadline: 0 means now, and there is an upper bound.
 fn deadline(
     number: &[u8],
     unit: TimeUnit,
@@ -346,7 +346,7 @@ fn deadline(
         .ok_or_else(|| errors::invalid_expire(&args.name()))
 }
 
-/// `FIELDS numfields field [field ...]` to the end.
+/// `FIELDS numfields field [field ...]`, up to the last argument.
 fn some_fields(args: &mut Args) -> Result<Vec<Bytes>, Reply> {
     fields(args, "ERR Number of fields must be a positive integer")
 }
@@ -369,12 +369,12 @@ fn fields(args: &mut Args, not_positive: &'static str) -> Result<Vec<Bytes>, Rep
     Ok(args.rest())
 }
 
-/// Ms as seconds, rounded up as Redis does; the negative signs for "none" stay.
+/// Converts ms to seconds, rounding up as Redis does; the negative codes stay.
 fn seconds(ms: i64) -> i64 {
     if ms > 0 { (ms - 1) / 1000 + 1 } else { ms }
 }
 
-/// One number a field; a missing row has no fields.
+/// One number per field; a missing row has no fields.
 fn numbers(answer: Answer, fields: usize, build: fn(i64) -> i64) -> Reply {
     match answer {
         Answer::Ints(numbers) => {

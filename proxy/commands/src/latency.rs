@@ -1,10 +1,10 @@
-//! SLOWLOG and LATENCY: what took long.
+//! SLOWLOG and LATENCY: slow commands and events.
 
 use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, LocalCommand, Plan, PlanResult};
 
-/// How many entries SLOWLOG GET shows unless told.
+/// Default number of entries of SLOWLOG GET.
 const SLOWLOG_SHOWN: i64 = 10;
 
 /// SLOWLOG, LATENCY and their subcommands.

@@ -1,14 +1,14 @@
 //! The longest common subsequence of two strings, for LCS.
 //!
-//! The textbook table, computed row by row; of each cell only one bit is kept, the way
-//! that leads back. The matches are those that Redis finds, in the order in which Redis
-//! tells them: from the ends of the strings to their beginnings.
+//! The textbook table, computed row by row; one bit of each cell is kept, the direction
+//! of the path back. The matches are those that Redis finds, in Redis's order: from the
+//! ends of the strings to their beginnings.
 
 /// Two strings whose table would have more cells than this are refused: 16 Mi cells are 2
 /// MiB of bits and about 60 ms of a thread.
 pub(crate) const CELLS_MAX: usize = 1 << 24;
 
-/// A run of bytes that both strings have; offsets of the first bytes.
+/// A run of bytes common to both strings; offsets of its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Match {
     pub(crate) in_a: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Match {
     pub(crate) len: usize,
 }
 
-/// Whether the table of two strings is within [`CELLS_MAX`].
+/// `true` if the table of two strings is within [`CELLS_MAX`].
 pub(crate) fn fits(a: &[u8], b: &[u8]) -> bool {
     (a.len() + 1).checked_mul(b.len() + 1).is_some_and(|cells| cells <= CELLS_MAX)
 }
@@ -26,7 +26,7 @@ pub(crate) fn len(a: &[u8], b: &[u8]) -> usize {
     table(a, b, |_, _, _| ())
 }
 
-/// Its runs, the last first. Their lengths add up to [`len`].
+/// The runs of the subsequence, the last first. Their lengths add up to [`len`].
 pub(crate) fn matches(a: &[u8], b: &[u8]) -> Vec<Match> {
     let cells = a.len() * b.len();
     let mut up = vec![0u64; cells.div_ceil(64)];
@@ -51,9 +51,10 @@ pub(crate) fn matches(a: &[u8], b: &[u8]) -> Vec<Match> {
     matches
 }
 
-/// Fills the table, row by row in one; `way(i, j, up)` is told of each cell (counted from
-/// 0) whether leaving out `a[i]` is better than leaving out `b[j]`, which counts where
-/// the two differ. Answers the last cell. Without branches: strings are not predictable.
+/// Fills the table in one pass by rows and returns its last cell. `way(i, j, up)` is
+/// called for each cell (counted from 0): `up` is `true` if leaving out `a[i]` is better
+/// than leaving out `b[j]`, which matters where the two differ. Without branches, as
+/// strings are not predictable.
 fn table(a: &[u8], b: &[u8], mut way: impl FnMut(usize, usize, bool)) -> usize {
     let mut row = vec![0u32; b.len()];
     for (i, x) in a.iter().enumerate() {

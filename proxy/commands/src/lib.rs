@@ -1,17 +1,18 @@
 //! The Redis command table.
 //!
-//! One [`Command`] entry is the whole truth about a command: name, arity, flags, where
-//! its keys are, documentation and its plan. The plan is pure: arguments in, [`Plan`] or
-//! error reply out; later [`row::Answer`]s in, [`Reply`] out. Nothing here does I/O.
+//! One [`Command`] entry is the whole truth about a command: name, arity, flags, key
+//! positions, documentation and plan. The plan is pure: arguments in, [`Plan`] or error
+//! reply out; later [`row::Answer`]s in, [`Reply`] out. This crate does no I/O.
 //!
 //! # How to add a command
-//! One entry and one short function in its family's file (`src/hash.rs`, ...), one script
-//! in `tests/scripts/<family>/` (notation: `tests/scripts/README.md`). COMMAND, COMMAND
-//! DOCS, redis-cli's hints, ACL categories and `proxy/COMMANDS.md` follow from the entry.
+//! One entry and one short function in the file of its family (`src/hash.rs`, ...), and
+//! one script in `tests/scripts/<family>/` (notation: `tests/scripts/README.md`).
+//! COMMAND, COMMAND DOCS, redis-cli's hints, ACL categories and `proxy/COMMANDS.md`
+//! follow from the entry.
 //!
 //! # Invariants
-//! - No words and no answers make a plan panic (`tests/plans.rs`).
-//! - Every entry is used by a script, and every script holds (`tests/scripts.rs`).
+//! - No arguments and no answers make a plan or a reply builder panic (`tests/plans.rs`).
+//! - Every entry is used by a script, and every script passes (`tests/scripts.rs`).
 
 pub mod args;
 pub mod docs;

@@ -1,9 +1,9 @@
-//! Bridle's own commands: what Pegasus offers on (hashkey, sortkey) and Redis does not,
-//! on the rows that are hashes to Redis.
+//! Commands that Redis does not have: Pegasus's operations on (hashkey, sortkey), applied
+//! to hashes. Their group in COMMAND DOCS is `bridle`.
 //!
-//! The fields of a hash are kept in byte order, so ranges of them are cheap. A range is
-//! named as ZRANGE BYLEX names one: `[field` with that field, `(field` without it, `-`
-//! and `+` the ends.
+//! The fields of a hash are stored in byte order, so ranges of them are cheap. A range is
+//! written as in ZRANGE BYLEX: `[field` includes the field, `(field` excludes it, `-` and
+//! `+` are the ends.
 //!
 //! # Ranges
 //! ```text
@@ -16,10 +16,10 @@
 //!    3) "2024-02-09"
 //!    4) "logout"
 //! ```
-//! The first element says where to go on: nil when that was all, or else the bound to
-//! give as `start` in the next call. An answer may be cut short by LIMIT (cells) and by
-//! MAXBYTES (bytes of fields and values, 1 MiB when not told; at least one cell comes),
-//! and when the server has looked at 100,000 cells of which MATCH kept too few.
+//! The first element is the `start` of the next call, or nil at the end of the range. A
+//! reply may be cut short by LIMIT (cells), by MAXBYTES (bytes of fields and values, 1 MiB
+//! by default; at least one cell is returned), and after 100,000 cells of which MATCH kept
+//! too few.
 //! ```text
 //! > HRANGE log - + LIMIT 1 NOVALUES
 //! 1) "[2024-02-01"
@@ -44,20 +44,21 @@
 //! ```
 //!
 //! # Checks
-//! HCHECKSET and HCHECKMUTATE look at one field, and change fields of the same hash only
-//! if what they see passes a check, in one atomic step. Pegasus's 18 checks:
+//! HCHECKSET and HCHECKMUTATE check one field, and change fields of the same hash only if
+//! the check passes, in one atomic step. Pegasus's 18 checks:
 //!
 //! | check | passes when the field |
 //! |---|---|
 //! | `NONE` | always |
-//! | `NOTEXIST`, `EXIST` | is not there, is there |
-//! | `NOTEXISTOREMPTY`, `NOTEMPTY` | is not there or empty, is there and not empty |
-//! | `MATCH ANYWHERE text`, `MATCH PREFIX text`, `MATCH POSTFIX text` | contains, begins with, ends with the text |
-//! | `BYTES LT text`, and `LE`, `EQ`, `GE`, `GT` | is there and less than the text, and so on, byte by byte |
-//! | `INT LT number`, and `LE`, `EQ`, `GE`, `GT` | is there and less than the number, and so on, as an integer |
+//! | `NOTEXIST`, `EXIST` | is missing, exists |
+//! | `NOTEXISTOREMPTY`, `NOTEMPTY` | is missing or empty, exists and is not empty |
+//! | `MATCH ANYWHERE text` | contains the text |
+//! | `MATCH PREFIX text`, `MATCH POSTFIX text` | begins with, ends with the text |
+//! | `BYTES LT text`, `LE`, `EQ`, `GE`, `GT` | exists and is less, and so on, byte by byte |
+//! | `INT LT number`, `LE`, `EQ`, `GE`, `GT` | exists and is less, and so on, as an integer |
 //!
-//! HCHECKSET answers 1 when it has set the field and 0 when the check did not pass. With
-//! GET it answers that and the checked field's value before.
+//! HCHECKSET returns 1 if it has set the field and 0 if the check failed. With GET it also
+//! returns the previous value of the checked field.
 //! ```text
 //! > HCHECKSET job owner NOTEXISTOREMPTY owner alice EX 30
 //! (integer) 1
@@ -65,7 +66,7 @@
 //! 1) (integer) 0
 //! 2) "alice"
 //! ```
-//! HCHECKMUTATE does a list of `PUT field value` (with an expiry if wished) and
+//! HCHECKMUTATE applies a list of `PUT field value` (with an optional expiry) and
 //! `DEL field`, in order, all or none.
 //! ```text
 //! > HSET account balance 100
@@ -87,10 +88,10 @@ use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 const GROUP: &str = "bridle";
 
-/// HRANGE's MAXBYTES when not told.
-const PART_BYTES: u64 = 1 << 20;
+/// Default MAXBYTES of HRANGE.
+const REPLY_BYTES_DEFAULT: u64 = 1 << 20;
 
-/// Bridle's own commands.
+/// Commands that Redis does not have.
 pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hrange",
@@ -167,7 +168,7 @@ pub(crate) static TABLE: &[Command] = &[
 fn hrange(mut args: Args) -> PlanResult {
     let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
     let (mut options, mut want_values) =
-        (Options { bytes_max: PART_BYTES, ..Options::default() }, true);
+        (RangeOptions { bytes_max: REPLY_BYTES_DEFAULT, ..RangeOptions::default() }, true);
     while args.left() > 0 {
         match () {
             () if options.take_match(&mut args)? || options.take_walk(&mut args)? => {}
@@ -183,7 +184,7 @@ fn hrange(mut args: Args) -> PlanResult {
 
 fn hrangecount(mut args: Args) -> PlanResult {
     let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
-    let mut options = Options::default();
+    let mut options = RangeOptions::default();
     while args.left() > 0 {
         if !options.take_match(&mut args)? {
             return Err(Args::syntax());
@@ -194,16 +195,17 @@ fn hrangecount(mut args: Args) -> PlanResult {
 
 fn hrangedel(mut args: Args) -> PlanResult {
     let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
-    let mut options = Options::default();
+    let mut options = RangeOptions::default();
     while args.left() > 0 {
         if !(options.take_match(&mut args)? || options.take_walk(&mut args)?) {
             return Err(Args::syntax());
         }
     }
     Plan::one(Op::HashRangeDelete { key, range: options.range(bounds) }, |answer| match answer {
-        Answer::Deleted { count, next } => {
-            Reply::Array(vec![go_on(next), Reply::Int(i64::try_from(count).unwrap_or(i64::MAX))])
-        }
+        Answer::Deleted { count, next } => Reply::Array(vec![
+            next_start(next),
+            Reply::Int(i64::try_from(count).unwrap_or(i64::MAX)),
+        ]),
         _ => errors::no_answer(),
     })
 }
@@ -254,7 +256,7 @@ fn mutation(args: &mut Args) -> Result<Mutation, Reply> {
         return Ok(Mutation::Delete { sortkey });
     }
     let sortkey = args.option("PUT").ok_or_else(Args::syntax)?;
-    let value = args.next().ok_or_else(Args::syntax)?;
+    let value = args.try_next().ok_or_else(Args::syntax)?;
     let mut expiry = ExpiryOptions::default();
     while expiry.take_until(args) || expiry.take_keep(args) {}
     Ok(Mutation::Put { sortkey, value, ttl: expiry.ttl(Ttl::Default, args)? })
@@ -303,10 +305,10 @@ fn check(args: &mut Args) -> Result<(Check, Bytes), Reply> {
         .ok_or_else(Args::syntax)
 }
 
-/// Both ends of a range, in the order in which they were given.
+/// Both ends of a range, in the given order.
 struct Bounds([Bound; 2]);
 
-/// One end: `-`, `+`, or a field and whether it is in.
+/// One end of a range: `-`, `+`, or a field, inclusive or not.
 enum Bound {
     First,
     Last,
@@ -330,16 +332,16 @@ impl Bounds {
     }
 }
 
-/// What may follow the ends of a range.
+/// The options that may follow a range.
 #[derive(Default)]
-struct Options {
+struct RangeOptions {
     filter: Option<Filter>,
     reverse: bool,
     cells_max: u64,
     bytes_max: u64,
 }
 
-impl Options {
+impl RangeOptions {
     fn take_match(&mut self, args: &mut Args) -> Result<bool, Reply> {
         const KINDS: [(&str, fn(Bytes) -> Filter); 3] = [
             ("PREFIX", Filter::Prefix),
@@ -364,7 +366,7 @@ impl Options {
         take_limit("MAXBYTES", &mut self.bytes_max, args)
     }
 
-    /// The cells that are meant. Ends the wrong way round mean none.
+    /// The range of cells. Ends in the wrong order give an empty range.
     fn range(self, Bounds([from, to]): Bounds) -> Range {
         let (low, high) = if self.reverse { (to, from) } else { (from, to) };
         let nothing = || Some((Bytes::new(), false));
@@ -403,7 +405,7 @@ fn take_limit(name: &str, limit: &mut u64, args: &mut Args) -> Result<bool, Repl
     Ok(true)
 }
 
-/// Part of a range: where to go on, and the cells.
+/// A part of a range: the next `start`, and the cells.
 fn part(answer: Answer, want_values: bool) -> Reply {
     let (cells, next) = match answer {
         Answer::Cells { cells, next } => (cells, next),
@@ -414,11 +416,11 @@ fn part(answer: Answer, want_values: bool) -> Reply {
         true => Reply::Pairs(replies::pairs(cells)),
         false => Reply::Array(cells.into_iter().map(|(field, _)| Reply::Bulk(field)).collect()),
     };
-    Reply::Array(vec![go_on(next), cells])
+    Reply::Array(vec![next_start(next), cells])
 }
 
 /// The next call's `start`, or nil.
-fn go_on(next: Option<Bytes>) -> Reply {
+fn next_start(next: Option<Bytes>) -> Reply {
     let Some(next) = next else { return Reply::Nil };
     let mut bound = BytesMut::with_capacity(next.len() + 1);
     bound.put_u8(b'[');
@@ -426,7 +428,7 @@ fn go_on(next: Option<Bytes>) -> Reply {
     Reply::Bulk(bound.freeze())
 }
 
-/// Whether the check passed, and the value that it saw when that was asked.
+/// The result of the check, and the checked value if it was asked for.
 fn checked(answer: Answer) -> Reply {
     match answer {
         Answer::Checked { done, value: None } => Reply::Int(i64::from(done)),

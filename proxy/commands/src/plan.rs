@@ -1,4 +1,4 @@
-//! What the proxy makes of a command.
+//! Plans: how a command is executed, and how its answers become a reply.
 
 use bytes::Bytes;
 use row::op::{Answer, Op, Refusal, RowContent, RowKind};
@@ -6,48 +6,48 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{Reply, errors};
 
-/// A plan, or the error reply that the client gets at once (no network call, connection
-/// stays open).
+/// A plan, or the error reply that the client gets immediately (no network call, and the
+/// connection stays open).
 pub type PlanResult = Result<Plan, Reply>;
 
-/// How a command is carried out.
+/// Ways to execute a command.
 #[derive(Debug)]
 pub enum Plan {
     /// By ops on rows.
     Rows(RowPlan),
-    /// By the session and the proxy itself, with none or several calls.
+    /// By the session and the proxy, with no call to storage or with several.
     Local(LocalCommand),
-    /// Known at once: what the table tells about itself (COMMAND, HELP), and what needs
-    /// neither rows nor a session.
+    /// Immediate reply: documentation from the table (COMMAND, HELP), and everything that
+    /// needs neither rows nor a session.
     Reply(Reply),
 }
 
-/// A command that is ops on rows, and how its answers are worded.
+/// A command that is ops on rows, and its reply builder.
 #[derive(Debug)]
 pub struct RowPlan {
     /// The ops; each goes to the partition of its key.
     pub ops: SmallVec<[Op; 1]>,
-    /// All must be in one partition (else `-CROSSSLOT`); otherwise the command fans out
-    /// and is atomic per partition only.
+    /// All ops must be in one partition (else `-CROSSSLOT`); otherwise the command fans
+    /// out and is atomic per partition only.
     pub same_partition: bool,
-    /// Goes to every partition of the table instead (the ops name no key); the answers
-    /// come in slot order.
+    /// The ops, which name no key, go to every partition of the table; the answers come
+    /// in slot order.
     pub all_partitions: bool,
-    /// From what became of the ops (one outcome an op; one a partition when `all_partitions`)
-    /// to the reply: [`ReplyBuilder::reply`].
+    /// Turns the outcomes of the ops (one per op; one per partition when
+    /// `all_partitions`) into the reply: [`ReplyBuilder::build`].
     pub builder: ReplyBuilder,
 }
 
-/// Words answers.
+/// Turns answers into a reply.
 pub enum ReplyBuilder {
     /// The answer of the only op.
     One(fn(Answer) -> Reply),
     /// All answers.
     All(fn(Vec<Answer>) -> Reply),
-    /// All answers, with something kept from the arguments.
+    /// All answers, and data kept from the arguments.
     With(Box<dyn FnOnce(Vec<Answer>) -> Reply + Send>),
-    /// All outcomes, refusals included, for commands that do not simply pass the first
-    /// refusal on (MGET, LCS).
+    /// All outcomes, refusals included, for commands that do not simply return the first
+    /// refusal (MGET, LCS).
     Outcomes(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
     /// As `Outcomes`, but compares every byte of the first answer with every byte of the
     /// second (LCS).
@@ -55,12 +55,12 @@ pub enum ReplyBuilder {
 }
 
 impl Plan {
-    /// One op, and how its answer is worded.
+    /// One op, and its reply builder.
     pub fn one(op: Op, builder: fn(Answer) -> Reply) -> PlanResult {
         Ok(Plan::rows(smallvec![op], ReplyBuilder::One(builder)))
     }
 
-    /// One op, its answer worded with something kept from the arguments.
+    /// One op, and a reply builder that keeps data from the arguments.
     pub fn with(op: Op, builder: impl FnOnce(Answer) -> Reply + Send + 'static) -> PlanResult {
         let worded = |answers: Vec<Answer>| {
             answers.into_iter().next().map_or_else(errors::no_answer, builder)
@@ -93,8 +93,8 @@ impl Plan {
 }
 
 impl ReplyBuilder {
-    /// The reply to what became of the ops. Unless the command says otherwise, the first
-    /// refusal is the reply.
+    /// The reply to the outcomes of the ops. The first refusal is the reply, unless the
+    /// builder handles refusals itself.
     pub fn build(self, outcomes: impl IntoIterator<Item = Result<Answer, Refusal>>) -> Reply {
         let mut outcomes = outcomes.into_iter();
         match self {
@@ -115,7 +115,7 @@ impl ReplyBuilder {
         }
     }
 
-    /// How long it takes to word these, about, ns.
+    /// Estimated time to build the reply, ns.
     pub fn work_ns(&self, outcomes: &[Result<Answer, Refusal>]) -> u64 {
         let lens = outcomes.iter().map(|outcome| {
             if let Ok(Answer::Bytes(bytes)) = outcome { bytes.len() as u64 } else { 1 }
@@ -127,10 +127,10 @@ impl ReplyBuilder {
     }
 }
 
-/// What it takes to make a reply of one element, about, ns.
+/// Estimated time to add one element to a reply, ns.
 const ELEMENT_NS: u64 = 50;
 
-/// How long it takes to word an answer, about, ns. Byte strings are handed on as they
+/// Estimated time to turn an answer into a reply, ns. Byte strings are passed on as they
 /// are; whole rows become a payload with a checksum.
 fn work_ns(answer: &Answer) -> u64 {
     let (elements, bytes) = match answer {
@@ -153,9 +153,9 @@ impl std::fmt::Debug for ReplyBuilder {
     }
 }
 
-/// Commands that the session carries out itself; parsed here, done in `proxy` by family.
-/// The families' files here and there have the same names.
-#[allow(missing_docs)] // the variants are the commands of those names, the fields their arguments
+/// Commands that the session executes itself: parsed here, executed in `proxy`, where the
+/// families' files have the same names.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum LocalCommand {
     // ---- connection ----
@@ -168,7 +168,7 @@ pub enum LocalCommand {
         user: Option<Bytes>,
         password: Bytes,
     },
-    /// `SELECT 3` is table `db3`; any other word is a table's name.
+    /// `SELECT 3` is table `db3`; any other argument is a table's name.
     Select(Bytes),
     Client(ClientCommand),
     // ---- transactions ----
@@ -219,7 +219,7 @@ pub enum LocalCommand {
         replicas: i64,
         timeout_ms: u64,
     },
-    // ---- keys that take several calls ----
+    // ---- keys, with several calls ----
     Keys {
         glob: Bytes,
     },
@@ -228,7 +228,7 @@ pub enum LocalCommand {
         count: u64,
         glob: Option<Bytes>,
         kind: Option<RowKind>,
-        /// TYPE names a kind that no row can be of.
+        /// TYPE names a kind that no row can have.
         none: bool,
     },
     RandomKey,
@@ -258,7 +258,7 @@ pub struct Hello {
 }
 
 /// CLIENT's subcommands.
-#[allow(missing_docs)] // the variants are the subcommands of those names, the fields their arguments
+#[allow(missing_docs, reason = "variants are the subcommands, fields their arguments")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClientCommand {
     Id,
@@ -276,24 +276,24 @@ pub enum ClientCommand {
     Unblock { id: u64, with_error: bool },
 }
 
-/// Which connections CLIENT KILL ends; all that are set must hold.
+/// Filter of CLIENT KILL; all conditions that are set must hold.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct KillFilter {
-    /// `CLIENT KILL addr`: answers OK or an error instead of a count.
+    /// `CLIENT KILL addr`: replies OK or an error instead of a count.
     pub old_form: bool,
-    /// The one of this id.
+    /// The client with this id.
     pub id: Option<u64>,
-    /// Those that come from here.
+    /// Clients with this address.
     pub address: Option<Bytes>,
-    /// Those that came to this address of the server.
+    /// Clients connected to this address of the server.
     pub local_address: Option<Bytes>,
     /// `normal`, `master`, `replica` (or `slave`) or `pubsub`, in any case.
     pub kind: Option<Bytes>,
-    /// Those that authenticated as this user.
+    /// Clients authenticated as this user.
     pub user: Option<Bytes>,
     /// Not the calling connection.
     pub skip_me: bool,
-    /// Those that are at least so old.
+    /// Clients connected for at least this many seconds.
     pub max_age_seconds: Option<u64>,
 }
 

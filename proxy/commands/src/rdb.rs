@@ -1,25 +1,25 @@
-//! Redis's serialisation of one value: what DUMP gives and RESTORE takes.
+//! Redis's serialization of one value: the payload of DUMP and RESTORE.
 //!
-//! Strings and hashes are read in every form that Redis 2.4 to 8.0 writes them, so that
-//! data can be brought over from a Redis. They are written in the plainest form, which
-//! Redis 7.0 and later read back; hashes with expiring fields need Redis 7.4.
+//! Strings and hashes are read in every encoding of Redis 2.4 to 8.0, so that data can be
+//! migrated from Redis. They are written in the plainest encoding, which Redis 7.0 and
+//! later read; hashes with expiring fields need Redis 7.4.
 //!
 //! # Layout
 //! | part | bytes |
 //! |---|---|
-//! | kind and form of the value | 1, see [`form`] |
-//! | the value | by its form |
-//! | version of the serialisation | u16 little-endian |
-//! | CRC-64/Jones of all before | u64 little-endian |
+//! | type and encoding of the value | 1, see [`form`] |
+//! | the value | by its encoding |
+//! | version of the serialization | u16 little-endian |
+//! | CRC-64/Jones of everything before it | u64 little-endian |
 //!
-//! Sizes are written as 6, 14, 32 or 64 bits; strings as their bytes, as a small integer,
-//! or compressed by LZF. Small hashes are a string that holds a zipmap, ziplist or
-//! listpack, by the age of the Redis (`packed`).
+//! Lengths take 6, 14, 32 or 64 bits; strings are bytes, a small integer, or compressed
+//! by LZF. A small hash is a string that holds a zipmap, ziplist or listpack, depending
+//! on the version of Redis (`packed`).
 //!
 //! # Invariants
-//! - Reading allocates no more than what the payload holds, and 64 MiB for compressed
-//!   strings (`bombs_are_refused`).
-//! - What was written is read back (`round_trip`), and what Redis 7.0 wrote is read
+//! - Reading allocates no more than the payload holds, and 64 MiB for compressed strings
+//!   (`bombs_are_refused`).
+//! - A written payload is read back (`round_trip`), and payloads of Redis 7.0 are read
 //!   (`tests/rdb.rs`, frozen payloads).
 
 mod packed;
@@ -62,24 +62,24 @@ const VERSION_EXPIRING: u16 = 12;
 const VERSION_MAX: u16 = 12;
 /// Version and checksum.
 const FOOTER_BYTES: usize = 10;
-/// The most that all compressed strings of a payload may inflate to.
+/// Upper bound of the inflated size of all compressed strings of a payload.
 const INFLATED_MAX: usize = 64 << 20;
-/// LZF's best: three bytes become 264.
+/// Maximum compression ratio of LZF: three bytes become 264.
 const LZF_RATIO_MAX: usize = 88;
-/// Redis's last moment for fields, ms: 48 bits.
+/// Redis's latest field expiry, ms: 48 bits.
 const EXPIRY_MAX_MS: u64 = (1 << 48) - 2;
 
 /// CRC-64/Jones as Redis computes it.
 const CRC: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_REDIS);
 
-/// Why a payload cannot be restored.
+/// Reasons to refuse a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RdbError {
-    /// The footer is missing, of a later version, or does not fit the payload.
+    /// The footer is missing, has a later version, or does not match the payload.
     Footer,
-    /// The value is not well-formed.
+    /// The value is malformed.
     Data,
-    /// A kind of value that Redis has and Bridle does not yet; its form byte.
+    /// A type of value that Bridle does not support yet; its type byte.
     Kind(u8),
     /// Compressed strings that inflate beyond 64 MiB.
     TooLarge,
@@ -95,14 +95,14 @@ impl RdbError {
                 Reply::error(format!("ERR RESTORE of a {} is not supported yet", kind_name(kind)))
             }
             RdbError::TooLarge => Reply::error(
-                "ERR the payload's strings unpack to more than RESTORE takes (64 MiB; no setting \
-                 changes it)",
+                "ERR the payload's compressed strings inflate to more than 64 MiB, a fixed limit \
+                 of RESTORE",
             ),
         }
     }
 }
 
-/// What a form byte is a form of.
+/// The type of value that a type byte stands for.
 fn kind_name(kind: u8) -> &'static str {
     match kind {
         1 | 10 | 14 | 18 => "list",
@@ -113,7 +113,7 @@ fn kind_name(kind: u8) -> &'static str {
     }
 }
 
-/// The payload of a value.
+/// Serializes a value.
 pub fn dump(content: &RowContent) -> Bytes {
     let mut out = BytesMut::new();
     let mut version = VERSION;
@@ -155,7 +155,7 @@ pub fn dump(content: &RowContent) -> Bytes {
     out.freeze()
 }
 
-/// The value of a payload.
+/// Parses a payload.
 pub fn parse(payload: &Bytes) -> Result<RowContent, RdbError> {
     let body_bytes = payload.len().checked_sub(FOOTER_BYTES).ok_or(RdbError::Footer)?;
     let mut footer = RdbReader::new(payload.slice(body_bytes..));
@@ -197,8 +197,8 @@ fn content(input: &mut RdbReader) -> Result<RowContent, RdbError> {
     if fields.list.is_empty() { Err(RdbError::Data) } else { Ok(RowContent::Hash(fields.list)) }
 }
 
-/// A hash's fields as they are read: name, value, expiry. A name that comes twice is
-/// refused at once.
+/// A hash's fields while they are read: name, value, expiry. A repeated name is refused
+/// immediately.
 #[derive(Default)]
 struct Fields {
     list: Vec<(Bytes, Bytes, Option<u64>)>,
@@ -214,13 +214,13 @@ impl Fields {
     }
 }
 
-/// What is left to read.
+/// The unread rest of a payload.
 struct RdbReader {
     bytes: Bytes,
     inflated: usize,
 }
 
-/// How long a string is, or how else it is written.
+/// The length of a string, or the number of a special encoding.
 enum Length {
     Bytes(u64),
     Special(u8),
@@ -294,7 +294,7 @@ impl RdbReader {
         if inflated.len() == bytes { Ok(inflated.into()) } else { Err(RdbError::Data) }
     }
 
-    /// A number of fields, and each with `expiry` before it.
+    /// Reads a count and that many fields; `expiry` reads the expiry before each field.
     fn fields(
         &mut self,
         expiry: impl Fn(&mut RdbReader) -> Result<Option<u64>, RdbError>,
@@ -308,7 +308,7 @@ impl RdbReader {
     }
 }
 
-/// A number as a string.
+/// Formats a number as a string.
 fn decimal(number: i64) -> Bytes {
     Bytes::copy_from_slice(itoa::Buffer::new().format(number).as_bytes())
 }

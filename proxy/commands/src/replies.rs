@@ -1,19 +1,19 @@
-//! Answers as replies: the shapes that several commands share.
+//! Reply builders that several commands share.
 //!
-//! Answers may come from a node of another version, so one of an unexpected shape is an
-//! error reply, never a panic.
+//! Answers may come from a node of another version, so an answer of an unexpected shape
+//! gives an error reply and never a panic.
 
 use bytes::Bytes;
 use row::op::Answer;
 
 use crate::{Reply, errors};
 
-/// `+OK` whatever was answered.
+/// `+OK`, whatever the answer.
 pub fn ok(_: Answer) -> Reply {
     Reply::OK
 }
 
-/// `+OK` for several.
+/// `+OK` for several answers.
 pub fn all_ok(_: Vec<Answer>) -> Reply {
     Reply::OK
 }
@@ -26,7 +26,7 @@ pub fn int(answer: Answer) -> Reply {
     }
 }
 
-/// The sum of numbers, one an op.
+/// The sum of the answers, one number per op.
 pub fn sum(answers: Vec<Answer>) -> Reply {
     let number = |answer| if let Answer::Int(number) = answer { Some(number) } else { None };
     answers.into_iter().map(number).sum::<Option<i64>>().map_or_else(errors::no_answer, Reply::Int)
@@ -41,12 +41,12 @@ pub fn bulk(answer: Answer) -> Reply {
     }
 }
 
-/// A number, 0 for a row that is not there.
+/// A number; 0 for a missing row.
 pub fn int_or_zero(answer: Answer) -> Reply {
     if answer == Answer::Nil { Reply::Int(0) } else { int(answer) }
 }
 
-/// A bulk string, empty for a row that is not there.
+/// A bulk string; empty for a missing row.
 pub fn bulk_or_empty(answer: Answer) -> Reply {
     if answer == Answer::Nil { Reply::Bulk(Bytes::new()) } else { bulk(answer) }
 }
@@ -62,12 +62,12 @@ pub fn value(answer: Answer) -> Reply {
     }
 }
 
-/// An array of so many values, nil for those that are not there, or without the row.
+/// An array of `count` values, nil for missing fields or for a missing row.
 pub fn values_or_nils(answer: Answer, count: usize) -> Reply {
     if answer == Answer::Nil { Reply::Array(vec![Reply::Nil; count]) } else { values(answer) }
 }
 
-/// An array of values, nil for those that are not there.
+/// An array of values, nil for missing fields.
 pub fn values(answer: Answer) -> Reply {
     match answer {
         Answer::Values(values) => Reply::Array(values.into_iter().map(optional).collect()),
@@ -75,14 +75,14 @@ pub fn values(answer: Answer) -> Reply {
     }
 }
 
-/// An array of the sortkeys of cells.
+/// An array of the cells' sortkeys.
 pub fn sortkeys(answer: Answer) -> Reply {
     cells(answer, |cells| {
         Reply::Array(cells.into_iter().map(|(sortkey, _)| Reply::Bulk(sortkey)).collect())
     })
 }
 
-/// Cells, worded.
+/// The reply that `build` makes of the cells.
 pub fn cells(answer: Answer, build: impl FnOnce(Vec<(Bytes, Bytes)>) -> Reply) -> Reply {
     match answer {
         Answer::Cells { cells, .. } => build(cells),

@@ -1,11 +1,10 @@
-//! A reply, before it is known whether the client speaks RESP2 or RESP3.
+//! A reply, independent of the client's protocol version.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 
-/// What a client is told. The proxy encodes it for the protocol version of the
-/// connection.
+/// A reply to a client. The proxy encodes it for the protocol version of the connection.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// `+OK` and the like.
@@ -42,7 +41,7 @@ impl Reply {
     /// `+OK`
     pub const OK: Reply = Reply::Status(Cow::Borrowed("OK"));
 
-    /// How long it takes to encode it, about, ns; no more than `most` is counted.
+    /// Estimated time to encode the reply, ns; counting stops at `most`.
     pub fn encoding_ns(&self, most: u64) -> u64 {
         let sum = |items: &mut dyn Iterator<Item = &Reply>| {
             let mut sum = 0;
@@ -56,7 +55,7 @@ impl Reply {
             Reply::Map(pairs) | Reply::Pairs(pairs) => {
                 sum(&mut pairs.iter().flat_map(|(key, value)| [key, value]))
             }
-            // Copied, into memory that the system has to clear first.
+            // Copied into memory that the system has to clear first.
             Reply::Bulk(bytes) => bytes.len() as u64 / 2,
             Reply::Text(text) => text.len() as u64 / 2,
             _ => 0,
@@ -64,12 +63,12 @@ impl Reply {
         own + 30
     }
 
-    /// An error line given whole, prefix included.
+    /// An error reply; `line` is the whole line with its prefix.
     pub fn error(line: impl Into<Cow<'static, str>>) -> Reply {
         Reply::Error(line.into())
     }
 
-    /// The memory that it takes, about: its bytes, and what each element takes besides.
+    /// Estimated memory of the reply: its bytes, and the overhead of each element.
     pub fn bytes(&self) -> usize {
         let own = match self {
             Reply::Status(text) | Reply::Error(text) => text.len(),

@@ -1,4 +1,4 @@
-//! Commands on the server: its data as a whole, its figures, its end.
+//! Server commands: all data of a table, statistics, shutdown.
 
 use row::op::{Answer, Op, RowInfo};
 use smallvec::smallvec;
@@ -11,11 +11,11 @@ use crate::table::flags::{
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors, replies};
 
-/// Fields whose size stands for that of the others, as Redis's
+/// Number of fields sampled to estimate the size of the others, as Redis's
 /// `OBJ_COMPUTE_SIZE_DEF_SAMPLES`.
 const SAMPLES: u64 = 5;
 
-/// Commands on the server.
+/// Server commands.
 pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "dbsize",
@@ -276,7 +276,7 @@ fn flushall(args: Args) -> PlanResult {
     Ok(Plan::Local(LocalCommand::FlushAll))
 }
 
-/// ASYNC or SYNC: the same here, since rows are gone at once and their space comes back
+/// ASYNC and SYNC do the same: rows are gone immediately and their space is reclaimed
 /// later.
 fn check_flush(mut args: Args) -> Result<(), Reply> {
     if !args.flag("ASYNC") {
@@ -382,7 +382,7 @@ fn debug_object(mut args: Args) -> PlanResult {
     ))
 }
 
-/// DEBUG OBJECT's line. A row lives in no one place, so its address is 0.
+/// The line of DEBUG OBJECT. Its address is 0, as a row has none.
 fn debug_line(row: &RowInfo, bytes: i64, encoding: &str) -> Reply {
     let idle = row.now_ms.saturating_sub(row.written_at_ms) / 1000;
     // Redis's LRU clock: seconds in 24 bits.

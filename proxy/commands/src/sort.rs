@@ -1,6 +1,6 @@
-//! SORT and SORT_RO. They sort lists, sets and sorted sets, and there are none of these
-//! yet: so a key either is not there, and sorts to nothing, or is of the wrong kind. The
-//! options are checked as ever. STORE is refused.
+//! SORT and SORT_RO. They sort lists, sets and sorted sets, which do not exist yet: a key
+//! is either missing, which gives an empty reply, or of the wrong type. The options are
+//! checked all the same. STORE is refused.
 
 use row::op::{Answer, Op};
 

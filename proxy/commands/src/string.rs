@@ -513,7 +513,7 @@ fn longest_common(mut args: Args) -> PlanResult {
         )
     };
     let ops = keys.into_iter().map(|key| Op::StringGet { key }).collect();
-    // Both as of one moment.
+    // Both strings are read at the same version.
     Ok(Plan::Rows(RowPlan {
         ops,
         same_partition: true,
@@ -522,7 +522,7 @@ fn longest_common(mut args: Args) -> PlanResult {
     }))
 }
 
-/// LCS's two strings, missing ones empty.
+/// The two strings of LCS; a missing one is empty.
 fn two_strings(outcomes: Vec<Result<Answer, Refusal>>) -> Result<[Bytes; 2], Reply> {
     let string = |outcome| match outcome {
         Ok(Answer::Bytes(bytes)) => Ok(bytes),
@@ -537,7 +537,7 @@ fn two_strings(outcomes: Vec<Result<Answer, Refusal>>) -> Result<[Bytes; 2], Rep
     strings.try_into().map_err(|_| errors::no_answer())
 }
 
-/// LCS IDX: where the matches are, the last first.
+/// LCS IDX: the positions of the matches, the last match first.
 fn indexes(matches: Vec<lcs::Match>, min_len: usize, with_len: bool) -> Reply {
     let total = matches.iter().map(|run| run.len).sum();
     let range = |from: usize, len| Reply::Array(vec![count(from), count(from + len - 1)]);
@@ -573,7 +573,7 @@ fn set_or_zero(answer: Answer) -> Reply {
     }
 }
 
-/// The value before (SET GET, GETSET).
+/// The previous value (SET GET, GETSET).
 fn old(answer: Answer) -> Reply {
     match answer {
         Answer::Written { old, .. } => replies::optional(old),
@@ -581,8 +581,7 @@ fn old(answer: Answer) -> Reply {
     }
 }
 
-/// An array, or the first error in it instead: an error inside an array is none of
-/// Redis's replies.
+/// An array, or the first error in it: Redis never replies with an error inside an array.
 fn first_error(replies: Vec<Reply>) -> Reply {
     let error = replies.iter().find(|reply| matches!(reply, Reply::Error(_))).cloned();
     error.unwrap_or(Reply::Array(replies))

@@ -1,8 +1,8 @@
-//! The table of all commands: the entries, finding one, and what follows from an entry
-//! alone.
+//! The table of all commands: the entries, lookup, and everything that follows from an
+//! entry alone.
 //!
-//! The families' tables are put together in [`COMMANDS`]. A *container* (CLIENT, CONFIG,
-//! ...) is an entry of its own, and each of its subcommands is one named `client|id`.
+//! [`COMMANDS`] joins the tables of the families. A *container* (CLIENT, CONFIG, ...) has
+//! an entry of its own, and so has each of its subcommands, named `client|id`.
 //!
 //! # Invariants
 //! - Names are unique, in lower case and at most `NAME_MAX` bytes
@@ -22,19 +22,20 @@ use crate::{
 };
 use crate::{errors, server, sort, string, transactions};
 
-/// One command, whole.
+/// The entry of one command.
 pub struct Command {
     /// Lower case; a subcommand is `"client|id"`.
     pub name: &'static str,
-    /// As Redis counts: the name included; negative = at least.
+    /// As Redis counts: the name included; negative = minimum.
     pub arity: i8,
     /// See [`flags`].
     pub flags: u32,
-    /// Where its keys are.
+    /// Positions of its keys.
     pub keys: Keys,
-    /// Redis's group: string, hash, generic, connection, server, transactions, bridle.
+    /// Redis's group: string, hash, generic, connection, server, transactions; `bridle`
+    /// for commands that Redis does not have.
     pub group: &'static str,
-    /// The Redis version that brought it (or Bridle's).
+    /// The Redis version (or Bridle's) that introduced it.
     pub since: &'static str,
     /// Big-O, in Redis's notation, true for Bridle.
     pub complexity: &'static str,
@@ -43,25 +44,25 @@ pub struct Command {
     /// The arguments in Redis's notation (`key [NX | XX] [EX seconds]`); COMMAND DOCS'
     /// argument tree is parsed from it.
     pub syntax: &'static str,
-    /// Arguments to plan.
+    /// From arguments to a plan.
     pub plan: fn(Args) -> PlanResult,
 }
 
-/// Where keys stand among a command's words: `first..=last` by `step` (`last` < 0 counts
-/// from the end); `first` 0 = none.
+/// Positions of keys among the arguments: `first..=last` by `step` (`last` < 0 counts
+/// from the end); `first` 0 = no keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Keys {
     pub first: i8,
     pub last: i8,
     pub step: i8,
-    /// What is done with them, in the words of Redis's key specifications; behind a
-    /// comma, what with the second. Empty: as the flags say.
+    /// Access to the keys, in the words of Redis's key specifications; after a comma, the
+    /// access to the second key. Empty: as the flags imply.
     pub access: &'static str,
 }
 
 impl Keys {
-    /// None.
+    /// No keys.
     pub const NONE: Keys = Keys::at(0, 0, 0);
     /// The first argument.
     pub const ONE: Keys = Keys::at(1, 1, 1);
@@ -78,24 +79,24 @@ impl Keys {
         Keys { first, last, step, access: "" }
     }
 
-    /// The same places, where something else is done than what is usual for a command
-    /// that reads (`RO access`) or writes (`RW access update`).
+    /// The same positions with an access that differs from the default of commands that
+    /// read (`RO access`) or write (`RW access update`).
     pub const fn with(self, access: &'static str) -> Keys {
         Keys { access, ..self }
     }
 }
 
-/// What COMMAND tells about a command, and what the proxy goes by. Redis's names.
+/// Flags of COMMAND and of the proxy, with Redis's names.
 pub mod flags {
     /// May change rows.
     pub const WRITE: u32 = 1 << 0;
     /// Only reads rows.
     pub const READONLY: u32 = 1 << 1;
-    /// Takes room: refused when the disk is full.
+    /// May increase the data: refused when the disk is full.
     pub const DENYOOM: u32 = 1 << 2;
     /// Constant or logarithmic time.
     pub const FAST: u32 = 1 << 3;
-    /// For operators.
+    /// For administrators.
     pub const ADMIN: u32 = 1 << 4;
     /// Publishes or subscribes.
     pub const PUBSUB: u32 = 1 << 5;
@@ -105,31 +106,31 @@ pub mod flags {
     pub const BLOCKING: u32 = 1 << 7;
     /// Allowed while data is being loaded.
     pub const LOADING: u32 = 1 << 8;
-    /// Allowed on a replica that lags behind.
+    /// Allowed on a lagging replica.
     pub const STALE: u32 = 1 << 9;
     /// Not shown to MONITOR.
     pub const SKIP_MONITOR: u32 = 1 << 10;
-    /// Not noted in the slow log.
+    /// Not recorded in the slow log.
     pub const SKIP_SLOWLOG: u32 = 1 << 11;
     /// Allowed before AUTH.
     pub const NO_AUTH: u32 = 1 << 12;
     /// Not allowed in MULTI.
     pub const NO_MULTI: u32 = 1 << 13;
-    /// Allowed while a script runs for too long.
+    /// Allowed while a script exceeds its time limit.
     pub const ALLOW_BUSY: u32 = 1 << 14;
 
     /// In ACL category `@keyspace`, which does not follow from the group.
     pub const KEYSPACE: u32 = 1 << 24;
     /// In ACL category `@connection`, which does not follow from the group.
     pub const CONNECTION: u32 = 1 << 25;
-    /// In ACL category `@dangerous` without being for operators.
+    /// In ACL category `@dangerous` without being for administrators.
     pub const DANGEROUS: u32 = 1 << 26;
-    /// Its plan takes time for each byte of its words.
+    /// Planning takes time proportional to the bytes of the arguments.
     pub const LONG_PLAN: u32 = 1 << 27;
     /// Has subcommands.
     pub const CONTAINER: u32 = 1 << 31;
 
-    /// Those that COMMAND shows, by the names it shows.
+    /// The flags that COMMAND shows, by name.
     pub(crate) const NAMES: [(u32, &str); 15] = [
         (WRITE, "write"),
         (READONLY, "readonly"),
@@ -170,17 +171,16 @@ pub static COMMANDS: &[&[Command]] = &[
 /// The longest name, bytes: names are folded to lower case on the stack.
 const NAME_MAX: usize = 32;
 
-/// What is known when a command cannot be planned: its entry, if its name is right, and
-/// the error reply.
+/// The entry, if the name is known, and the error reply.
 pub type LookupError = (Option<&'static Command>, Reply);
 
 impl Command {
-    /// Whether it has this flag.
+    /// `true` if the entry has this flag.
     pub const fn is(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
 
-    /// The container and the subcommand, if it is one.
+    /// The container and the subcommand, for a subcommand.
     pub fn parts(&self) -> Option<(&'static str, &'static str)> {
         self.name.split_once('|')
     }
@@ -193,7 +193,7 @@ impl Command {
         })
     }
 
-    /// The keys among its words; those that the words are too few for are left out.
+    /// The keys among the arguments; positions beyond the last argument are left out.
     pub fn keys_of<'a>(&self, argv: &'a Argv) -> impl Iterator<Item = &'a Bytes> + use<'a> {
         let Keys { first, last, step, .. } = self.keys;
         let len = argv.len() as i64;
@@ -203,7 +203,7 @@ impl Command {
         argv[from..to].iter().step_by(step.max(1) as usize)
     }
 
-    /// Whether so many words, the name included, are neither too many nor too few.
+    /// `true` if the arity allows this number of arguments, the name included.
     pub fn takes(&self, argv: usize) -> bool {
         let arity = isize::from(self.arity);
         if arity < 0 { argv >= arity.unsigned_abs() } else { argv == arity.unsigned_abs() }
@@ -238,7 +238,7 @@ impl std::fmt::Debug for Command {
     }
 }
 
-/// Every command, subcommands included, containers before theirs.
+/// Every command and subcommand, each container before its subcommands.
 pub fn all() -> impl Iterator<Item = &'static Command> {
     COMMANDS.iter().copied().flatten()
 }
@@ -248,8 +248,8 @@ pub fn top() -> impl Iterator<Item = &'static Command> {
     all().filter(|command| command.parts().is_none())
 }
 
-/// The entry for a name in any case; for a container (`client`), the subcommand's name
-/// comes second.
+/// The entry for a name in any case; for a container (`client`), `sub` is the
+/// subcommand's name.
 pub fn find(name: &[u8], sub: Option<&[u8]>) -> Option<&'static Command> {
     let len = name.len() + sub.map_or(0, |sub| sub.len() + 1);
     if len > NAME_MAX || name.contains(&b'|') {
@@ -265,7 +265,7 @@ pub fn find(name: &[u8], sub: Option<&[u8]>) -> Option<&'static Command> {
     BY_NAME.get(&folded[..len]).copied()
 }
 
-/// The entry for these words; the number of words is checked.
+/// The entry for these arguments, whose number is checked.
 pub fn lookup(argv: &[Bytes]) -> Result<&'static Command, LookupError> {
     let Some(mut command) = argv.first().and_then(|name| find(name, None)) else {
         return Err((None, errors::unknown_command(argv)));
@@ -281,7 +281,7 @@ pub fn lookup(argv: &[Bytes]) -> Result<&'static Command, LookupError> {
     }
 }
 
-/// From a client's words to a plan. `seed` is where the plan takes chance from.
+/// From arguments to a plan. The plan draws random numbers from `seed`.
 pub fn plan(argv: Argv, seed: u64) -> Result<(&'static Command, Plan), LookupError> {
     let command = lookup(&argv)?;
     let name_args = 1 + usize::from(command.parts().is_some());
@@ -291,12 +291,12 @@ pub fn plan(argv: Argv, seed: u64) -> Result<(&'static Command, Plan), LookupErr
     }
 }
 
-/// The plan of a container, which its arity or [`lookup`] keeps from being carried out.
+/// The plan of a container, which is never executed: its arity or [`lookup`] prevents it.
 pub(crate) fn container(args: Args) -> PlanResult {
     Err(args.wrong_number())
 }
 
-/// The reply to HELP of the container that the words name.
+/// The reply to HELP of the container in the arguments.
 pub(crate) fn help(args: Args) -> PlanResult {
     args.end()?;
     let name = args.name();
@@ -327,8 +327,8 @@ pub(crate) fn help(args: Args) -> PlanResult {
 static BY_NAME: LazyLock<HashMap<&[u8], &Command, BuildHasherDefault<Fnv>>> =
     LazyLock::new(|| all().map(|command| (command.name.as_bytes(), command)).collect());
 
-/// FNV-1a, the fastest hash of a few bytes. The names are ours, so nobody can make them
-/// collide.
+/// FNV-1a, the fastest hash of a few bytes. All names are ours, so collisions cannot be
+/// provoked.
 struct Fnv(u64);
 
 impl Default for Fnv {
@@ -349,7 +349,7 @@ impl Hasher for Fnv {
     }
 
     fn write_usize(&mut self, _len: usize) {
-        // The length that slices are hashed with adds nothing: names hold no NUL.
+        // The length that precedes a hashed slice adds nothing: names hold no NUL.
     }
 }
 

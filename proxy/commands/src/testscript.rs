@@ -1,9 +1,9 @@
-//! The test kit of command scripts: reading a script, and comparing replies with what it
-//! expects.
+//! Test kit for command scripts: parses a script, and compares replies with its
+//! expectations.
 //!
-//! A script says what a client sends and what it must be told. The same files are run
-//! purely (plan, `row::eval`, wording; see this crate's `tests/scripts.rs`) and against a
-//! live server. The notation is described in `tests/scripts/README.md`.
+//! A script lists commands and their expected replies. The same files run without a
+//! server (plan, `row::eval`, reply builder; see this crate's `tests/scripts.rs`) and
+//! against a live one. The notation is described in `tests/scripts/README.md`.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -18,45 +18,45 @@ pub use expected::Expected;
 /// One script file.
 #[derive(Debug, Clone)]
 pub struct TestScript {
-    /// What it shows, its first line.
+    /// The script's first line: the behaviour that it shows.
     pub sentence: String,
-    /// It needs a server: sessions, time that passes, several connections.
+    /// Needs a server: sessions, elapsed time, several connections.
     pub live: bool,
-    /// It needs a clock that stands still: not to be run against a server.
+    /// Needs a clock that stands still, so it cannot run against a server.
     pub pure: bool,
-    /// Why Redis itself does not reply as it says, if so.
+    /// The reason why Redis itself replies differently, if it does.
     pub differs: Option<String>,
-    /// What to do.
+    /// Steps of the script.
     pub steps: Vec<Step>,
 }
 
-/// One thing to do.
+/// One step.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// Where it stands, from 1.
+    /// Line number, from 1.
     pub line: usize,
-    /// What it is.
+    /// Action of the step.
     pub action: Action,
 }
 
-/// What a step does.
+/// Actions of steps.
 #[derive(Debug, Clone)]
 pub enum Action {
-    /// Sends a command; the reply must be as expected.
+    /// Sends a command; the reply must match.
     Call {
-        /// The command's words.
+        /// The command's arguments.
         argv: Vec<Bytes>,
-        /// The reply.
+        /// The expected reply.
         expected: Expected,
     },
-    /// The protocol version of what follows: 2, 3.
+    /// Sets the protocol version of the following commands: 2 or 3.
     Protocol(u8),
-    /// Lets so many ms pass.
+    /// Lets this many ms pass.
     Pass(u64),
 }
 
 impl TestScript {
-    /// Reads a script; an error says where and what.
+    /// Parses a script; an error names the line and the cause.
     pub fn parse(text: &str) -> Result<TestScript, String> {
         let sentence = text
             .lines()
@@ -98,7 +98,7 @@ impl TestScript {
         Ok(script)
     }
 
-    /// Its commands.
+    /// The commands of the script.
     pub fn calls(&self) -> impl Iterator<Item = &[Bytes]> {
         self.steps.iter().filter_map(|step| match &step.action {
             Action::Call { argv, .. } => Some(argv.as_slice()),
@@ -106,15 +106,15 @@ impl TestScript {
         })
     }
 
-    /// Runs it against a server over one connection, from an empty table. An error says
-    /// where it did not fit, or what failed. Scripts that are [`pure`](Script::pure) are
-    /// not for this.
+    /// Runs the script against a server over one connection, starting from an empty
+    /// table. An error names the line that did not match, or the failure. Not for scripts
+    /// that are [`pure`](TestScript::pure).
     pub fn run<S: Read + Write>(&self, stream: S) -> Result<(), String> {
         let mut stream = io::BufReader::new(stream);
         let failed = |error: io::Error| format!("connection: {error}");
         let mut call = |argv: &[Bytes], expected: &Expected| -> Result<(), String> {
             stream.get_mut().write_all(&encode(argv)).map_err(failed)?;
-            // Should a reply come all the same, the next command shows it.
+            // An unexpected reply would show at the next command.
             if *expected == Expected::None {
                 Ok(())
             } else {
@@ -146,7 +146,7 @@ fn directive_of(text: &str) -> Option<Action> {
     }
 }
 
-/// A command in the form that servers read.
+/// Encodes a command for a server.
 fn encode(argv: &[Bytes]) -> Vec<u8> {
     let mut out = format!("*{}\r\n", argv.len()).into_bytes();
     for word in argv {
@@ -181,7 +181,7 @@ pub fn argv(line: &str) -> Result<Vec<Bytes>, String> {
     Ok(argv)
 }
 
-/// Reads to the closing quote; gives what is behind it.
+/// Reads to the closing quote; returns the rest behind it.
 fn quoted<'a>(quote: u8, mut rest: &'a [u8], word: &mut Vec<u8>) -> Result<&'a [u8], String> {
     loop {
         let (byte, after) = match rest {
@@ -244,7 +244,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// What a client of protocol version 2 or 3 sees of a reply.
+    /// The reply as a client of protocol version 2 or 3 sees it.
     pub fn of(reply: Reply, protocol: u8) -> Value {
         let many = |replies: Vec<Reply>| {
             replies.into_iter().map(|reply| Value::of(reply, protocol)).collect::<Vec<_>>()
@@ -338,7 +338,7 @@ impl Value {
     }
 }
 
-/// In the scripts' own notation, so that what was seen can be pasted into a script.
+/// Prints a value in the scripts' notation, so that it can be pasted into a script.
 impl std::fmt::Display for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let list = |f: &mut std::fmt::Formatter<'_>, open: &str, values: &[Value]| {

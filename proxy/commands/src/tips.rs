@@ -1,9 +1,7 @@
-//! COMMAND INFO's tips: what a client that speaks to several servers goes by, as in Redis
-//! 7.4.
+//! Command tips of COMMAND INFO, as in Redis 7.4: how a client of several servers routes
+//! a command and merges its replies, and when replies may differ.
 //!
-//! By what they mean and not by command, as most commands have none: how a command is
-//! sent on and how its replies become one, and whether the same question may be answered
-//! differently.
+//! Sorted by tip and not by command, as most commands have none.
 
 use crate::table::Command;
 

@@ -4,7 +4,7 @@ use crate::table::flags::{ALLOW_BUSY, FAST, LOADING, NOSCRIPT, SKIP_SLOWLOG, STA
 use crate::table::{Command, Keys};
 use crate::{Args, LocalCommand, Plan, PlanResult};
 
-/// Commands on transactions.
+/// Transaction commands.
 pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "multi",

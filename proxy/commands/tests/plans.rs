@@ -1,5 +1,5 @@
-//! Whatever a client says and a node answers, planning and wording end in a plan or a
-//! reply, never in a panic.
+//! Plans and reply builders end in a plan or a reply and never in a panic, for any
+//! arguments and any answers.
 
 use bolero::TypeGenerator;
 use bytes::Bytes;
@@ -7,7 +7,7 @@ use commands::{Args, COMMANDS, Command, Plan};
 use row::Refusal;
 use row::op::{Answer, RowContent, RowInfo, RowKind, WatchToken};
 
-/// A word that a client may send: one that means something to some command, or any.
+/// An argument that a client may send: one with a meaning in some command, or any bytes.
 #[derive(Debug, Clone, TypeGenerator)]
 enum Word {
     ResolvedCommand(u8),
@@ -15,7 +15,7 @@ enum Word {
     Text(Vec<u8>),
 }
 
-/// Words that options, numbers and bounds are made of.
+/// Arguments that are options, numbers and bounds.
 const KNOWN: [&str; 64] = [
     "NX",
     "XX",
@@ -167,7 +167,7 @@ fn plans_and_replies_never_panic() {
             return;
         }
         let Ok(Plan::Rows(rows)) = (command.plan)(Args::new(argv, name_args, 1)) else { return };
-        // Sometimes fewer answers than ops: a node may say anything.
+        // Sometimes fewer answers than ops: a node may send anything.
         let count = rows.ops.len().min(usize::from(*answer) % 8 + 1);
         let outcomes =
             (0..count).map(|at| answers[(usize::from(*answer) + at * 7) % answers.len()].clone());

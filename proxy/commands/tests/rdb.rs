@@ -1,4 +1,4 @@
-//! RESTORE reads what other people's Redis wrote, and nothing that it reads breaks it.
+//! RESTORE reads payloads of other Redis versions, and no payload makes it panic.
 
 use bytes::Bytes;
 use commands::rdb::{RdbError, dump, parse};
@@ -30,7 +30,7 @@ fn content(text: &str) -> RowContent {
     RowContent::Hash(text.split(',').map(field).collect())
 }
 
-/// Fields in no order: a hash's order is its Redis's affair.
+/// Sorts the fields: the order of a hash is undefined.
 fn sorted(content: RowContent) -> RowContent {
     match content {
         RowContent::Hash(mut fields) => {
@@ -84,9 +84,13 @@ proptest! {
         prop_assert_eq!(parse(&dump(&content)), Ok(content));
     }
 
-    /// No byte of a payload can be changed unnoticed.
+    /// Every changed byte of a payload is detected.
     #[test]
-    fn changes_are_noticed(content in any_content(), at in any::<prop::sample::Index>(), change in 1u8..) {
+    fn changes_are_noticed(
+        content in any_content(),
+        at in any::<prop::sample::Index>(),
+        change in 1u8..,
+    ) {
         let mut payload = dump(&content).to_vec();
         let at = at.index(payload.len());
         payload[at] ^= change;
@@ -94,7 +98,7 @@ proptest! {
     }
 }
 
-/// Whatever bytes stand before a good footer, reading them ends, and what was read can be
+/// Parsing terminates for any bytes before a valid footer, and a parsed value can be
 /// written and read again.
 #[test]
 fn any_bytes() {
@@ -109,7 +113,7 @@ fn any_bytes() {
     bolero::check!().with_type::<(u8, Vec<(u16, u8)>, Vec<u8>)>().for_each(
         |(seed, changes, body)| {
             // Half of the inputs are real payloads with a few bytes changed, the others
-            // bytes of chance.
+            // random bytes.
             let mut body = match seeds.get(usize::from(*seed) / 2) {
                 Some(payload) if seed % 2 == 0 && payload.len() > 10 => {
                     payload[..payload.len() - 10].to_vec()

@@ -1,5 +1,5 @@
-//! Runs the command scripts purely: plan, `row::eval` on rows in memory, wording. No
-//! server, no clock.
+//! Runs the command scripts without a server: plan, `row::eval` on rows in memory, reply
+//! builder.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use row::memory::Memory;
 use row::view::Rules;
 use row::{Edits, EvalError, Refusal, Stamp, Tx};
 
-/// When scripts begin, ms: 2023-11-14. Scripts that name points in time lie after it.
+/// Start time of scripts, ms: 2023-11-14. Scripts that name points in time use later
+/// ones.
 const BEGIN_MS: u64 = 1_700_000_000_000;
 
 /// A partition, and a client's protocol version.

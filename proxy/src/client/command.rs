@@ -1,4 +1,4 @@
-//! The CLIENT family.
+//! The CLIENT command.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,19 +11,19 @@ use commands::plan::{ClientCommand, KillFilter, ReplyMode};
 use super::{Client, Clients, Pause};
 use crate::errors::one_line;
 
-/// What a call asks of the calling connection itself.
+/// Effect of a CLIENT command on the calling connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Nothing.
     None,
     /// Close, once the reply is sent.
     Close,
-    /// CLIENT REPLY; `Off` and `Skip` leave this very reply out.
+    /// CLIENT REPLY; `Off` and `Skip` suppress their own reply.
     Mode(ReplyMode),
 }
 
 impl Clients {
-    /// Carries out `call` for the client `me`.
+    /// Executes a CLIENT command of the client `me`.
     pub(crate) fn call(&self, me: &Arc<Client>, call: ClientCommand) -> (Reply, Effect) {
         let reply = match call {
             ClientCommand::Id => Reply::Int(me.id as i64),
@@ -140,7 +140,7 @@ impl Client {
     }
 }
 
-/// Redis's kinds of clients. Monitors are normal ones; nobody is of the others.
+/// Redis's client types. Monitors are normal clients; the other types do not occur.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClientType {
     Normal,

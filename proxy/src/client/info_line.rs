@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::Client;
 
 impl Client {
-    /// The line, without its end.
+    /// The line, without a line end.
     pub(crate) fn line(&self) -> String {
         let shown = self.info.lock().clone();
         let pushed = self.pushed.lock().len();
@@ -56,7 +56,7 @@ impl Client {
     }
 }
 
-/// Names were checked to be printable when they were set.
+/// Names are checked to be printable when they are set.
 fn text(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }

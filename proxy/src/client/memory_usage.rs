@@ -1,15 +1,14 @@
-//! What clients hold: a figure for each, one for all, and who goes when it is too much
-//! (`maxmemory-clients`).
+//! Memory usage of clients: per client, and in total for eviction (`maxmemory-clients`).
 //!
-//! Everything that is kept for a client is counted where it is kept ([`MemoryUse`]), in bytes
-//! that were allocated rather than bytes that are used. The figures reach the [`TotalUsage`]
-//! in steps, so that a command that holds little costs no atomic.
+//! All memory kept for a client is recorded where it is kept ([`MemoryUse`]), by
+//! allocation and not by use. The numbers reach [`TotalUsage`] in steps, so that a
+//! command that uses little costs no atomic operation.
 //!
 //! # Invariants
-//! - The ledger's sum is that of the figures that CLIENT LIST shows as `tot-mem` (test
+//! - The total is the sum of the clients' `tot-mem` in CLIENT LIST (test
 //!   `total_is_the_sum_of_the_clients`).
-//! - A client that is evicted is out of the sum at once, whenever its connection ends:
-//!   nobody else goes for what it holds (test `only_the_largest_client_is_evicted`).
+//! - An evicted client leaves the total immediately, whenever its connection ends: no
+//!   other client is evicted for its memory (test `only_the_largest_client_is_evicted`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -18,40 +17,38 @@ use parking_lot::Mutex;
 
 use super::Client;
 
-/// What something is kept for.
+/// Uses of a client's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MemoryUse {
-    /// What the client has sent: read and not carried out, or being carried out.
+    /// Input that is read and not executed, or in execution.
     Query,
-    /// What MULTI has queued and WATCH watches.
+    /// Commands queued by MULTI and rows watched by WATCH.
     Transaction,
-    /// Answers of storage that are not worded yet, and replies that are being put
-    /// together.
+    /// Answers of storage that have no reply yet, and replies in construction.
     Answers,
-    /// Replies that wait to be written.
+    /// Replies that are not written yet.
     Output,
 }
 
-/// How many parts there are.
+/// Number of uses.
 const PARTS: usize = 4;
-/// The figure of a client that is at work is told when it has changed by so much.
+/// A busy client's number is published when it has changed by this much.
 const STEP_BYTES: usize = 16 * 1024;
-/// What a connection takes that holds nothing: its task, its session, and what others see
-/// of it.
+/// Memory of an idle connection: its task, its session and its shared state.
 pub(crate) const CONNECTION_BYTES: usize = 4 * 1024;
 
-/// All clients together.
+/// Memory of all clients.
 #[derive(Debug, Default)]
 pub(crate) struct TotalUsage(AtomicUsize);
 
 impl TotalUsage {
-    /// What all clients hold, bytes.
+    /// Memory of all clients, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.0.load(Relaxed)
     }
 }
 
-/// What one client holds, as others see it.
+/// Memory of one client, as other tasks see it.
 #[derive(Debug)]
 pub(crate) struct SharedUsage {
     ledger: Arc<TotalUsage>,
@@ -60,11 +57,11 @@ pub(crate) struct SharedUsage {
 
 #[derive(Debug, Default)]
 struct UsageCounters {
-    /// By the connection's own account.
+    /// Recorded by the connection.
     own: usize,
-    /// Pushed by others, and not taken over by the connection yet.
+    /// Pushed by other tasks and not taken by the connection yet.
     pushed: usize,
-    /// It counts no more.
+    /// The client no longer counts.
     is_out: bool,
 }
 
@@ -75,19 +72,19 @@ impl SharedUsage {
         held
     }
 
-    /// Bytes.
+    /// Memory of the client, bytes.
     pub(crate) fn bytes(&self) -> usize {
         let figures = self.held.lock();
         figures.own + figures.pushed
     }
 
-    /// So much was pushed and not taken over.
+    /// Bytes pushed and not taken.
     pub(crate) fn push(&self, bytes: usize) {
         self.change(|figures| figures.pushed = bytes);
     }
 
-    /// It counts no more, whatever it holds: it is on its way out. `None`: so it was
-    /// before.
+    /// Removes the client from the total, as it is being disconnected. `None`: it was
+    /// removed before.
     pub(crate) fn leave(&self) -> Option<usize> {
         let mut figures = self.held.lock();
         let bytes = figures.own + figures.pushed;
@@ -104,7 +101,7 @@ impl SharedUsage {
         change(&mut figures);
         let now = figures.own + figures.pushed;
         if !figures.is_out {
-            // Wraps where it has shrunk, and so comes out right.
+            // Wraps when the number has shrunk, which gives the right sum.
             self.ledger.0.fetch_add(now.wrapping_sub(before), Relaxed);
         }
     }
@@ -116,7 +113,7 @@ impl Drop for SharedUsage {
     }
 }
 
-/// A connection's own account.
+/// The connection's own record.
 pub(crate) struct UsageTracker {
     client: Arc<Client>,
     parts: [usize; PARTS],
@@ -128,8 +125,7 @@ impl UsageTracker {
         UsageTracker { client, parts: [0; PARTS], told: 0 }
     }
 
-    /// A part now takes so many bytes. `true`: the client holds more than others had been
-    /// told.
+    /// Sets the memory of one use. `true`: the client uses more than was published.
     pub(crate) fn set(&mut self, part: MemoryUse, bytes: usize) -> bool {
         self.parts[part as usize] = bytes;
         let sum = self.parts.iter().sum::<usize>();
@@ -137,7 +133,7 @@ impl UsageTracker {
         is_step && self.tell(sum)
     }
 
-    /// Others are told the figure as it is.
+    /// Publishes the exact number.
     pub(crate) fn settle(&mut self) -> bool {
         let sum = self.parts.iter().sum::<usize>();
         sum != self.told && self.tell(sum)
@@ -194,7 +190,7 @@ mod tests {
             .collect();
         assert_eq!(evicted, [(2, (2 << 20) + CONNECTION_BYTES)]);
         assert!(clients[1].is_killed() && !clients[2].is_killed());
-        // Whatever it does on its way out.
+        // Its last allocations count no longer.
         accounts[1].set(MemoryUse::Query, 9 << 20);
         assert_eq!(proxy.clients.used_bytes(), (4 << 20) + 2 * CONNECTION_BYTES);
         assert!(proxy.clients.evict(5 << 20).is_empty());

@@ -1,4 +1,4 @@
-//! Who is connected, and whether clients are paused.
+//! The registry of clients, and CLIENT PAUSE.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::memory_usage::TotalUsage;
 use super::{Client, Endpoint};
 
-/// What CLIENT PAUSE holds back.
+/// Commands held back by CLIENT PAUSE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pause {
     /// Commands that may write.
@@ -24,15 +24,14 @@ pub enum Pause {
 pub struct Clients {
     all: Mutex<BTreeMap<u64, Arc<Client>>>,
     count: AtomicUsize,
-    /// What all of them hold.
+    /// Memory of all of them.
     ledger: Arc<TotalUsage>,
-    /// Held by whoever looks for the client to be evicted: one at a time, or two would
-    /// evict two.
+    /// Held during eviction: two at a time would evict two clients.
     evicting: Mutex<()>,
-    /// Sockets that were accepted and are open: clients, and who may become one.
+    /// Accepted open sockets: clients, and connections in a TLS handshake.
     pub(crate) sockets: AtomicUsize,
     next_id: AtomicU64,
-    /// 0 = not paused, else a [`Pause`]. A hint: the truth is in `paused`.
+    /// 0 = not paused, else a [`Pause`]. A hint; `paused` has the exact state.
     pause: AtomicU8,
     paused: Mutex<Option<(Pause, Instant)>>,
 }
@@ -54,28 +53,28 @@ impl Clients {
         self.count.store(all.len(), Ordering::Relaxed);
     }
 
-    /// How many are connected.
+    /// Number of clients.
     pub fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Nobody is connected.
+    /// `true` if no client is connected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All, oldest first.
+    /// All clients, oldest first.
     pub fn all(&self) -> Vec<Arc<Client>> {
         self.all.lock().values().cloned().collect()
     }
 
-    /// What all clients hold together, bytes.
+    /// Memory of all clients, bytes.
     pub fn used_bytes(&self) -> usize {
         self.ledger.bytes()
     }
 
-    /// Ends the connections that hold most until all others hold at most `bytes_max`, but
-    /// for those that said CLIENT NO-EVICT. What each of them held.
+    /// Disconnects the clients that use most memory until the others use at most
+    /// `bytes_max`, except those with CLIENT NO-EVICT. Returns the memory of each.
     pub(crate) fn evict(&self, bytes_max: usize) -> Vec<(Arc<Client>, usize)> {
         let mut evicted = Vec::new();
         if self.used_bytes() <= bytes_max {
@@ -102,13 +101,13 @@ impl Clients {
         evicted
     }
 
-    /// Makes every connection look whether it is to stop.
+    /// Wakes every connection, so that it sees a shutdown or the end of a pause.
     pub(crate) fn wake_all(&self) {
         self.all().iter().for_each(|client| client.waker.wake());
     }
 
-    /// Ends the connections that have been silent for longer than `limit`. A monitor is
-    /// meant to be silent, and who is held back cannot help it.
+    /// Disconnects clients that have been idle for longer than `limit`. Monitors and
+    /// blocked clients are exempt.
     pub(crate) fn close_idle(&self, limit: Duration) {
         for client in self.all() {
             let is_exempt = client.is_blocked() || client.info.lock().monitors;
@@ -118,8 +117,8 @@ impl Clients {
         }
     }
 
-    /// Holds commands back for that long. As in Redis, a pause that is on becomes neither
-    /// weaker nor shorter.
+    /// Pauses commands for this long. As in Redis, an active pause becomes neither weaker
+    /// nor shorter.
     pub(crate) fn pause(&self, what: Pause, time: Duration) {
         let until = Instant::now()
             .checked_add(time)
@@ -133,14 +132,14 @@ impl Clients {
         self.pause.store(what as u8, Ordering::Release);
     }
 
-    /// Lets all commands go on.
+    /// Ends the pause.
     pub(crate) fn unpause(&self) {
         *self.paused.lock() = None;
         self.pause.store(0, Ordering::Release);
         self.wake_all();
     }
 
-    /// Until when a command that writes (or not) has to wait.
+    /// The end of the pause for a command that writes (or not).
     pub(crate) fn paused_until(&self, writes: bool) -> Option<Instant> {
         if self.pause.load(Ordering::Acquire) == 0 {
             return None;
@@ -155,7 +154,7 @@ impl Clients {
         (what == Pause::All || writes).then_some(until)
     }
 
-    /// What is paused now, for INFO.
+    /// The active pause, for INFO.
     pub fn paused(&self) -> Option<(Pause, Duration)> {
         let (what, until) = (*self.paused.lock())?;
         let left = until.checked_duration_since(Instant::now())?;

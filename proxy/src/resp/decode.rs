@@ -1,4 +1,4 @@
-//! A complete command as words.
+//! Decodes a complete command into its arguments.
 
 use bytes::Bytes;
 use commands::args::Argv;
@@ -7,9 +7,9 @@ use redis_protocol::resp2::types::RangeFrame;
 
 use super::{CommandSpan, inline};
 
-/// The words of a command that has passed the gate; `chunk` are the bytes that the gate
-/// was shown. They share the chunk's memory. Empty for what is no command, which the gate
-/// lets not pass.
+/// The arguments of a command found by the framer; `chunk` are the bytes that the framer
+/// was given. The arguments share the chunk's memory. Empty for malformed input, which
+/// the framer does not let pass.
 pub fn argv(chunk: &Bytes, span: CommandSpan) -> Argv {
     if span.is_inline {
         return inline::split(&chunk[span.start..span.end]).unwrap_or_default();

@@ -1,9 +1,9 @@
-//! Replies as bytes.
+//! Encodes replies.
 //!
 //! Values are encoded by `redis-protocol`. The headers of aggregates are written here,
-//! because its aggregate frames would have to be built first, element by element, only to
-//! be encoded and dropped; and because some replies are not in it: the null array of
-//! RESP2, maps in the order they were made, and pairs that nest in RESP3 only.
+//! because the library's aggregate frames would be built element by element only to be
+//! encoded and dropped; and because it lacks some replies: the null array of RESP2, maps
+//! in insertion order, and pairs that nest in RESP3 only.
 
 use bytes::BytesMut;
 use commands::Reply;
@@ -15,10 +15,10 @@ use redis_protocol::resp3::types::{BorrowedFrame as Frame3, VerbatimStringFormat
 /// The version of RESP that a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
-    /// What every connection begins with.
+    /// The version of a new connection.
     #[default]
     Resp2,
-    /// Since HELLO 3.
+    /// After HELLO 3.
     Resp3,
 }
 
@@ -98,8 +98,8 @@ fn list(mark: u8, items: &[Reply], out: &mut BytesMut) {
     items.iter().for_each(|item| resp3(item, out));
 }
 
-/// Both versions write a bulk string alike. Not by the library, which first fills the
-/// room with zeros: values may be large.
+/// The same in both versions. Not encoded by the library, which first fills the room with
+/// zeros: values may be large.
 fn bulk(bytes: &[u8], out: &mut BytesMut) {
     out.reserve(bytes.len() + 25);
     header(b'$', bytes.len(), out);
@@ -113,7 +113,7 @@ fn header(mark: u8, len: usize, out: &mut BytesMut) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// As the library writes it in RESP3.
+/// Formats a double as the library does in RESP3.
 fn double(number: f64) -> String {
     if number.is_nan() { "nan".into() } else { number.to_string() }
 }
@@ -185,7 +185,7 @@ mod tests {
         let (frame, used) = decode2(two.as_bytes()).unwrap().unwrap();
         let Owned2::Array(items) = frame else { panic!("{frame:?}") };
         assert_eq!((items.len(), used), (all().len(), two.len()));
-        // Bare, because the library has no pushes inside of arrays.
+        // Without nesting, because the library has no pushes inside arrays.
         for (reply, _, three) in all() {
             let (frame, used) = decode3(three.as_bytes()).unwrap().unwrap();
             assert_eq!(used, three.len());

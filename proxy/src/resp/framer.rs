@@ -1,114 +1,115 @@
-//! Finds complete commands in what a client has sent so far.
+//! Framing: finds complete commands in a client's input.
 //!
-//! The gate looks at every byte of framing once and at no byte of an argument: it
-//! remembers where it stopped, so a command of a megabyte that arrives in a thousand
-//! pieces costs no more than one that arrives whole. It also decides, in Redis's words,
-//! what is malformed or too large, before anything is allocated for it.
+//! The framer reads every byte of framing once and no byte of an argument: it remembers
+//! where it stopped, so a command of a megabyte that arrives in a thousand pieces costs
+//! no more than one that arrives whole. It also detects malformed and oversized input,
+//! with Redis's errors, before anything is allocated for it.
 
 use std::borrow::Cow;
 
 use crate::settings::ByteLimit;
 
-/// Redis's `PROTO_INLINE_MAX_SIZE`: the longest inline command, and the longest line that
-/// announces a length.
+/// Redis's `PROTO_INLINE_MAX_SIZE`: the longest inline command, and the longest line with
+/// a length.
 const LINE_BYTES_MAX: usize = 64 * 1024;
-/// Redis's limits for clients that have yet to authenticate.
+/// Redis's limits for unauthenticated clients.
 const UNAUTHENTICATED_ARGS_MAX: i64 = 10;
 const UNAUTHENTICATED_BULK_BYTES_MAX: u64 = 16384;
-/// Redis's limit for all.
+/// Redis's limit for all clients.
 const ARGS_MAX: i64 = i32::MAX as i64;
-/// Redis's word for a number of words that is none, or too large.
+/// Redis's error for an invalid or excessive number of arguments.
 const MULTIBULK: &str = "invalid multibulk length";
-/// Redis's word for a length that is none, or too large.
+/// Redis's error for an invalid or excessive length.
 const BULK: &str = "invalid bulk length";
-/// What a word takes beyond its bytes until its command is answered, about: its place
-/// among the words, and often an op of its own and what became of that.
+/// Estimated memory of an argument besides its bytes until its command is answered: its
+/// place in the argument vector, and often an op of its own and the outcome.
 pub(crate) const ARG_OVERHEAD_BYTES: usize = 200;
 
-/// What a client may send.
+/// Limits of a client's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The longest argument (`proto-max-bulk-len`).
     pub bulk: ByteLimit,
     /// The longest command, framing included (`client-query-buffer-limit`).
     pub command: ByteLimit,
-    /// Has to authenticate first: much tighter.
+    /// The client must authenticate first: much tighter limits.
     pub is_unauthenticated: bool,
 }
 
 impl Limits {
-    /// The most words of a command: what they take has room where the longest command
-    /// has.
+    /// Maximum number of arguments of a command: their memory fits where the longest
+    /// command fits.
     pub fn args_max(self) -> usize {
         self.command.bytes / ARG_OVERHEAD_BYTES
     }
 }
 
-/// One complete command.
+/// The position of one complete command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandSpan {
-    /// Where it begins in the bytes that the gate was shown.
+    /// Start, in the bytes given to the framer.
     pub start: usize,
-    /// Where it ends: the next one begins there.
+    /// End; the next command starts here.
     pub end: usize,
-    /// A line of words, not an array of bulk strings.
+    /// A line of arguments, not an array of bulk strings.
     pub is_inline: bool,
-    /// How many words it has.
+    /// Number of arguments.
     pub argc: usize,
 }
 
-/// Why the connection has to be closed, and what stands behind `-ERR Protocol error: `.
+/// Malformed or oversized input, after which the connection is closed; the text behind
+/// `-ERR Protocol error: `.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Protocol error: {why}")]
 pub struct ProtocolError {
-    /// What is wrong, in Redis's words; the limit, if there is one.
+    /// Redis's error text, with the limit if there is one.
     pub why: Cow<'static, str>,
-    /// It is RESP, and larger than is taken: this is on its way.
+    /// Set if the command is valid RESP but oversized: the rest to be discarded.
     pub rest: Option<OversizedRest>,
-    /// It is too large for `client-query-buffer-limit`.
+    /// The command exceeds `client-query-buffer-limit`.
     pub exceeds_query_buffer: bool,
 }
 
-/// What is left of a command that is too large: to be read and thrown away, as a client
-/// that is still sending hears nothing.
+/// The rest of an oversized command, to be read and discarded, as a client that is still
+/// sending does not read the error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OversizedRest {
-    /// What of the input has been looked at.
+    /// Length of the input that has been processed.
     seen: usize,
-    /// Bytes that are to come whatever they are.
+    /// Bytes to skip whatever they are.
     skipped: u64,
-    /// Words behind them.
+    /// Arguments after these bytes.
     args_left: usize,
-    /// It ends with a line.
+    /// The command ends with a line end.
     is_inline: bool,
-    /// The beginning of a line that announces a length.
+    /// The start of an incomplete line with a length.
     line: Vec<u8>,
 }
 
-/// What became of the rest of a command that is too large.
+/// Progress of discarding an oversized command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiscardProgress {
     /// More is to come.
     More,
-    /// That was all of it.
+    /// The end was reached.
     All,
-    /// It is no RESP any more: where it ends is not known.
+    /// The input is no longer RESP, so the end is unknown.
     Desynchronized,
 }
 
 impl OversizedRest {
-    /// Bytes of a length that was announced, and `args_left` words behind them. What of
-    /// the input is before them has been seen.
+    /// `skipped` bytes of an announced length, then `args_left` arguments. `seen` bytes
+    /// of the input before them have been processed.
     fn behind(seen: usize, skipped: u64, args_left: usize) -> OversizedRest {
         OversizedRest { seen, skipped, args_left, is_inline: false, line: Vec::new() }
     }
 
-    /// The first `bytes` bytes of the input were taken away since.
+    /// The first `bytes` bytes of the input were removed.
     pub fn taken(&mut self, bytes: usize) {
         self.seen -= bytes;
     }
 
-    /// Takes what has come; the first time, all of the input that the gate was shown.
+    /// Processes input; the first time, all input that the framer was given.
     pub fn take(&mut self, bytes: &[u8]) -> DiscardProgress {
         let mut bytes = &bytes[std::mem::take(&mut self.seen).min(bytes.len())..];
         if self.is_inline {
@@ -164,26 +165,26 @@ const fn over_query(why: String, rest: OversizedRest) -> ProtocolError {
     ProtocolError { why: Cow::Owned(why), rest: Some(rest), exceeds_query_buffer: true }
 }
 
-/// Where the gate stands within a stream of commands.
+/// The framer's position in a stream of commands.
 #[derive(Debug, Default, Clone)]
 pub struct Framer {
-    /// Where the command being looked at begins.
+    /// Start of the current command.
     start: usize,
-    /// How far it has been looked at; beyond the end of the bytes while an argument is
-    /// still on its way.
+    /// Position up to which it was read; beyond the end of the bytes while an argument is
+    /// incomplete.
     at: usize,
-    /// Within a line whose end is being searched: up to where it has been searched.
+    /// Within a line whose end is being searched: the position searched so far.
     searched: usize,
-    /// How many words the command has, and how many are still to come; `None` = its first
-    /// line is not complete.
+    /// Number of arguments of the command, and of those still to come; `None` = its first
+    /// line is incomplete.
     argc: usize,
     args_left: Option<usize>,
 }
 
 impl Framer {
-    /// The next complete command in `bytes`, which begin where they began in the last
-    /// call and may have grown; `None`: more bytes are needed. Empty commands (blank
-    /// lines, `*0`, `*-1`) are stepped over.
+    /// The next complete command in `bytes`, which start as in the last call and may have
+    /// grown; `None`: more bytes are needed. Empty commands (blank lines, `*0`, `*-1`)
+    /// are skipped.
     pub fn next(
         &mut self,
         bytes: &[u8],
@@ -212,8 +213,8 @@ impl Framer {
                             0 => self.begin(next),
                             argc if argc > limits.args_max() => {
                                 let why = format!(
-                                    "{MULTIBULK}: {argc} words, at {ARG_OVERHEAD_BYTES} bytes each, are \
-                                     more than {}",
+                                    "{MULTIBULK}: {argc} arguments, at {ARG_OVERHEAD_BYTES} bytes \
+                                     each, are more than {}",
                                     limits.command
                                 );
                                 return Err(over_query(why, OversizedRest::behind(next, 0, argc)));
@@ -268,7 +269,7 @@ impl Framer {
         }
     }
 
-    /// The first `bytes` bytes were taken away; only whole commands may be.
+    /// The first `bytes` bytes were removed; only whole commands may be.
     pub fn taken(&mut self, bytes: usize) {
         assert!(bytes <= self.start, "only what has passed the gate is taken");
         self.start -= bytes;
@@ -276,14 +277,12 @@ impl Framer {
         self.searched = self.searched.saturating_sub(bytes);
     }
 
-    /// How many bytes from the beginning are behind the gate: complete commands and empty
-    /// ones.
+    /// Length of the complete and empty commands at the start.
     pub fn passed(&self) -> usize {
         self.start
     }
 
-    /// How many bytes are known to be needed, from the beginning, before there can be
-    /// another command.
+    /// Number of bytes, from the start, that are needed at least for another command.
     pub fn wanted(&self) -> usize {
         self.at.max(self.start)
     }
@@ -298,8 +297,8 @@ impl Framer {
         self.args_left = Some(args_left);
     }
 
-    /// The line at `self.at` without its end, and where the next one begins. As in Redis
-    /// it ends at the first CR, whatever stands behind that.
+    /// The line at `self.at` without its end, and the start of the next one. As in Redis
+    /// a line ends at the first CR, whatever byte follows.
     fn line<'a>(
         &mut self,
         bytes: &'a [u8],
@@ -322,7 +321,8 @@ impl Framer {
         }
     }
 
-    /// An inline command at `self.start`; the inner `None`: a blank line, stepped over.
+    /// An inline command at `self.start`; the inner `None`: a blank line, which is
+    /// skipped.
     fn inline(&mut self, bytes: &[u8]) -> Result<Option<Option<CommandSpan>>, ProtocolError> {
         let Some(found) = bytes[self.searched..].iter().position(|&byte| byte == b'\n') else {
             self.searched = bytes.len();
@@ -361,8 +361,8 @@ impl Framer {
     }
 }
 
-/// Redis prints the byte as it is, and line ends as blanks; what is no character is a
-/// question mark here.
+/// Redis prints the byte as it is, and line ends as blanks; other non-printable bytes are
+/// question marks here.
 fn expected(got: u8) -> ProtocolError {
     let got = match got {
         b'\r' | b'\n' => ' ',
@@ -376,9 +376,9 @@ fn expected(got: u8) -> ProtocolError {
     }
 }
 
-/// A length exactly as Redis reads one: no sign but `-`, no leading zeros, no blanks.
+/// A length exactly as Redis reads it: no sign but `-`, no leading zeros, no blanks.
 fn number(text: &[u8]) -> Option<i64> {
-    // One or two digits are nearly all there is.
+    // Fast path, as most lengths have one or two digits.
     match *text {
         [ones @ b'0'..=b'9'] => Some(i64::from(ones - b'0')),
         [tens @ b'1'..=b'9', ones @ b'0'..=b'9'] => {
@@ -400,7 +400,7 @@ mod tests {
         Limits { bulk: bound(1 << 20), command: bound(4 << 20), is_unauthenticated: false };
     const UNAUTHENTICATED: Limits = Limits { is_unauthenticated: true, ..LIMITS };
 
-    /// Everything the gate finds when the bytes come in pieces of `step`.
+    /// All commands that the framer finds when the bytes come in pieces of `step`.
     fn found(bytes: &[u8], step: usize, limits: Limits) -> (Vec<Vec<u8>>, Option<String>) {
         let (mut framer, mut found, mut held) = (Framer::default(), Vec::new(), Vec::new());
         for piece in bytes.chunks(step.max(1)) {
@@ -511,7 +511,7 @@ mod tests {
         let limits = Limits { command: bound(1000), ..LIMITS };
         let five: &[u8] = b"*5\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$1\r\nd\r\n$1\r\ne\r\n";
         check(five, &[five], None, limits);
-        let why = "invalid multibulk length: 6 words, at 200 bytes each, are more than limit \
+        let why = "invalid multibulk length: 6 arguments, at 200 bytes each, are more than limit \
                    (1000 bytes; CONFIG SET changes it)";
         check(b"*6\r\n", &[], Some(why), limits);
         let argc = |bytes| Framer::default().next(bytes, limits).unwrap().unwrap().argc;
@@ -520,7 +520,7 @@ mod tests {
 
     #[test]
     fn long_command_in_pieces_is_scanned_once() {
-        // 100,000 words in pieces of one byte: quadratic work would not finish.
+        // 100,000 arguments in pieces of one byte: quadratic work would not finish.
         let limits = Limits { command: bound(100_000 * ARG_OVERHEAD_BYTES), ..LIMITS };
         let mut bytes = b"*100000\r\n".to_vec();
         for _ in 0..100_000 {

@@ -1,14 +1,13 @@
-//! Inline commands: a line of words with Redis's quoting, as typed into telnet.
+//! Inline commands: a line of arguments with Redis's quoting, as typed into telnet.
 
 use bytes::Bytes;
 use commands::args::Argv;
 
-/// The words of a line; `None` when quotes are not closed, or closed in the middle of a
-/// word.
+/// The arguments of a line; `None` when quotes are unbalanced.
 ///
-/// In double quotes `\n \r \t \b \a \xHH` mean what they mean in C and any other
-/// character behind a backslash itself; in single quotes only `\'` is special. A NUL ends
-/// the line, as it ends Redis's C string.
+/// In double quotes `\n \r \t \b \a \xHH` mean what they mean in C, and any other
+/// character after a backslash means itself; in single quotes only `\'` is special. A NUL
+/// ends the line, as it ends Redis's C string.
 pub(super) fn split(line: &[u8]) -> Option<Argv> {
     let end = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
     let mut rest = line[..end].strip_suffix(b"\n").unwrap_or(&line[..end]);
@@ -24,7 +23,7 @@ pub(super) fn split(line: &[u8]) -> Option<Argv> {
     }
 }
 
-/// One word and what stands behind it.
+/// One argument, and the rest of the line.
 fn word(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut word = Vec::new();
     let mut at = 0;
@@ -46,7 +45,7 @@ fn word(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-/// Up to and with the closing quote; how long that was.
+/// Reads to the closing quote and returns the length, quote included.
 fn double_quoted(text: &[u8], word: &mut Vec<u8>) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -76,7 +75,7 @@ fn double_quoted(text: &[u8], word: &mut Vec<u8>) -> Option<usize> {
     }
 }
 
-/// Up to and with the closing quote; how long that was.
+/// Reads to the closing quote and returns the length, quote included.
 fn single_quoted(text: &[u8], word: &mut Vec<u8>) -> Option<usize> {
     let mut at = 0;
     loop {

@@ -1,5 +1,5 @@
-//! A proxy in front of rows in memory, and a client that speaks bytes: everything between
-//! a socket and `row` without a disk.
+//! A proxy on rows in memory, and a client that speaks bytes: everything between a socket
+//! and `row` without a disk.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -26,7 +26,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-/// Beyond so many bytes of answers a request is answered in part.
+/// Beyond this many bytes of answers a request is answered in part.
 const ANSWERS_BYTES: usize = 8 << 20;
 
 /// All tables and all rows.
@@ -39,35 +39,35 @@ pub struct World {
     /// Requests answered, by `read_now` and by `call`.
     pub reads: AtomicUsize,
     pub calls: AtomicUsize,
-    /// Errors that the next requests get instead of an answer.
+    /// Errors for the next requests.
     pub errors: Mutex<VecDeque<CallError>>,
-    /// Is shown every request that is called, before it is answered; what it says is the
+    /// Called with every request before it is answered; an error it returns is the
     /// answer.
     pub interposed: Mutex<Option<Interposed>>,
-    /// How long a `call` takes.
+    /// Duration of a `call`.
     pub delay: Mutex<Duration>,
-    /// At most so many ops of a read are answered at once; 0 = all.
+    /// Maximum number of ops of a read answered at a time; 0 = all.
     pub answers_max: AtomicUsize,
-    /// A row that another proxy writes just before this one makes a table.
+    /// A row that another proxy writes just before this one creates a table.
     pub overtakes: Mutex<Option<(&'static str, &'static str)>>,
-    /// Tables that are there and that the proxy has not heard of.
+    /// Existing tables that the proxy does not know yet.
     unheard: Mutex<BTreeSet<String>>,
-    /// Questions about tables, and what becomes of them.
+    /// Number of look-ups of tables, and state of the metas.
     pub finds: AtomicUsize,
     pub metas: Mutex<Metas>,
 }
 
-/// What comes between a request and its answer.
+/// Called between a request and its answer.
 pub type Interposed = Box<dyn FnMut(&World, PartitionId, &Request) -> Option<CallError> + Send>;
 
-/// Who keeps the catalogue.
+/// State of the metas.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Metas {
     #[default]
     Fine,
-    /// They say that none leads.
+    /// They report that they have no leader.
     Leaderless,
-    /// They say nothing.
+    /// They do not answer.
     Frozen,
 }
 
@@ -100,14 +100,14 @@ impl World {
         })
     }
 
-    /// Another proxy makes a table of one partition, and a row in it.
+    /// Another proxy creates a table of one partition, with one row.
     pub fn create_elsewhere(&self, name: &str, key: &'static str, value: &'static str) {
         self.unheard.lock().insert(name.to_owned());
         let table = self.create(name);
         self.write(PartitionId { table: table.id, index: 0 }, vec![set(key, value)]);
     }
 
-    /// Somebody writes.
+    /// Another client writes.
     pub fn write(&self, partition: PartitionId, ops: Vec<Op>) {
         let request = Request { ops, joined: Vec::new(), watched: Vec::new() };
         self.rows.write().entry(partition).or_default().answer(&request).unwrap();
@@ -125,7 +125,7 @@ impl World {
         self.tables.lock().keys().cloned().collect()
     }
 
-    /// The news of a table are late.
+    /// The proxy forgets a table, as if its notification were late.
     pub fn forget_table(&self, name: &str) {
         self.unheard.lock().insert(name.to_owned());
         self.version.fetch_add(1, Relaxed);
@@ -180,7 +180,7 @@ impl Partition {
         let mut edits = Edits::default();
         let (mut outcomes, mut bytes) = (Vec::new(), 0);
         for (at, op) in request.ops.iter().take(ops_max).enumerate() {
-            // As storage does: what follows large answers is left to be asked again.
+            // As storage does: ops behind large answers are left for another request.
             if bytes > ANSWERS_BYTES && !request.joined.contains(&(at as u32)) {
                 break;
             }
@@ -269,7 +269,7 @@ impl CallPartition<Request, Response> for World {
         }
         let ops_max =
             Some(self.answers_max.load(Relaxed)).filter(|most| *most > 0).unwrap_or(usize::MAX);
-        // Readers do not wait for each other, or a measurement would be one of this lock.
+        // Readers share the lock, or a measurement would be one of this lock.
         match self.rows.read().get(&partition) {
             Some(rows) => Some(rows.read(request, ops_max)),
             None => Some(Partition::default().read(request, ops_max)),
@@ -326,7 +326,7 @@ impl Catalogue for World {
         let name = name.to_owned();
         Box::pin(async move {
             self.asked().await?;
-            // The answer is nobody else's.
+            // The catalogue's answer goes to this caller only.
             Ok(self.tables.lock().get(&name).cloned())
         })
     }
@@ -397,7 +397,7 @@ impl Host for World {
     }
 }
 
-/// A proxy in front of a world.
+/// A proxy on a world.
 pub fn proxy(world: &Arc<World>, settings: Settings) -> Arc<Proxy> {
     let server_info =
         ServerInfo { version: "test".into(), mode: "standalone", ..ServerInfo::default() };
@@ -426,7 +426,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// One partition a table, settings as they are by default.
+    /// One partition per table, default settings.
     pub async fn start() -> Server {
         Server::with(1, |_| {}).await
     }
@@ -452,7 +452,7 @@ pub struct Client {
     pub stream: TcpStream,
 }
 
-/// Nothing here takes longer.
+/// Longer than anything here takes.
 const EXPECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Client {
@@ -460,7 +460,7 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// The next bytes are these.
+    /// Expects these bytes next.
     #[track_caller]
     pub fn expect<'a>(&'a mut self, expected: &'a str) -> impl Future<Output = ()> + 'a {
         let at = std::panic::Location::caller();
@@ -479,7 +479,7 @@ impl Client {
         }
     }
 
-    /// Sends a line and expects an answer.
+    /// Sends a line and expects a reply.
     #[track_caller]
     pub fn ask<'a>(
         &'a mut self,
@@ -501,7 +501,7 @@ impl Client {
         }
     }
 
-    /// Sends a line, if there is one, and gives back what comes up to and with `end`.
+    /// Sends a line, if given, and returns the input up to and including `end`.
     pub async fn until(&mut self, line: &str, end: &str) -> String {
         if !line.is_empty() {
             self.send(format!("{line}\r\n")).await;
@@ -523,7 +523,7 @@ impl Client {
         found.unwrap_or_else(|| panic!("{field} is not in {text}")).parse().expect("a number")
     }
 
-    /// The next bytes, so many.
+    /// Returns the next `len` bytes.
     pub async fn take(&mut self, len: usize) -> String {
         let mut got = vec![0; len];
         tokio::time::timeout(EXPECT_TIMEOUT, self.stream.read_exact(&mut got))
@@ -533,7 +533,7 @@ impl Client {
         String::from_utf8(got).unwrap()
     }
 
-    /// What comes up to and with `end`, unasked.
+    /// Returns the input up to and including `end`.
     pub async fn until_seen(&mut self, end: &str) -> String {
         let mut got = String::new();
         while !got.ends_with(end) {
@@ -542,13 +542,13 @@ impl Client {
         got
     }
 
-    /// The server closes, and says nothing more.
+    /// Expects the server to close without another byte.
     #[track_caller]
     pub fn expect_end(&mut self) -> impl Future<Output = ()> + '_ {
         let at = std::panic::Location::caller();
         async move {
             let mut rest = Vec::new();
-            // A reset is an end, too: the server closed with our bytes unread.
+            // A reset is an end as well: the server closed with our bytes unread.
             let read =
                 tokio::time::timeout(EXPECT_TIMEOUT, self.stream.read_to_end(&mut rest)).await;
             assert!(read.is_ok(), "still open, expected to end at {at}");
@@ -557,11 +557,12 @@ impl Client {
     }
 }
 
-/// What is answered to a command whose keys lie in several partitions and must not.
-pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in \
-                             several partitions, and nothing was done. Keys with a common {tag} \
-                             lie in one, and so do all keys of a table that has only one \
-                             (tables.partitions, bridle admin create --partitions)";
+/// The reply when keys are in several partitions and must not be.
+pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they \
+                                    are in several partitions, and nothing was done. Keys with a \
+                                    common {tag} are in one partition, as are all keys of a table \
+                                    with one partition (tables.partitions, bridle admin create \
+                                    --partitions)";
 
 /// A command as an array of bulk strings.
 pub fn command(argv: &[&str]) -> String {
@@ -570,7 +571,7 @@ pub fn command(argv: &[&str]) -> String {
     format!("*{count}\r\n{argv}")
 }
 
-/// A value of so many bytes.
+/// A value of this length.
 pub fn value(len: usize) -> Bytes {
     Bytes::from(vec![b'v'; len])
 }

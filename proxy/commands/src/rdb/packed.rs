@@ -1,17 +1,16 @@
 //! Small hashes in one string: listpack (Redis 7.0 and later), ziplist (2.6 to 6.2),
 //! zipmap (2.4).
 //!
-//! Each reader gives the entries in order and refuses everything that does not fit: sizes
-//! that lie, ends that are missing, bytes behind the end. Entries are slices of the
-//! string, integers excepted.
+//! Each reader returns the entries in order and refuses malformed input: wrong sizes, a
+//! missing terminator, trailing bytes. Entries are slices of the string, except integers.
 
 use bytes::Bytes;
 
 use super::{Fields, RdbError, decimal};
 
-/// Ends a listpack, ziplist or zipmap.
+/// Terminator of a listpack, ziplist or zipmap.
 const END: u8 = 0xff;
-/// The count that stands for "more than fit 16 bits: count them".
+/// The count when more entries exist than fit 16 bits; they must be counted.
 const UNCOUNTED: u16 = u16::MAX;
 
 /// Entries as field, value.
@@ -24,7 +23,7 @@ pub(super) fn pairs(entries: Vec<Bytes>) -> Result<Fields, RdbError> {
     Ok(fields)
 }
 
-/// Entries as field, value, expiry (0 = none).
+/// Entries as field, value, expiry (0 = no expiry).
 pub(super) fn triples(entries: Vec<Bytes>) -> Result<Fields, RdbError> {
     let (triples, []) = entries.as_chunks::<3>() else { return Err(RdbError::Data) };
     let mut fields = Fields::default();
@@ -35,8 +34,8 @@ pub(super) fn triples(entries: Vec<Bytes>) -> Result<Fields, RdbError> {
     Ok(fields)
 }
 
-/// Total bytes u32, count u16, entries, end. An entry: encoding, data, its own length
-/// written backwards.
+/// Total bytes u32, count u16, entries, terminator. An entry: encoding, data, its own
+/// length written backwards.
 pub(super) fn listpack(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     let mut at = Cursor { bytes, at: 0 };
     let total = u32::from_le_bytes(at.array()?);
@@ -51,8 +50,8 @@ pub(super) fn listpack(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     at.end(count, entries)
 }
 
-/// Total bytes u32, offset of the last entry u32, count u16, entries, end. An entry:
-/// length of the one before, encoding, data.
+/// Total bytes u32, offset of the last entry u32, count u16, entries, terminator. An
+/// entry: length of the previous one, encoding, data.
 pub(super) fn ziplist(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     let mut at = Cursor { bytes, at: 0 };
     let total = u32::from_le_bytes(at.array()?);
@@ -79,8 +78,8 @@ pub(super) fn ziplist(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     at.end(count, entries)
 }
 
-/// Count u8 (254 and more: count them), then length, field, length, unused bytes u8,
-/// value, unused bytes; end.
+/// Count u8 (254 and more: count the entries), then length, field, length, unused bytes
+/// u8, value, unused bytes; terminator.
 pub(super) fn zipmap(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     let mut at = Cursor { bytes, at: 0 };
     let count = match at.byte()? {
@@ -99,7 +98,7 @@ pub(super) fn zipmap(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     at.end(count, entries)
 }
 
-/// Where reading stands.
+/// A position in the string.
 struct Cursor<'a> {
     bytes: &'a Bytes,
     at: usize,
@@ -135,8 +134,7 @@ impl Cursor<'_> {
         if total as usize == self.bytes.len() { Ok(()) } else { Err(RdbError::Data) }
     }
 
-    /// The end stands here and nothing behind it, and there were as many entries as the
-    /// head says.
+    /// Checks that the terminator is the last byte, and that the header's count is right.
     fn end(mut self, count: u16, entries: Vec<Bytes>) -> Result<Vec<Bytes>, RdbError> {
         let ended = self.byte()? == END && self.at == self.bytes.len();
         let counted = count == UNCOUNTED || usize::from(count) == entries.len();

@@ -1,4 +1,4 @@
-//! Payloads read and written, and what is refused of them.
+//! Payloads read, written and refused.
 
 use super::*;
 

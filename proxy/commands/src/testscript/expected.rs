@@ -1,8 +1,8 @@
-//! What a script expects of a reply.
+//! Expected replies of a script.
 
 use super::Value;
 
-/// A reply, of which parts may be left open.
+/// An expected reply; parts of it may be left open.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Expected {
     /// `...`: anything; in a list, any number of elements.
@@ -35,7 +35,7 @@ pub enum Expected {
     Map(Vec<(Expected, Expected)>, bool),
 }
 
-/// Which of the kinds of text a reply is.
+/// Kinds of text replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Sign {
@@ -46,11 +46,11 @@ pub enum Sign {
 }
 
 impl Expected {
-    /// From its notation, on one line.
+    /// Parses the notation, which is one line.
     pub fn parse(line: &str) -> Result<Expected, String> {
         let bare = |sign| Ok(Expected::Text(sign, line[1..].bytes().map(char::from).collect()));
         match line.as_bytes() {
-            // At the top level a status or an error is the rest of the line.
+            // At the top level, a status or an error extends to the end of the line.
             [b'+', second, ..] if *second != b'"' => bare(Sign::Status),
             [b'-', second, ..] if *second != b'"' => bare(Sign::Error),
             _ => {
@@ -65,7 +65,7 @@ impl Expected {
         }
     }
 
-    /// Whether a reply is as expected; if not, what it was.
+    /// Compares a reply; the error shows the actual one.
     pub fn check(&self, seen: &Value) -> Result<(), String> {
         if self.fits(seen) {
             Ok(())
@@ -108,8 +108,8 @@ impl Expected {
     }
 }
 
-/// Whether a text is as expected; `...` stands for anything. The expected text's escapes
-/// were kept as chars below 256, one a byte.
+/// Compares a text; `...` matches anything. The escapes of the expected text are kept as
+/// chars below 256, one per byte.
 fn like(expected: &str, seen: &[u8]) -> bool {
     let bytes = |text: &str| text.chars().map(|char| char as u8).collect::<Vec<u8>>();
     let mut parts = expected.split("...").map(bytes);
@@ -205,7 +205,7 @@ impl Parser<'_> {
         }
     }
 
-    /// To a comma, a bracket or a blank.
+    /// Reads to a comma, a bracket or a blank.
     fn token(&mut self) -> String {
         let end = self.rest.find([',', ']', '}', ' ']).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
@@ -213,7 +213,7 @@ impl Parser<'_> {
         word.to_owned()
     }
 
-    /// To the closing quote; each byte one char.
+    /// Reads to the closing quote; each byte becomes one char.
     fn text(&mut self) -> Result<String, String> {
         let mut text = Vec::new();
         let rest = super::quoted(b'"', self.rest.as_bytes(), &mut text)?;
