@@ -131,24 +131,24 @@ fn status(server: &AdminClient) -> anyhow::Result<String> {
 }
 
 fn compact(server: &AdminClient, path: &str, progress: bool, wait: bool) -> anyhow::Result<String> {
-    let mut stands =
+    let mut progress =
         if progress { server.get(path)? } else { server.send("POST", path, &Value::Null)? };
     let shows = wait && !server.json && std::io::stderr().is_terminal();
-    while wait && stands["status"] == "running" {
-        if shows && let Ok(now) = serde_json::from_value::<CompactionStatus>(stands.clone()) {
+    while wait && progress["status"] == "running" {
+        if shows && let Ok(now) = serde_json::from_value::<CompactionStatus>(progress.clone()) {
             // Progress is for people only: a failure to show it is no error.
             let _ = write!(std::io::stderr(), "\r\x1b[K{}", format::compaction(&now).trim_end());
         }
         std::thread::sleep(PROGRESS_PERIOD);
-        stands = server.get(path)?;
+        progress = server.get(path)?;
     }
     if shows {
         let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
-    if wait && stands["status"] != "done" {
-        bail!("the compaction failed: {}", stands["error"].as_str().unwrap_or("no reason given"));
+    if wait && progress["status"] != "done" {
+        bail!("the compaction failed: {}", progress["error"].as_str().unwrap_or("no reason given"));
     }
-    server.show(stands, |stands: CompactionStatus| format::compaction(&stands))
+    server.show(progress, |progress: CompactionStatus| format::compaction(&progress))
 }
 
 /// The id of a process that is given by its id or one of its addresses.

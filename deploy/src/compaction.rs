@@ -138,16 +138,16 @@ impl CompactionRun {
     }
 
     fn report(&mut self, table: TableId, disk_bytes: u64) -> meta_protocol::CompactionProgress {
-        let stands = self.progress(disk_bytes);
+        let progress = self.progress(disk_bytes);
         meta_protocol::CompactionProgress {
             run: self.number,
             table,
-            done: stands.partitions_done,
-            replicas: stands.partitions,
-            disk_bytes_before: stands.disk_bytes_before,
+            done: progress.partitions_done,
+            replicas: progress.partitions,
+            disk_bytes_before: progress.disk_bytes_before,
             disk_bytes,
-            ended: stands.status != "running",
-            error: stands.error,
+            ended: progress.status != "running",
+            error: progress.error,
         }
     }
 }

@@ -13,8 +13,8 @@
 //! # Invariants
 //! - Clients of the port hold few descriptors for a limited time, and can't lock others
 //!   out ([`connections`]; `idle_connections_lock_nobody_out`).
-//! - No page waits for a disk for longer than a second
-//!   ([`stale_cache`](crate::single_flight);
+//! - No page waits longer than a second for a disk
+//!   ([`stale_cache`](crate::stale_cache);
 //!   `a_page_does_not_wait_for_a_stalled_disk`).
 //! - DNS rebinding: a web page whose host name is made to resolve to this machine reads
 //!   nothing (`pages_of_other_sites_are_refused`).

@@ -119,7 +119,9 @@ async fn warn_on_mixed_durability(follow: Arc<MetaClient>) {
         if reported.len() > 1 && reported != warned {
             let list = reported
                 .iter()
-                .map(|(durability, who)| format!("{} on {}", durability.word(), who.join(", ")))
+                .map(|(durability, servers)| {
+                    format!("{} on {}", durability.word(), servers.join(", "))
+                })
                 .collect::<Vec<_>>();
             let why = list.join("; ");
             tracing::warn!(

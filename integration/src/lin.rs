@@ -35,5 +35,5 @@
 mod row;
 mod search;
 
-pub use row::{Command, Expiry, Kept, Row, RowOp};
+pub use row::{Command, Expiry, KeyState, Row, RowOp};
 pub use search::{Call, Limits, Model, Verdict, check};

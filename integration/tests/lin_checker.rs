@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use integration::Value;
-use integration::lin::{Call, Command, Expiry, Kept, Limits, Row, RowOp, Verdict, check};
+use integration::lin::{Call, Command, Expiry, KeyState, Limits, Row, RowOp, Verdict, check};
 
 use Command::{
     Append, Del, Expire, Get, GetEx, HCheckSet, HDel, HGet, HGetAll, HIncrBy, HLen, HSet, Incr,
@@ -508,7 +508,7 @@ fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
         (0..planned.len()).filter(|at| planned[*at].effect.is_some()).collect();
     order.sort_by_key(|at| planned[*at].effect);
     let sinner = order.len() as u64 / 4 + rng.below(order.len() as u64 / 2);
-    let (mut row, mut rows) = (Kept::default(), vec![Kept::default()]);
+    let (mut row, mut rows) = (KeyState::default(), vec![KeyState::default()]);
     let mut replies: Vec<Option<Vec<Value>>> = vec![None; planned.len()];
     let (mut sinned, mut again) = (false, None::<(usize, usize)>);
     for (nth, at) in order.iter().enumerate() {

@@ -23,7 +23,7 @@ const READ_AT_ONCE: u64 = 200;
 /// The victim of a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Victim {
-    /// All processes at once.
+    /// All processes, simultaneously.
     All,
     /// The proxy.
     Proxy,

@@ -157,7 +157,7 @@ fn a_lagging_node_catches_up_by_snapshot_despite_kills() {
         .sum::<usize>();
     println!("{sent} states were begun, {arrived} have arrived");
     assert!(arrived >= HEAVY && sent > arrived, "{sent} begun, {arrived} arrived");
-    // Whatever is read now, it alone says.
+    // Reads come from this node alone now.
     for partition in 0..HEAVY {
         within(20, "it leads", || {
             let leads =

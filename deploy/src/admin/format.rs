@@ -253,18 +253,18 @@ pub(super) fn partitions(list: &[PartitionStatus]) -> String {
     out
 }
 
-pub(super) fn compaction(stands: &CompactionStatus) -> String {
-    let seconds = stands.elapsed_ms as f64 / 1000.0;
-    let parts = format!("{} of {} partitions", stands.partitions_done, stands.partitions);
+pub(super) fn compaction(progress: &CompactionStatus) -> String {
+    let seconds = progress.elapsed_ms as f64 / 1000.0;
+    let parts = format!("{} of {} partitions", progress.partitions_done, progress.partitions);
     let sizes =
-        format!("{} before, {} now", bytes(stands.disk_bytes_before), bytes(stands.disk_bytes));
-    match stands.status.as_str() {
+        format!("{} before, {} now", bytes(progress.disk_bytes_before), bytes(progress.disk_bytes));
+    match progress.status.as_str() {
         "none" => "no compaction was asked for since the server started\n".to_owned(),
         "running" => format!("running for {seconds:.1} s: {parts} done; {sizes}\n"),
         "done" => format!("done in {seconds:.1} s: {parts}; {sizes}\n"),
         other => format!(
             "{other} after {seconds:.1} s: {parts} done: {}\n",
-            stands.error.as_deref().unwrap_or("no reason given")
+            progress.error.as_deref().unwrap_or("no reason given")
         ),
     }
 }

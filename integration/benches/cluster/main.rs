@@ -8,7 +8,7 @@
 //! `--requests N` that of one by redis-benchmark (100,000), `--rounds N` the number of
 //! turns (3), of which the median counts; `--partitions N` how many partitions the table
 //! has in `etcd`, `replicas`, `proxy` and `delay` (1: etcd and a Redis primary put all
-//! writes in one order, too; a table that nobody says more of has 8); `--keys N` how many
+//! writes in one order, too; a new table has 8 otherwise); `--keys N` how many
 //! keys each partition of `restart` has (100,000); `--bridle FILE` measures another
 //! binary than the one just built. How long a failover takes is measured by
 //! `integration/tests/failover.rs`.

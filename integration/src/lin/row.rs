@@ -47,7 +47,7 @@ const LATE_MS: i64 = 400_000_000;
 
 /// The value and expiry of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Kept {
+pub struct KeyState {
     /// The value.
     pub row: Row,
     /// Its expiry; `Never` without a value.
@@ -225,44 +225,44 @@ impl Command {
 
     /// Executes it. An error is reduced to its first word; PTTL is 2 for late, 1 for
     /// soon.
-    pub fn run(&self, kept: &mut Kept) -> Value {
-        let reply = match (self, &kept.row) {
+    pub fn run(&self, state: &mut KeyState) -> Value {
+        let reply = match (self, &state.row) {
             (Command::Set(value) | Command::SetFor(value, _), _) => {
                 let expiry =
                     if let Command::SetFor(_, expiry) = self { *expiry } else { Expiry::Never };
-                *kept = Kept { row: Row::Text(value.clone()), expiry };
+                *state = KeyState { row: Row::Text(value.clone()), expiry };
                 return Value::ok();
             }
             (Command::Vanish(number), _) => {
-                if kept.expiry == Expiry::Soon(*number) {
-                    *kept = Kept::default();
+                if state.expiry == Expiry::Soon(*number) {
+                    *state = KeyState::default();
                 }
                 Value::Nil
             }
             (Command::Expire(_) | Command::Persist, Row::Nothing) => Value::Int(0),
             (Command::Expire(expiry), _) => {
-                kept.expiry = *expiry;
+                state.expiry = *expiry;
                 Value::Int(1)
             }
             (Command::Persist, _) => {
-                Value::Int(i64::from(std::mem::take(&mut kept.expiry) != Expiry::Never))
+                Value::Int(i64::from(std::mem::take(&mut state.expiry) != Expiry::Never))
             }
             (Command::GetEx(expiry), row) => {
                 if matches!(row, Row::Text(_)) {
-                    kept.expiry = *expiry;
+                    state.expiry = *expiry;
                 }
-                Command::Get.run_on_row(&mut kept.row)
+                Command::Get.run_on_row(&mut state.row)
             }
-            (Command::Pttl, row) => Value::Int(match (row, kept.expiry) {
+            (Command::Pttl, row) => Value::Int(match (row, state.expiry) {
                 (Row::Nothing, _) => -2,
                 (_, Expiry::Never) => -1,
                 (_, Expiry::Soon(_)) => 1,
                 (_, Expiry::Late) => 2,
             }),
-            _ => self.run_on_row(&mut kept.row),
+            _ => self.run_on_row(&mut state.row),
         };
-        if kept.row == Row::Nothing {
-            kept.expiry = Expiry::Never;
+        if state.row == Row::Nothing {
+            state.expiry = Expiry::Never;
         }
         reply
     }
@@ -394,14 +394,14 @@ impl Row {
 }
 
 impl Model for Row {
-    type State = Kept;
+    type State = KeyState;
     type Op = RowOp;
 
-    fn start() -> Kept {
-        Kept::default()
+    fn start() -> KeyState {
+        KeyState::default()
     }
 
-    fn step(state: &Kept, op: &RowOp) -> Option<Kept> {
+    fn step(state: &KeyState, op: &RowOp) -> Option<KeyState> {
         if op.only_if.as_ref().is_some_and(|row| *row != state.row) {
             return None;
         }
