@@ -26,13 +26,8 @@ impl NetTransport {
         let Some(index) = server.meta_index() else { return Ok(Destination::Server(server)) };
         let address = self.metas.get(index as usize - 1);
         address
-<<<<<<< HEAD
             .map(|address| Destination::Address(address.clone()))
-            .ok_or_else(|| TransportError::NotSent(format!("there is no meta {index}")))
-=======
-            .map(|address| To::Address(address.clone()))
-            .ok_or_else(|| TransportError::NotSent(format!("cluster.metas has no meta {seat}")))
->>>>>>> 06671a1 (integration, deploy: names of the model, and small texts)
+            .ok_or_else(|| TransportError::NotSent(format!("cluster.metas has no meta {index}")))
     }
 }
 

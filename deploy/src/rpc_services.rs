@@ -93,18 +93,12 @@ impl RpcServices {
         };
         if message.group == meta::GROUP {
             return match self.meta.get().cloned() {
-<<<<<<< HEAD
                 Some(meta) if !meta.owns_meta_index(message.from, from.server) => {
                     ServiceReply::Now(Err(format!(
-                        "seat {} of the meta group is not server {}'s",
+                        "meta {} of the list is not server {}",
                         message.from, from.server
                     )))
                 }
-=======
-                Some(meta) if !meta.may_sit(message.from, from.server) => Answer::Now(Err(
-                    format!("meta {} of the list is not server {}", message.from, from.server),
-                )),
->>>>>>> 06671a1 (integration, deploy: names of the model, and small texts)
                 Some(meta) => start_now(Box::pin(async move {
                     meta.group().receive(message).await.map_err(|error| error.to_string())
                 })),

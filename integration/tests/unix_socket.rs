@@ -58,7 +58,11 @@ fn clients_come_over_a_unix_socket() {
     let file = dir.path().join("file").display().to_string();
     std::fs::write(&file, "mine").expect("room");
     let mut third = at(&file).spawn();
-    assert!(!third.wait().success() && third.output().contains("no socket"), "{}", third.output());
+    assert!(
+        !third.wait().success() && third.output().contains("not a socket"),
+        "{}",
+        third.output()
+    );
     assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "mine");
 
     server.kill();
