@@ -303,7 +303,7 @@ fn process_metrics(process: &ProcessInfo) {
     if let Some(cluster) = &process.cluster {
         let (routes, led) = cluster.reachability.count();
         gauge!("bridle_cluster_meta_connected")
-            .set(f64::from(u8::from(cluster.follow.leader().borrow().is_some())));
+            .set(f64::from(u8::from(cluster.meta_client.leader().borrow().is_some())));
         gauge!("bridle_cluster_routes", "leader" => "known").set(led as f64);
         gauge!("bridle_cluster_routes", "leader" => "unknown").set((routes - led) as f64);
         let mut without = BTreeMap::<TableId, usize>::new();

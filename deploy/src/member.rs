@@ -63,7 +63,7 @@ pub(crate) struct ClusterView {
     pub(crate) id: ServerId,
     pub(crate) net: Arc<Net>,
     pub(crate) reachability: Arc<Reachability>,
-    pub(crate) follow: Arc<MetaClient>,
+    pub(crate) meta_client: Arc<MetaClient>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) catalogue: Arc<RemoteCatalogue>,
 }
@@ -79,7 +79,7 @@ impl ClusterView {
     /// The durabilities that the storage servers report, the weakest first, with the
     /// servers' addresses.
     fn durabilities(&self) -> BTreeMap<Durability, Vec<String>> {
-        durabilities(self.follow.servers().borrow().as_deref())
+        durabilities(self.meta_client.servers().borrow().as_deref())
     }
 
     /// Waits until another server has fsynced a partition's log up to an entry.
@@ -112,8 +112,8 @@ fn durabilities(servers: Option<&BTreeMap<ServerId, Server>>) -> BTreeMap<Durabi
 
 /// Warns when storage servers differ in durability: a write is then as durable as the
 /// servers that acknowledge it, which differ from write to write.
-async fn warn_on_mixed_durability(follow: Arc<MetaClient>) {
-    let (mut servers, mut warned) = (follow.servers(), BTreeMap::new());
+async fn warn_on_mixed_durability(meta_client: Arc<MetaClient>) {
+    let (mut servers, mut warned) = (meta_client.servers(), BTreeMap::new());
     loop {
         let reported = durabilities(servers.borrow_and_update().as_deref());
         if reported.len() > 1 && reported != warned {
@@ -206,7 +206,7 @@ pub(crate) async fn open(
                 let others = metas
                     .iter()
                     .zip(1..)
-                    .filter(|(_, seat)| *seat != position)
+                    .filter(|(_, index)| *index != position)
                     .map(|(address, _)| address.clone());
                 meta_admission::wait_for_admission(
                     &net,
@@ -246,7 +246,7 @@ pub(crate) async fn open(
     };
 
     let (instruction, instructions) = mpsc::channel::<Instruction>(INSTRUCTIONS_MAX);
-    let follow = {
+    let meta_client = {
         let _on = runtimes.net.enter();
         MetaClient::start(
             net.clone(),
@@ -260,21 +260,22 @@ pub(crate) async fn open(
         (Arc::new(Routes::default()), Arc::new(RemoteCatalogue::new(net.clone(), metas)));
     let mut tasks = Vec::new();
     tasks.push(spawn({
-        let (routes, published) = (routes.clone(), follow.routes());
+        let (routes, published) = (routes.clone(), meta_client.routes());
         async move { routes.keep(published).await }
     }));
     tasks.push(spawn({
-        let (catalogue, tables, leader) = (catalogue.clone(), follow.tables(), follow.leader());
+        let (catalogue, tables, leader) =
+            (catalogue.clone(), meta_client.tables(), meta_client.leader());
         async move { catalogue.keep(tables, leader).await }
     }));
 
-    tasks.push(spawn(warn_on_mixed_durability(follow.clone())));
+    tasks.push(spawn(warn_on_mixed_durability(meta_client.clone())));
 
     setup.phase.set("waiting for a meta leader");
     let cluster = match data_dir.identity().cluster_number() {
         Some(cluster) => cluster,
         None => {
-            let cluster = first_value(follow.cluster()).await?;
+            let cluster = first_value(meta_client.cluster()).await?;
             data_dir.join(cluster)?;
             cluster
         }
@@ -293,16 +294,16 @@ pub(crate) async fn open(
             reporter.set_node(&node);
             let (first, followed) = oneshot::channel();
             let assignments =
-                reconcile::run_member(node.clone(), reporter.clone(), follow.clone(), first);
+                reconcile::run_member(node.clone(), reporter.clone(), meta_client.clone(), first);
             tasks.push(runtimes.proxy.spawn(assignments).abort_handle());
-            tasks.push(spawn(reconcile::report_changes(node.clone(), follow.clone())));
+            tasks.push(spawn(reconcile::report_changes(node.clone(), meta_client.clone())));
             tasks.push(
                 runtimes
                     .proxy
                     .spawn(reconcile::run_instructions(
                         node.clone(),
                         reporter.clone(),
-                        follow.clone(),
+                        meta_client.clone(),
                         instructions,
                     ))
                     .abort_handle(),
@@ -315,10 +316,10 @@ pub(crate) async fn open(
         _ => None,
     };
     if roles.proxy {
-        let tables = first_value(follow.tables()).await?;
+        let tables = first_value(meta_client.tables()).await?;
         catalogue.follow(tables.values());
         // Routes arrive before tables.
-        if let Some(all) = follow.routes().borrow().as_ref() {
+        if let Some(all) = meta_client.routes().borrow().as_ref() {
             routes.follow(all);
         }
     }
@@ -335,7 +336,7 @@ pub(crate) async fn open(
         id: server.id,
         net,
         reachability: reachability.clone(),
-        follow,
+        meta_client,
         routes,
         catalogue: catalogue.clone(),
     });

@@ -5,7 +5,7 @@
 //! given again. So a process that is in the list of metas and has no data of the group
 //! asks the other metas first. They bootstrap the group when all answer that there is
 //! none; otherwise the meta leader knows the server that each position belongs to
-//! ([`meta::state::State::seats`]).
+//! ([`meta::state::State::meta_members`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::components::StartupPhase;
 /// Timeout of a question to a meta.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two rounds of questions.
-const PAUSE: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Waits until `server` may become the meta at this position.
 ///
@@ -31,12 +31,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(crate) async fn wait_for_admission(
     net: &Arc<Net>,
     others: Vec<String>,
-    seat: u32,
+    index: u32,
     server: ServerId,
     phase: &StartupPhase,
 ) -> anyhow::Result<()> {
-    let question = meta_protocol::encode(&MetaRequest::MetaIndex { index: seat, server });
-    let mut said = String::new();
+    let question = meta_protocol::encode(&MetaRequest::MetaIndex { index, server });
+    let mut reported = String::new();
     loop {
         let asked = others.iter().map(|meta| {
             net.call(
@@ -46,42 +46,42 @@ pub(crate) async fn wait_for_admission(
                 ANSWER_TIMEOUT,
             )
         });
-        let words: Vec<Option<MetaIndexStatus>> =
-            join_all(asked).await.into_iter().map(|answer| word(&answer.ok()?)).collect();
-        for word in words.iter().flatten() {
-            match word {
+        let statuses: Vec<Option<MetaIndexStatus>> =
+            join_all(asked).await.into_iter().map(|answer| status(&answer.ok()?)).collect();
+        for status in statuses.iter().flatten() {
+            match status {
                 MetaIndexStatus::Free => return Ok(()),
                 MetaIndexStatus::Taken(known) => bail!(
                     "this data directory is empty, and {}",
-                    Refusal::MetaIndexTaken { index: seat, server: *known }
+                    Refusal::MetaIndexTaken { index, server: *known }
                 ),
                 MetaIndexStatus::NoCluster | MetaIndexStatus::Unknown => {}
             }
         }
-        if words.iter().all(|word| *word == Some(MetaIndexStatus::NoCluster)) {
+        if statuses.iter().all(|status| *status == Some(MetaIndexStatus::NoCluster)) {
             return Ok(());
         }
-        let waits = waits_for(&others, &words);
-        if waits != said {
-            tracing::info!("{waits}");
-            phase.set(waits.clone());
-            said = waits;
+        let description = describe_wait(&others, &statuses);
+        if description != reported {
+            tracing::info!("{description}");
+            phase.set(description.clone());
+            reported = description;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
 /// A description of what the start waits for.
-fn waits_for(others: &[String], words: &[Option<MetaIndexStatus>]) -> String {
-    if words.contains(&Some(MetaIndexStatus::Unknown)) {
+fn describe_wait(others: &[String], statuses: &[Option<MetaIndexStatus>]) -> String {
+    if statuses.contains(&Some(MetaIndexStatus::Unknown)) {
         return "this meta's directory is empty, and the cluster exists: waiting for the meta \
                 leader to admit this server"
             .to_owned();
     }
     let silent = others
         .iter()
-        .zip(words)
-        .filter(|(_, word)| word.is_none())
+        .zip(statuses)
+        .filter(|(_, status)| status.is_none())
         .map(|(meta, _)| meta.as_str())
         .collect::<Vec<_>>();
     format!(
@@ -91,9 +91,9 @@ fn waits_for(others: &[String], words: &[Option<MetaIndexStatus>]) -> String {
     )
 }
 
-fn word(answer: &[u8]) -> Option<MetaIndexStatus> {
+fn status(answer: &[u8]) -> Option<MetaIndexStatus> {
     match meta_protocol::decode(answer) {
-        Ok(MetaResponse::MetaIndex(word)) => Some(word),
+        Ok(MetaResponse::MetaIndex(status)) => Some(status),
         _ => None,
     }
 }

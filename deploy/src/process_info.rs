@@ -118,7 +118,7 @@ impl ProcessInfo {
             faults.push(format!("the meta group's member has stopped: {why}"));
         }
         if let Some(why) =
-            self.cluster.as_ref().and_then(|cluster| cluster.follow.refused().borrow().clone())
+            self.cluster.as_ref().and_then(|cluster| cluster.meta_client.refused().borrow().clone())
         {
             faults.push(format!("registration rejected by meta: {why}"));
         }
@@ -222,7 +222,7 @@ impl ProcessInfo {
 
     fn of_cluster(&self, cluster: &ClusterView) -> Vec<(&'static str, InfoValue)> {
         let (routes, led) = cluster.reachability.count();
-        let leader = cluster.follow.leader().borrow().clone();
+        let leader = cluster.meta_client.leader().borrow().clone();
         vec![
             ("bridle_server_id", InfoValue::Text(cluster.id.to_string().into())),
             (

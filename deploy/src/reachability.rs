@@ -77,7 +77,7 @@ impl Reachability {
             ticks.tick().await;
             let mut led: BTreeSet<PartitionId> = node.iter().flat_map(|node| node.led()).collect();
             led.extend(led_by_others(&view).await);
-            let has_meta = view.follow.leader().borrow().is_some();
+            let has_meta = view.meta_client.leader().borrow().is_some();
             self.record(view.routes.partitions(), &led, has_meta, Instant::now());
         }
     }
@@ -167,7 +167,7 @@ impl Reachability {
 
 /// Partitions that the other servers lead, by their own answers.
 async fn led_by_others(view: &ClusterView) -> Vec<PartitionId> {
-    let servers = view.follow.servers().borrow().clone();
+    let servers = view.meta_client.servers().borrow().clone();
     let others = servers
         .iter()
         .flat_map(|servers| servers.values())

@@ -120,16 +120,16 @@ async fn reconcile_assignments(
 pub(crate) async fn run_member(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
-    follow: Arc<MetaClient>,
+    meta_client: Arc<MetaClient>,
     first: tokio::sync::oneshot::Sender<()>,
 ) {
-    let (mut watch, mut first) = (follow.assignments(), Some(first));
+    let (mut watch, mut first) = (meta_client.assignments(), Some(first));
     loop {
         let assigned = watch.borrow_and_update().clone();
         let mut done = true;
         if let Some(assigned) = assigned {
             done = reconcile_assignments(&node, &reporter, &assigned).await;
-            follow.report_now();
+            meta_client.report_now();
             if let Some(first) = first.take() {
                 // The start may have been cancelled.
                 let _ = first.send(());
@@ -143,10 +143,10 @@ pub(crate) async fn run_member(
 }
 
 /// In a cluster: reports immediately when a leadership or a replica's health changes.
-pub(crate) async fn report_changes(node: Arc<Node>, follow: Arc<MetaClient>) {
+pub(crate) async fn report_changes(node: Arc<Node>, meta_client: Arc<MetaClient>) {
     let mut changes = node.changes();
     while changes.changed().await.is_ok() {
-        follow.report_now();
+        meta_client.report_now();
     }
 }
 
@@ -154,7 +154,7 @@ pub(crate) async fn report_changes(node: Arc<Node>, follow: Arc<MetaClient>) {
 pub(crate) async fn run_instructions(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
-    follow: Arc<MetaClient>,
+    meta_client: Arc<MetaClient>,
     mut instructions: mpsc::Receiver<Instruction>,
 ) {
     while let Some(order) = instructions.recv().await {
@@ -175,12 +175,12 @@ pub(crate) async fn run_instructions(
                 });
             }
             Instruction::Compact { run, table } => {
-                let assigned = follow.assignments().borrow().clone();
+                let assigned = meta_client.assignments().borrow().clone();
                 if let Some(assignment) =
                     assigned.as_ref().and_then(|assigned| assigned.tables.get(&table))
                 {
                     reporter.compactions.order(run, &node, &assignment.table);
-                    follow.report_now();
+                    meta_client.report_now();
                 }
             }
         }

@@ -59,11 +59,11 @@ impl RpcServices {
 
     /// Answers a meta with an empty directory. The question may come before this meta is
     /// open.
-    fn seat(&self, seat: u32, server: ServerId) -> ServiceReply {
+    fn meta_index(&self, index: u32, server: ServerId) -> ServiceReply {
         if let Some(meta) = self.meta.get().cloned() {
             return ServiceReply::Later(Box::pin(async move {
                 Ok(meta_protocol::encode(&MetaResponse::MetaIndex(
-                    meta.meta_index_status(seat, server).await,
+                    meta.meta_index_status(index, server).await,
                 )))
             }));
         }
@@ -139,7 +139,9 @@ impl Services for RpcServices {
             }
             Service::Meta => {
                 match (meta_protocol::decode(&body), self.meta.get(), self.process.get()) {
-                    (Ok(MetaRequest::MetaIndex { index, server }), ..) => self.seat(index, server),
+                    (Ok(MetaRequest::MetaIndex { index, server }), ..) => {
+                        self.meta_index(index, server)
+                    }
                     (_, Some(meta), Some(process)) => {
                         ServiceReply::Later(meta.answer(body, process.clone()))
                     }
