@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use row::edits::Edits;
-use row::expire::Found;
+use row::expire::DueItems;
 use row::view::Rules;
 use row::{Family, key};
 
@@ -169,7 +169,7 @@ impl Expiry {
 
     /// A search is over: what it found in the time index, and where its walk over old
     /// rows has come to (0 = through).
-    pub(crate) fn end_search(&self, search: &Search, found: &Found, walked_to: u64) {
+    pub(crate) fn end_search(&self, search: &Search, found: &DueItems, walked_to: u64) {
         let mut state = self.state.lock();
         if state.epoch != search.epoch {
             return;
@@ -232,13 +232,13 @@ mod tests {
     }
 
     /// A search that finds nothing due, and that the next entry is due then.
-    fn nothing(next_ms: u64) -> Found {
+    fn nothing(next_ms: u64) -> DueItems {
         let from = if next_ms == u64::MAX { key_of(1001) } else { key_of(next_ms) };
-        Found { items: Vec::new(), from, next_ms }
+        DueItems { items: Vec::new(), from, next_ms }
     }
 
     #[test]
-    fn what_is_due_earlier_than_was_known_sounds_the_alarm() {
+    fn an_earlier_expiry_wakes_the_cycle() {
         let next_expiry = Arc::new(NextExpiry::default());
         let expiry = Expiry::new(next_expiry.clone());
         assert!(next_expiry.is_due(1000) && !next_expiry.is_due(1000), "it rings once");

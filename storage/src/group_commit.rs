@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_ends_when_full_rounds_do_not_come_about_and_returns() {
+    fn the_batch_delay_pauses_after_misses_and_returns() {
         let mut delay = BatchDelay::default();
         for _ in 0..100 {
             delay.record_batch(batch(25), 25);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_come_is_not_waited_for_again_and_again() {
+    async fn absent_clients_end_the_batch_delay() {
         let (mut delay, queue) = (BatchDelay::default(), Queue::new(Quota::new(1 << 20)));
         delay.record_round(Duration::from_secs(1));
         let mut in_vain = 0;

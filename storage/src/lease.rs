@@ -15,7 +15,7 @@
 //!
 //! # Invariants
 //! - A lease that was revoked, or is of another term, covers no look that began before
-//!   (`a_look_is_covered_by_the_lease_that_it_began_under`).
+//!   (`a_read_is_covered_by_the_lease_it_began_under`).
 //! - A lease is over when the machine was suspended for longer
 //!   (`a_machine_that_was_suspended_wakes_without_a_lease`).
 //! - A confirmation of an earlier term than the lease's counts for nothing
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_is_covered_by_the_lease_that_it_began_under() {
+    fn a_read_is_covered_by_the_lease_it_began_under() {
         let lease = new();
         assert_eq!(lease.epoch(), None);
         lease.grant(lease.request(), LONG, 5);

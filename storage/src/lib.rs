@@ -43,7 +43,7 @@
 //! - Time does not run backwards in a partition: the last stamp is stored with every
 //!   batch (`clock.rs`, `a_stamp_is_never_before_an_applied_one`), and nothing is said to
 //!   have expired before a stamp that late is committed (`tests/standalone.rs`,
-//!   `what_a_reader_finds_expired_is_committed_as_past_once`).
+//!   `an_observed_expiry_is_committed_once`).
 //! - openraft and RocksDB are not named here: both are behind `engine`
 //!   (`integration/tests/tidy/layers.rs`).
 

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_in_all_queues_together_is_bounded() {
+    fn all_queues_together_are_bounded() {
         let quota = Quota::new(16 * MIB);
         let queues: Vec<Queue> = (0..4).map(|_| Queue::new(quota.clone())).collect();
         let fill = |request: &dyn Fn() -> Request| {

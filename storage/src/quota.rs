@@ -104,7 +104,7 @@ mod tests {
     const STEP: usize = FREE_BYTES;
 
     #[test]
-    fn what_is_reserved_is_bounded_and_comes_back() {
+    fn reservations_are_bounded_and_returned() {
         let quota = Quota::new(100 * STEP);
         let (mut first, mut second) = (quota.reservation(), quota.reservation());
         assert!(first.try_resize(STEP) && quota.left() == 100 * STEP, "the first step is free");

@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_row_that_was_replaced_meanwhile_was_not_seen_as_of_one_moment() {
+    async fn a_row_replaced_between_two_reads_is_no_consistent_view() {
         let dir = tempfile::tempdir().expect("a directory");
         let node = open(dir.path()).await;
         let write = async |ops: Vec<Op>| {

@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_that_was_overtaken_by_a_batch_fills_nothing() {
+    fn a_view_overtaken_by_a_batch_caches_nothing() {
         let cache = RowCache::new(1 << 20);
         let scope = cache.new_scope();
         let at = cache.version();
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_shut_until_the_last_batch_with_it_has_ended() {
+    fn a_key_is_pending_until_its_last_batch_has_ended() {
         let cache = RowCache::new(1 << 20);
         let scope = cache.new_scope();
         let first = cache.begin_write(&scope, &put("first"));
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_is_written_the_gist_is_kept_and_of_what_is_read_all() {
+    fn writes_cache_metadata_and_reads_whole_records() {
         let head = |value: &[u8]| {
             let body = Body::String(Bytes::copy_from_slice(value));
             Head { header: Header { timetag: 7, expires_at_ms: Some(9) }, body }.encode()
@@ -501,14 +501,14 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_forgets_everything_of_its_replica() {
+    fn a_clear_invalidates_its_replicas_records() {
         let cache = RowCache::new(1 << 20);
         let (scope, other) = (cache.new_scope(), cache.new_scope());
         for scope in [&scope, &other] {
             cache.insert(scope, Family::Head, KEY, &Bytes::from_static(b"old"), cache.version());
         }
         let mut clear = Edits::default();
-        clear.forget_rows();
+        clear.clear_rows();
         let at = cache.version();
         let clearing = cache.begin_write(&scope, &clear);
         cache.insert(&scope, Family::Head, KEY, &Bytes::from_static(b"old"), at);
@@ -519,11 +519,11 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_behind_a_clear_stays_shut_until_it_ends() {
+    fn a_batch_behind_a_clear_stays_pending_until_it_ends() {
         let cache = RowCache::new(1 << 20);
         let scope = cache.new_scope();
         let mut clear = Edits::default();
-        clear.forget_rows();
+        clear.clear_rows();
         let clearing = cache.begin_write(&scope, &clear);
         let new = cache.begin_write(&scope, &put("new"));
         cache.end_write(&scope, &clear, clearing, true);

@@ -66,7 +66,7 @@ impl Stripes {
 /// Whether edits may change the row of this head key, which was there when it was watched
 /// or was not: they change a row that lies at the same place.
 pub(crate) fn changes(edits: &Edits, head_key: &[u8], existed: bool) -> bool {
-    edits.clear && existed || edits.touch(&head_key[..POSITION_BYTES.min(head_key.len())])
+    edits.clear && existed || edits.touches_row(&head_key[..POSITION_BYTES.min(head_key.len())])
 }
 
 fn stripe_of(key: &[u8]) -> usize {
@@ -103,7 +103,7 @@ mod tests {
         assert!(stripes.last_touch(row, true) > seen && stripes.last_touch(row, false) > seen);
         let seen = stripes.watch(row);
         let mut clear = Edits::default();
-        clear.forget_rows();
+        clear.clear_rows();
         stripes.touch(&clear);
         assert!(stripes.last_touch(row, true) > seen);
         assert_eq!(stripes.last_touch(row, false), seen, "what was not there is not deleted");

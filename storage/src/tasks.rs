@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_of_a_task_is_told() {
+    async fn a_panic_of_a_task_is_reported() {
         let (told, heard) = std::sync::mpsc::channel();
         let report_panic = |told: &std::sync::mpsc::Sender<String>| {
             let told = told.clone();

@@ -592,7 +592,7 @@ async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_has_not_heard_of_a_default_ttl_goes_by_what_the_last_one_did() {
+async fn a_new_leader_keeps_the_default_ttl_of_the_last() {
     let dir = tempfile::tempdir().expect("a directory");
     let three = Three::open(dir.path()).await;
     let first = three.leader().await;
@@ -620,7 +620,7 @@ async fn a_leader_that_has_not_heard_of_a_default_ttl_goes_by_what_the_last_one_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
+async fn a_cut_off_leader_answers_nothing_and_its_write_is_unknown() {
     let dir = tempfile::tempdir().expect("a directory");
     let three = Three::open(dir.path()).await;
     let old = three.leader().await;
@@ -663,7 +663,7 @@ fn appends(count: usize) -> Vec<Op> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_sent_together_is_replicated_or_refused_however_much_it_changes() {
+async fn a_huge_request_is_replicated_whole_or_refused() {
     const LONG: usize = 5 << 20;
     let dir = tempfile::tempdir().expect("a directory");
     let three = Three::open(dir.path()).await;
@@ -882,7 +882,7 @@ async fn a_replica_whose_store_is_gone_is_taken_anew() {
 
 /// An operator's copy beside it, or what an earlier placement left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_directory_of_a_partition_does_not_cost_a_replica_its_log() {
+async fn a_stray_directory_does_not_cost_a_replica_its_log() {
     let dir = tempfile::tempdir().expect("a directory");
     let three = Three::open(dir.path()).await;
     let leader = three.leader().await;
@@ -996,7 +996,7 @@ async fn time_that_is_ahead_is_not_lost_with_its_leader() {
 /// A node whose fsyncs take two seconds: it is not cut off, it ceases to lead within a
 /// few seconds, and writes hardly notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_leads_on_a_disk_that_hangs_hands_over_and_writes_go_on() {
+async fn a_leader_with_a_hung_disk_hands_over_and_writes_go_on() {
     let (dir, disks) = (
         tempfile::tempdir().expect("a directory"),
         std::array::from_fn(|_| Arc::<Hanging>::default()),

@@ -81,7 +81,7 @@ fn get(key: &str) -> Op {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_written_is_read_and_is_there_after_a_restart() {
+async fn written_rows_survive_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
     for n in 0..100 {
@@ -104,7 +104,7 @@ async fn what_was_written_is_read_and_is_there_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_reader_finds_expired_is_committed_as_past_once() {
+async fn an_observed_expiry_is_committed_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
     setup.node.set_active_expiry(false);
@@ -286,7 +286,7 @@ fn looked_at() -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_step_of_the_expiry_cycle_holds_the_executor_for_longer_than_it_may() {
+async fn no_expiry_step_exceeds_its_time_on_the_executor() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open_with(dir.path(), looked_at, &assigned(table(&[], 0))).await;
     let until = Deadline::At(now_ms() as i64 + 700);
@@ -476,7 +476,7 @@ async fn a_default_ttl_reaches_rows_written_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_persisted_stays_though_metas_clock_is_ahead_of_ours() {
+async fn persisted_rows_stay_though_metas_clock_is_ahead() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
     setup.one(set("old", "v", Ttl::Default)).await;

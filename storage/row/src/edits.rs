@@ -102,7 +102,7 @@ impl Edits {
 
     /// Whether the head or a cell of a row at this place is changed: their keys begin
     /// with it.
-    pub fn touch(&self, place: &[u8]) -> bool {
+    pub fn touches_row(&self, place: &[u8]) -> bool {
         let from = (Bound::Included(place), Bound::Unbounded);
         let first = |family: Family| self.records[family as usize].range::<[u8], _>(from).next();
         [Family::Head, Family::Cell]
@@ -131,7 +131,7 @@ impl Edits {
     /// Adds edits made after these.
     pub fn merge(&mut self, later: Edits) {
         if later.clear {
-            self.forget_rows();
+            self.clear_rows();
         }
         self.is_over |= later.is_over;
         for (family, key, value) in later.into_records() {
@@ -140,7 +140,7 @@ impl Edits {
     }
 
     /// Clears all rows: below, and those written by these edits so far. Counters stay.
-    pub fn forget_rows(&mut self) {
+    pub fn clear_rows(&mut self) {
         self.clear = true;
         self.records[Family::Head as usize].clear();
         self.records[Family::Cell as usize].clear();

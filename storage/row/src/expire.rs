@@ -103,7 +103,7 @@ impl DueItem {
 
 /// What a search found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Found {
+pub struct DueItems {
     /// What may be due, in order of time.
     pub items: Vec<DueItem>,
     /// Where the next search begins: below it the time index had nothing but entries that
@@ -116,7 +116,7 @@ pub struct Found {
 /// Looks for rows and members that are due by the time index, from `from` on (empty = its
 /// beginning), about `max` of them. In a state only: what this batch has edited is not
 /// looked at by a step either.
-pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
+pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<DueItems, Fault> {
     let from = if from.is_empty() { key::TIME_INDEX } else { from };
     let (entries, mut from, mut next_ms) = due_entries(tx, from, max)?;
     let mut items: Vec<DueItem> = Vec::with_capacity(entries.len());
@@ -134,15 +134,19 @@ pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
         found += item.size();
         items.push(item);
     }
-    Ok(Found { items, from, next_ms })
+    Ok(DueItems { items, from, next_ms })
 }
 
 /// An entry of the time index: when, what, the head's key.
-type Entry = (u64, ExpiryTarget, Bytes);
+type IndexEntry = (u64, ExpiryTarget, Bytes);
 
 /// The first entries that are due, the key of the one behind them (or where it would be),
 /// and when that is due.
-fn due_entries(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<(Vec<Entry>, Bytes, u64), Fault> {
+fn due_entries(
+    tx: &Tx<'_>,
+    from: &[u8],
+    max: usize,
+) -> Result<(Vec<IndexEntry>, Bytes, u64), Fault> {
     let now_ms = tx.stamp.now_ms;
     let mut entries = Vec::new();
     let mut next = None;
@@ -234,7 +238,7 @@ fn row(tx: &Tx<'_>, head_key: &[u8]) -> Result<Row, Fault> {
 
 /// What a step has done so far.
 #[derive(Default)]
-struct Step {
+struct ExpiryStep {
     rows: u64,
     fields: u64,
     /// Entries of the time index that are due and stay, the earliest.
@@ -243,7 +247,7 @@ struct Step {
     has_worked: bool,
 }
 
-impl Step {
+impl ExpiryStep {
     /// Whether it ends here; not before it has done something.
     fn is_over(&mut self, tx: &Tx<'_>) -> bool {
         let is_over = self.has_worked && (tx.view.is_spent() || tx.edits.bytes() >= self.edits_max);
@@ -257,7 +261,8 @@ impl Step {
 }
 
 pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[DueItem]) -> EvalResult {
-    let mut step = Step { edits_max: tx.edits.bytes() + STEP_BYTES_MAX, ..Step::default() };
+    let mut step =
+        ExpiryStep { edits_max: tx.edits.bytes() + STEP_BYTES_MAX, ..ExpiryStep::default() };
     let (mut done, mut part) = (0, 0);
     for item in items {
         match item {
@@ -277,7 +282,7 @@ pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[DueItem]) -> EvalResult {
         }
         (done, part) = (done + 1, 0);
     }
-    let Step { rows, fields, left_ms, .. } = step;
+    let ExpiryStep { rows, fields, left_ms, .. } = step;
     Ok(Answer::Expired { rows, fields, done, part, left_ms })
 }
 
@@ -286,7 +291,7 @@ pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[DueItem]) -> EvalResult {
 /// every replica over it would help nobody, so it goes.
 fn expire_row(
     tx: &mut Tx<'_>,
-    step: &mut Step,
+    step: &mut ExpiryStep,
     head_key: &Bytes,
     entry: Option<(u64, ExpiryTarget)>,
 ) -> Result<(), Fault> {
@@ -306,7 +311,11 @@ fn expire_row(
 
 /// Deletes members that are past, and raises the floor behind them; with how many it is
 /// done.
-fn expire_members(tx: &mut Tx<'_>, step: &mut Step, found: &DueMembers) -> Result<usize, Fault> {
+fn expire_members(
+    tx: &mut Tx<'_>,
+    step: &mut ExpiryStep,
+    found: &DueMembers,
+) -> Result<usize, Fault> {
     let row = row(tx, &found.head_key)?;
     let is_theirs = matches!(row.stored(), Some(Head { body: Body::Hash(hash), .. }) if hash.generation == found.generation);
     let mut hash = match Writer::open(row) {

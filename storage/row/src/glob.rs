@@ -9,16 +9,16 @@
 
 /// Patterns and texts whose lengths multiplied are no more than this are matched by
 /// falling back, which needs no preparation.
-const STEPS_FEW: u64 = 1 << 16;
+const BACKTRACKING_STEPS_MAX: u64 = 1 << 16;
 
 /// What stands between two `*` is looked for byte by byte, if it is at most this long in
 /// the pattern.
 const SEGMENT_SHORT: usize = 32;
 
 /// How long one match takes at worst, in ns, about.
-pub fn worst_ns(pattern: &[u8], text: &[u8]) -> u64 {
+pub fn worst_case_ns(pattern: &[u8], text: &[u8]) -> u64 {
     let steps = (pattern.len() as u64).saturating_mul(text.len() as u64);
-    if steps <= STEPS_FEW {
+    if steps <= BACKTRACKING_STEPS_MAX {
         steps
     } else {
         (steps / 32).saturating_add(64 * (pattern.len() + text.len()) as u64)
@@ -40,13 +40,13 @@ fn run(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     if text.is_empty() {
         return pattern.is_empty(); // Redis's own: "*" does not match the empty string
     }
-    if (pattern.len() as u64).saturating_mul(text.len() as u64) > STEPS_FEW {
-        return by_segments(pattern, text, nocase);
+    if (pattern.len() as u64).saturating_mul(text.len() as u64) > BACKTRACKING_STEPS_MAX {
+        return match_by_segments(pattern, text, nocase);
     }
-    fall_back(pattern, text, nocase)
+    match_by_backtracking(pattern, text, nocase)
 }
 
-fn fall_back(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
+fn match_by_backtracking(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     let (mut p, mut t) = (pattern, text);
     let mut star: Option<(&[u8], &[u8])> = None; // where to go on after the last `*`, and the text it has not yet taken
     loop {
@@ -95,7 +95,7 @@ type Segment<'a> = Vec<&'a [u8]>;
 
 /// As falling back does it, for long patterns and texts: both ends are where they must
 /// be, and what is between is found as early as it is there.
-fn by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
+fn match_by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     let mut segments = vec![Segment::new()];
     let mut left = pattern;
     while let Some(first) = left.first() {
@@ -300,7 +300,7 @@ mod tests {
         #[test]
         fn as_by_recursion(pattern in "[ab*?\\[\\]^\\\\-]{0,9}", text in "[ab\\-]{1,9}") {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), naive(pattern.as_bytes(), text.as_bytes()), "{pattern} {text}");
-            assert_eq!(by_segments(pattern.as_bytes(), text.as_bytes(), false), naive(pattern.as_bytes(), text.as_bytes()), "{pattern} {text}");
+            assert_eq!(match_by_segments(pattern.as_bytes(), text.as_bytes(), false), naive(pattern.as_bytes(), text.as_bytes()), "{pattern} {text}");
         }
 
         #[test]
@@ -313,7 +313,7 @@ mod tests {
             for text in texts.iter().filter(|text| !text.is_empty()) {
                 for nocase in [false, true] {
                     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
-                    assert_eq!(by_segments(pattern, text, nocase), fall_back(pattern, text, nocase));
+                    assert_eq!(match_by_segments(pattern, text, nocase), match_by_backtracking(pattern, text, nocase));
                 }
             }
         }

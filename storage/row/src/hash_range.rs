@@ -15,7 +15,7 @@ use crate::view::{Fault, Tx};
 
 /// Members, past ones too, that one op with a limit looks at before it says where to go
 /// on: a filter that hits nothing shall not walk for ever.
-const LOOKED_MAX: u64 = 100_000;
+const EXAMINED_MAX: u64 = 100_000;
 
 /// What looking at one member takes, about.
 const MEMBER_NS: u64 = 1000;
@@ -89,7 +89,7 @@ impl Filter {
     fn weight(&self, tx: &Tx<'_>, name: &[u8]) -> (u64, bool) {
         match self {
             Filter::Glob(pattern) if pattern != "*" => {
-                let ns = glob::worst_ns(pattern, name);
+                let ns = glob::worst_case_ns(pattern, name);
                 (1 + ns / MEMBER_NS, tx.view.has_time_for(ns))
             }
             _ => (1, true),
@@ -130,7 +130,7 @@ impl Range {
         };
         if let Filter::Prefix(prefix) = &self.filter {
             from = from.max(prefix.to_vec());
-            to = match (to, behind(prefix)) {
+            to = match (to, prefix_end(prefix)) {
                 (Some(to), Some(end)) => Some(to.min(end)),
                 (to, end) => to.or(end),
             };
@@ -149,7 +149,7 @@ impl Range {
 }
 
 /// The first name that is greater than all with a prefix; `None` when there is none.
-fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
+fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|b| *b < u8::MAX)?;
     let mut out = prefix[..=last].to_vec();
     out[last] += 1;
@@ -157,20 +157,20 @@ fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Walks the live members of a range that pass its filter, until `each` breaks. With
-/// `looked_max` it also ends after having looked at so many, past ones too, and then
+/// `examined_max` it also ends after having looked at so many, past ones too, and then
 /// gives the next one's name.
 fn walk(
     tx: &Tx<'_>,
     members: &Members,
     range: &Range,
-    looked_max: Option<u64>,
+    examined_max: Option<u64>,
     each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
 ) -> Result<Option<Bytes>, Fault> {
     let (from, to) = range.bounds();
     let mut looked = 0;
     let mut next = None;
     members.walk_stored(tx, Some(&from), to.as_deref(), range.reverse, &mut |name, member| {
-        if looked_max.is_some_and(|most| looked >= most) {
+        if examined_max.is_some_and(|most| looked >= most) {
             next = Some(Bytes::copy_from_slice(name));
             return ControlFlow::Break(());
         }
@@ -189,8 +189,8 @@ fn walk(
 }
 
 /// Where gathering ends before the range does.
-struct Limits {
-    looked_max: Option<u64>,
+struct RangeLimits {
+    examined_max: Option<u64>,
     /// 0 = no limit.
     cells_max: u64,
     /// 0 = no limit.
@@ -204,12 +204,12 @@ fn gather(
     members: &Members,
     range: &Range,
     want_values: bool,
-    limits: &Limits,
+    limits: &RangeLimits,
 ) -> Result<(CellBuffer, Option<Bytes>), Fault> {
-    let Limits { looked_max, cells_max, bytes_max } = *limits;
+    let RangeLimits { examined_max, cells_max, bytes_max } = *limits;
     let mut found = CellBuffer::new(want_values);
     let mut cut = None;
-    let next = walk(tx, members, range, looked_max, &mut |name, value| {
+    let next = walk(tx, members, range, examined_max, &mut |name, value| {
         let bytes = found.bytes() + name.len() + if want_values { value.len() } else { 0 };
         let over = (cells_max > 0 && found.len() as u64 >= cells_max)
             || (bytes_max > 0 && bytes > bytes_max && found.len() > 0);
@@ -224,7 +224,7 @@ fn gather(
 }
 
 /// The smaller of two limits of which 0 means none.
-fn tighter(a: usize, b: usize) -> usize {
+fn smaller_limit(a: usize, b: usize) -> usize {
     if a == 0 || b == 0 { a.max(b) } else { a.min(b) }
 }
 
@@ -232,10 +232,10 @@ pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
-    let limits = Limits {
-        looked_max: range.is_limited().then_some(LOOKED_MAX),
+    let limits = RangeLimits {
+        examined_max: range.is_limited().then_some(EXAMINED_MAX),
         cells_max: range.cells_max,
-        bytes_max: tighter(asked, tx.rules.answer_bytes_max),
+        bytes_max: smaller_limit(asked, tx.rules.answer_bytes_max),
     };
     let (found, next) = gather(tx, &members, range, want_values, &limits)?;
     tx.rules.check_answer(found.bytes())?;
@@ -267,9 +267,9 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> EvalResult {
         return Ok(Answer::Deleted { count: 0, next: None });
     };
     if range.is_whole() && !range.is_limited() {
-        let expired = members.expired(tx, LOOKED_MAX)?;
+        let expired = members.expired(tx, EXAMINED_MAX)?;
         // With more than that to count, it goes in steps.
-        if expired < LOOKED_MAX {
+        if expired < EXAMINED_MAX {
             row.remove(tx)?;
             return Ok(Answer::Deleted { count: members.count() - expired, next: None });
         }
@@ -279,10 +279,10 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> EvalResult {
         if range.cells_max == 0 { deleted_max } else { range.cells_max.min(deleted_max) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
     // The partition waits for it: whatever is asked, it ends.
-    let limits = Limits {
-        looked_max: Some(LOOKED_MAX),
+    let limits = RangeLimits {
+        examined_max: Some(EXAMINED_MAX),
         cells_max,
-        bytes_max: tighter(asked, DELETED_BYTES_MAX),
+        bytes_max: smaller_limit(asked, DELETED_BYTES_MAX),
     };
     let (found, next) = gather(tx, &members, range, range.bytes_max > 0, &limits)?;
     let mut hash = Writer::open(row)?;
@@ -343,7 +343,7 @@ pub(crate) fn scan(
     } else {
         count.clamp(1, SCAN_COUNT_MAX)
     };
-    let bytes_max = tighter(SCAN_BYTES_MAX, tx.rules.answer_bytes_max);
+    let bytes_max = smaller_limit(SCAN_BYTES_MAX, tx.rules.answer_bytes_max);
     let mut found = CellBuffer::new(want_values);
     let (mut looked, mut heavy) = (0, 0);
     let mut next = 0;

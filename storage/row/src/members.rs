@@ -12,7 +12,7 @@ use crate::value::{Body, Cell, Expiries, HashHead, Header, MemberExpiry};
 use crate::view::{Fault, Tx};
 
 /// A stored member's header and value; `None`: it is past.
-pub(crate) type Live<'a> = Option<(Header, &'a [u8])>;
+pub(crate) type StoredMember<'a> = Option<(Header, &'a [u8])>;
 
 /// The members of a live hash, for reading.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Members {
     }
 
     /// Deletes a member's cell, whose expiry is gone already.
-    fn forget(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<(), Fault> {
+    fn delete_cell(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<(), Fault> {
         tx.delete(Family::Cell, Bytes::copy_from_slice(&self.key(name)));
         self.hash.count = self
             .hash
@@ -131,7 +131,7 @@ impl Members {
         from: Option<&[u8]>,
         to: Option<&[u8]>,
         reverse: bool,
-        each: &mut dyn FnMut(&[u8], Live<'_>) -> ControlFlow<()>,
+        each: &mut dyn FnMut(&[u8], StoredMember<'_>) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
         let from = self.key(from.unwrap_or_default());
         let to = to.map_or_else(|| key::after_prefix(&self.prefix), |to| self.key(to));
@@ -256,7 +256,7 @@ impl Writer {
             tx.delete(Family::Cell, members.expiry_key(at, name));
             members.hash.expiries.remove()?;
         }
-        members.forget(tx, name)?;
+        members.delete_cell(tx, name)?;
         Ok(!tx.is_expired(old.expires_at_ms))
     }
 
@@ -270,7 +270,7 @@ impl Writer {
         }
         tx.delete(Family::Cell, key);
         members.hash.expiries.remove()?;
-        members.forget(tx, &expiry.name)?;
+        members.delete_cell(tx, &expiry.name)?;
         Ok(true)
     }
 

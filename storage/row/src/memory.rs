@@ -10,7 +10,7 @@ use std::ops::{Bound, ControlFlow};
 use bytes::Bytes;
 
 use crate::edits::{Edits, Family};
-use crate::expire::{self, Found};
+use crate::expire::{self, DueItems};
 use crate::view::{Fault, Rules, Stamp, Tx, View};
 use crate::{key, value};
 
@@ -42,7 +42,7 @@ impl Memory {
     }
 
     /// What the expiry cycle finds due by the time index, all of it.
-    pub fn due(&self, stamp: Stamp, rules: Rules) -> Result<Found, Fault> {
+    pub fn due(&self, stamp: Stamp, rules: Rules) -> Result<DueItems, Fault> {
         expire::find(
             &Tx { view: self, edits: &mut Edits::default(), stamp, rules },
             b"",

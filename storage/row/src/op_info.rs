@@ -10,7 +10,7 @@ use crate::op::{Answer, Filter, Mutation, Op, Range, Request, RowContent};
 const ITEM_BYTES: usize = size_of::<Bytes>() + 16;
 
 /// Bytes of keys, names and values, and how many byte strings in lists these are.
-struct Carried {
+struct PayloadSize {
     bytes: usize,
     items: usize,
 }
@@ -129,30 +129,30 @@ impl Op {
 
     /// About how many bytes it carries, for bounding batches.
     pub fn bytes(&self) -> usize {
-        16 + self.first_key().map_or(0, Bytes::len) + self.carried().bytes
+        16 + self.first_key().map_or(0, Bytes::len) + self.payload_size().bytes
     }
 
     /// About how many bytes of memory it takes.
     pub fn memory_bytes(&self) -> usize {
-        let carried = self.carried();
+        let payload_size = self.payload_size();
         size_of::<Op>()
             + self.first_key().map_or(0, Bytes::len)
-            + carried.bytes
-            + carried.items * ITEM_BYTES
+            + payload_size.bytes
+            + payload_size.items * ITEM_BYTES
     }
 
     /// What it carries besides its first key.
-    fn carried(&self) -> Carried {
+    fn payload_size(&self) -> PayloadSize {
         use Op::*;
-        let pairs = |pairs: &[(Bytes, Bytes)]| Carried {
+        let pairs = |pairs: &[(Bytes, Bytes)]| PayloadSize {
             bytes: pairs.iter().map(|(a, b)| a.len() + b.len()).sum::<usize>(),
             items: 2 * pairs.len(),
         };
-        let words = |words: &[Bytes]| Carried {
+        let words = |words: &[Bytes]| PayloadSize {
             bytes: words.iter().map(Bytes::len).sum::<usize>(),
             items: words.len(),
         };
-        let bytes = |bytes: usize| Carried { bytes, items: 0 };
+        let bytes = |bytes: usize| PayloadSize { bytes, items: 0 };
         match self {
             StringSet { value, .. } | StringAppend { value, .. } | StringSetRange { value, .. } => {
                 bytes(value.len())
@@ -168,9 +168,11 @@ impl Op {
             HashIncr { field, .. } => bytes(field.len()),
             StringIncrFloat { by, .. } => bytes(by.len()),
             HashIncrFloat { field, by, .. } => bytes(field.len() + by.len()),
-            Restore { content, .. } => Carried { bytes: content.bytes(), items: content.items() },
+            Restore { content, .. } => {
+                PayloadSize { bytes: content.bytes(), items: content.items() }
+            }
             Rename { to, .. } | Copy { to, .. } => bytes(to.len()),
-            CheckAndMutate { check_sortkey, operand, mutations, .. } => Carried {
+            CheckAndMutate { check_sortkey, operand, mutations, .. } => PayloadSize {
                 bytes: check_sortkey.len()
                     + operand.len()
                     + mutations.iter().map(Mutation::bytes).sum::<usize>(),
@@ -195,7 +197,7 @@ impl Op {
             | AdvanceClock { .. }
             | Watch { .. }
             | Sync => bytes(0),
-            ExpireDue { items } => Carried {
+            ExpireDue { items } => PayloadSize {
                 bytes: items.iter().map(DueItem::bytes).sum(),
                 items: items.iter().map(DueItem::size).sum(),
             },

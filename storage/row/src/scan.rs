@@ -73,7 +73,7 @@ pub(crate) fn scan(
             return ControlFlow::Continue(());
         }
         if let Some(pattern) = pattern {
-            let ns = glob::worst_ns(pattern, row.hashkey());
+            let ns = glob::worst_case_ns(pattern, row.hashkey());
             if !tx.view.has_time_for(ns) {
                 return ControlFlow::Break(());
             }
@@ -129,7 +129,7 @@ pub(crate) fn expiring(tx: &Tx<'_>) -> EvalResult {
 }
 
 pub(crate) fn clear(tx: &mut Tx<'_>) -> EvalResult {
-    tx.edits.forget_rows();
+    tx.edits.clear_rows();
     tx.set_counter(key::ROWS, 0);
     tx.set_counter(key::EXPIRING, 0);
     Ok(Answer::Ok)

@@ -15,12 +15,12 @@ const STRING_BYTES_MAX: u64 = 512 << 20;
 
 pub(crate) fn get(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
-    Ok(nil_or_bytes(told(tx, &row)?))
+    Ok(nil_or_bytes(checked_value(tx, &row)?))
 }
 
 pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
-    let value = told(tx, &row)?;
+    let value = checked_value(tx, &row)?;
     if value.is_some() {
         row.remove(tx)?;
     }
@@ -29,7 +29,7 @@ pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> EvalResult {
 
 pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> EvalResult {
     let row = Row::load(tx, key)?;
-    let Some(value) = told(tx, &row)? else { return Ok(Answer::Nil) };
+    let Some(value) = checked_value(tx, &row)? else { return Ok(Answer::Nil) };
     let expires_at_ms = tx.expiry(ttl, &row);
     if expires_at_ms != row.expires_at_ms() {
         row.write(tx, expires_at_ms, Body::String(value.clone()))?;
@@ -48,7 +48,7 @@ pub(crate) fn set(
     tx.rules.check_write(key.len() + value.len())?;
     let (row, old) = if want_old {
         let row = Row::load(tx, key)?;
-        let old = told(tx, &row)?;
+        let old = checked_value(tx, &row)?;
         (row.into(), old)
     } else {
         (RowMetadata::load(tx, key)?, None)
@@ -156,7 +156,7 @@ pub(crate) fn length(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
 }
 
 /// The string to be answered whole.
-fn told(tx: &Tx<'_>, row: &Row) -> Result<Option<Bytes>, Refusal> {
+fn checked_value(tx: &Tx<'_>, row: &Row) -> Result<Option<Bytes>, Refusal> {
     let value = row.string()?;
     tx.rules.check_answer(value.map_or(0, Bytes::len))?;
     Ok(value.cloned())

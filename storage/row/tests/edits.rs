@@ -41,7 +41,7 @@ fn edits() -> impl Strategy<Value = Edits> {
             match change {
                 Change::Put(family, key, value) => edits.put(family, key, value),
                 Change::Delete(family, key) => edits.delete(family, key),
-                Change::Clear => edits.forget_rows(),
+                Change::Clear => edits.clear_rows(),
             }
         }
         edits

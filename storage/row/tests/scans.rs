@@ -134,7 +134,7 @@ fn a_small_hash_comes_whole_and_a_large_one_in_pages() {
 }
 
 #[test]
-fn cursors_are_held_by_a_double_and_names_that_share_one_are_not_lost() {
+fn cursors_fit_a_double_and_colliding_names_are_not_lost() {
     // Two names that share the 52 bits of hash of which HSCAN's cursors are, and rows
     // that share slot and 39 bits.
     let twins = ["f30412db9968ae", "f4db9e79a2a084"];
@@ -239,7 +239,7 @@ fn a_page_ends_however_much_of_the_row_is_past() {
 }
 
 #[test]
-fn whether_a_hash_lives_costs_one_seek_however_many_members_are_past() {
+fn liveness_of_a_hash_costs_one_seek() {
     let mut memory = Memory::new();
     let until = |at| Ttl::Until(row::op::Deadline::At(at));
     let put = |names: std::ops::Range<u64>, ttl| {
@@ -278,7 +278,7 @@ fn whether_a_hash_lives_costs_one_seek_however_many_members_are_past() {
 }
 
 #[test]
-fn a_step_of_the_expiry_cycle_looks_at_the_time_after_each_piece_of_work() {
+fn an_expiry_step_checks_its_time_after_each_piece_of_work() {
     let mut memory = Memory::new();
     let soon = Ttl::Until(row::op::Deadline::At(1_500));
     let put = |key: &'static str, names: std::ops::Range<u64>, ttl| {

@@ -53,7 +53,7 @@ fn is_refused(view: &dyn View, op: &Op) {
 }
 
 #[test]
-fn many_fields_of_a_row_with_a_long_key_are_refused_at_once_and_leave_nothing() {
+fn many_fields_under_a_long_key_are_refused_whole() {
     let mut memory = Memory::new();
     is_refused(&memory, &put(long_key(1), 0..600, Ttl::Default));
     is_refused(&memory, &put(long_key(1), 0..300, Ttl::Until(Deadline::In(1_000))));
@@ -118,7 +118,7 @@ fn values_that_are_written_anew_with_their_expiry_count() {
 }
 
 #[test]
-fn deleting_a_range_stops_where_it_is_enough_and_says_where_to_go_on() {
+fn a_range_delete_is_bounded_and_names_its_continuation() {
     let mut memory = Memory::new();
     for begin in (0..900).step_by(300) {
         change(&mut memory, 1, &put(long_key(1), begin..begin + 300, Ttl::Default));
@@ -136,7 +136,7 @@ fn deleting_a_range_stops_where_it_is_enough_and_says_where_to_go_on() {
 }
 
 #[test]
-fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_on() {
+fn an_expiry_step_is_bounded_in_bytes_and_the_next_resumes() {
     let mut memory = Memory::new();
     let soon = Ttl::Until(Deadline::At(1_000));
     for n in 1..=200 {

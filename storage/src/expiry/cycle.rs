@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use cluster::CallError;
 use row::Tx;
 use row::edits::Edits;
-use row::expire::{self, DueItem, Found};
+use row::expire::{self, DueItem, DueItems};
 use row::op::{Answer, Op, Request, Response};
 use tokio::sync::Semaphore;
 
@@ -221,7 +221,7 @@ fn search(replica: &Replica) -> Result<Vec<DueItem>, CallError> {
         None => Default::default(),
     };
     replica.expiry.end_search(&search, &found, walked_to);
-    let Found { mut items, .. } = found;
+    let DueItems { mut items, .. } = found;
     items.extend(old);
     Ok(items)
 }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_take_what_was_found_in_order_and_what_they_leave_comes_first_again() {
+    fn expiry_steps_take_items_in_order_and_requeue_the_rest() {
         let row =
             |n: u64| DueItem::Row { head_key: Bytes::from(format!("row{n}")), indexed_ms: Some(n) };
         let mut items = VecDeque::from([row(1), members(10..20), row(2)]);

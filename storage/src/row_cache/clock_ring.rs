@@ -16,7 +16,7 @@
 //!
 //! # Invariants
 //! - Slots lie without gaps from tail to head; no record crosses the ring's end
-//!   (`what_is_found_is_what_was_put_last` checks both after each step).
+//!   (`a_lookup_finds_the_last_put` checks both after each step).
 //! - A record is in the chain of its bucket if and only if it is not vacant.
 
 use super::Version;
@@ -441,7 +441,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_found_is_what_was_put_last(steps in steps(), bytes in 0usize..6000) {
+        fn a_lookup_finds_the_last_put(steps in steps(), bytes in 0usize..6000) {
             let mut ring = ClockRing::new(bytes, hash);
             let mut model = HashMap::new();
             for (version, step) in steps.into_iter().enumerate() {
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_stays() {
+    fn records_that_are_read_stay() {
         // The ring's end falls into records of all sizes.
         for (length, most) in (40..140).zip((64 << 10..).step_by(8)) {
             let mut ring = ClockRing::new(most, hash);

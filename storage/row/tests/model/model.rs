@@ -10,7 +10,7 @@ use row::op::{
 };
 
 type Fields = BTreeMap<Bytes, (Bytes, Option<u64>)>;
-type Said = Result<Answer, Refusal>;
+type Expected = Result<Answer, Refusal>;
 
 #[derive(Debug, Clone)]
 enum Value {
@@ -136,15 +136,15 @@ impl Model {
         self.expire(self.now);
     }
 
-    pub(crate) fn eval(&mut self, op: &Op, now: u64, default_ttl: u64) -> Said {
+    pub(crate) fn eval(&mut self, op: &Op, now: u64, default_ttl: u64) -> Expected {
         self.default_ttl = default_ttl;
         self.expire(now);
-        let said = self.said(op);
+        let expected = self.expected(op);
         self.expire(now);
-        said
+        expected
     }
 
-    fn said(&mut self, op: &Op) -> Said {
+    fn expected(&mut self, op: &Op) -> Expected {
         use Answer::{Int, Ints, Nil};
         Ok(match op {
             Op::Delete { key } => Int(self.rows.remove(key).is_some() as i64),
