@@ -16,6 +16,9 @@ const DOORS: [&str; 5] = ["proxy", "storage", "meta", "deploy", "integration"];
 const FRONT_PAGE_LINES: usize = 200;
 const FRONT_PAGE_BYTES: usize = 12 << 10;
 
+/// The glossary's bound.
+const GLOSSARY_ROWS: usize = 40;
+
 /// A page: its path from the top, and its text.
 pub(crate) struct Page {
     pub(crate) path: String,
@@ -281,6 +284,40 @@ fn the_metrics_are_those_exported() {
             .find_map(|part| name.strip_suffix(part))
             .unwrap_or(name);
         assert!(exported.contains(whole), "the dashboard asks for {name}, which is not exported");
+    }
+}
+
+/// The glossary's words in backticks are types, and there are few enough words to learn.
+#[test]
+fn the_glossary_is_short_and_its_types_exist() {
+    let page = read("storage/README.md");
+    let (_, glossary) = page.split_once("\n## Glossary\n").expect("storage has the glossary");
+    let (glossary, _) = glossary.split_once("\n## ").unwrap_or((glossary, ""));
+    let rows: Vec<_> = table_rows(glossary).collect();
+    assert!(
+        (1..=GLOSSARY_ROWS).contains(&rows.len()),
+        "{} rows, at most {GLOSSARY_ROWS}: not every word needs one",
+        rows.len()
+    );
+    let texts: Vec<_> = crates()
+        .values()
+        .flat_map(|info| sources(info, &["src"]))
+        .map(|path| code(&read(path)))
+        .collect();
+    let mut words = BTreeSet::new();
+    for cells in rows {
+        let [word, _, _] = cells[..] else {
+            panic!("a row of the glossary has three cells: {cells:?}")
+        };
+        assert!(words.insert(word), "{word} is explained twice");
+        for name in quoted(word) {
+            let is_type = |text: &String| {
+                ["struct", "enum", "trait", "type"]
+                    .iter()
+                    .any(|kind| has_word(text, &format!("{kind} {name}")))
+            };
+            assert!(texts.iter().any(is_type), "the glossary names a type {name}: there is none");
+        }
     }
 }
 
