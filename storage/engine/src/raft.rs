@@ -1,4 +1,4 @@
-//! Raft groups: openraft over the node's log, a store, and a wire between servers.
+//! Raft groups: openraft over the node's log, a store, and a transport between servers.
 
 mod append;
 pub mod group;

@@ -1,22 +1,23 @@
-//! How entries go to one follower.
+//! Replication of entries to one follower.
 //!
-//! One letter is under way at one time, and what has come in meanwhile goes with the
-//! next: fewer and fuller letters than a pipeline would send, and none that could
-//! overtake another.
+//! At most one AppendEntries with entries is in flight per follower; entries that arrive
+//! meanwhile are sent in the next one. That makes fewer and larger messages than a
+//! pipeline, and none can overtake another.
 //!
-//! Leases rest on that, too. openraft's `InflightAppendQueue::drain_acked`
-//! (0.10.0-alpha.37) takes an answer for that to every request handed out so far whose
-//! last entry the follower has by now. A request without entries that is still on its way
-//! would count as answered with the one before it, and its later sending time for a
-//! promise that the follower has not given: the leader's lease would outlive it. So no
-//! request is asked for before the last one's answer is handed on.
+//! Leases depend on it, too. openraft's `InflightAppendQueue::drain_acked`
+//! (0.10.0-alpha.37) counts an answer for every request handed out so far whose last
+//! entry the follower has by now. A request without entries that is still in flight would
+//! count as answered together with the one before it, and its later sending time as the
+//! follower's promise: the leader's lease would outlive the promise. So the next request
+//! is taken only after the answer to the last one was handed on.
 //!
-//! Followers that no majority waits for get what has gathered in a while (`thrifty.rs`).
+//! Lazy followers receive batches at an interval (`thrifty.rs`).
 //!
-//! That something is committed is told with the next entries. openraft would tell it in a
-//! letter of its own as soon as a round is over; here such a letter leaves only when no
-//! entries have come for [`COMMIT_NOTICE_DELAY`]. And it is told only every [`COMMIT_NOTICE_INTERVAL`]: what
-//! a follower applies at once it writes as one.
+//! The commit index travels with the next entries. openraft would send it in a message of
+//! its own after each round; here such a commit notice is sent only when no entries have
+//! come for [`COMMIT_NOTICE_DELAY`]. Requests with entries carry a new commit index every
+//! [`COMMIT_NOTICE_INTERVAL`] only: a follower writes in one batch whatever it learns to
+//! be committed at one time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,22 +32,22 @@ use super::peers::{Peer, to_unreachable};
 use super::thrifty::{LAZY_INTERVAL, ThriftyQuorum};
 use super::types::{LogId, RaftId, Types};
 
-/// Letters with entries that are under way to one follower at one time.
+/// AppendEntries with entries in flight to one follower.
 const IN_FLIGHT_MAX: usize = 1;
 const _: () = assert!(
     IN_FLIGHT_MAX == 1,
     "a second letter under way would lengthen the leader's lease beyond its followers' promise"
 );
-/// How long followers may be left without the news that something is committed. Nobody
-/// waits for it: who is elected applies everything first.
+/// The longest delay of a commit notice. Nothing waits for it: a new leader applies
+/// everything before it serves.
 const COMMIT_NOTICE_DELAY: Duration = Duration::from_millis(50);
-/// How often followers are told with entries what is committed.
+/// Interval at which requests with entries carry a new commit index.
 const COMMIT_NOTICE_INTERVAL: Duration = Duration::from_millis(20);
 
 type AppendAnswer = Result<StreamAppendResult<Types>, RPCError<Types>>;
 
-/// Sends requests, and gives their answers in the same order; ends with the first that is
-/// not a whole success.
+/// Sends requests and yields their answers in order; ends after the first answer that is
+/// not a complete success.
 pub(super) fn stream<'s, S>(
     peer: &'s Peer,
     input: S,
@@ -91,7 +92,7 @@ where
     Box::pin(stream::iter(answer))
 }
 
-/// Sends a request; its answer, and whether that is a whole success.
+/// Sends a request; returns its answer, and whether that is a complete success.
 async fn send_append(
     peer: &Peer,
     request: AppendEntriesRequest<Types>,
@@ -121,8 +122,8 @@ async fn send_append(
     (Ok(response.into_stream_result(request.prev_log_id, last)), is_whole)
 }
 
-/// The requests; for a follower that need not be prompt, each a while after the one
-/// before, so that it brings all that has come meanwhile.
+/// Passes requests on: at once to a follower of the quorum; to a lazy follower at most
+/// one in [`LAZY_INTERVAL`], so that openraft puts all entries of that time into it.
 fn batch_for_lazy_follower<S>(
     input: S,
     quorum: Arc<ThriftyQuorum>,
@@ -131,7 +132,7 @@ fn batch_for_lazy_follower<S>(
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
-    // Fused: it is asked again after it has ended.
+    // Fused: it is polled again after it has ended.
     Box::pin(stream::unfold((input.fuse(), None), move |(mut input, last)| {
         let quorum = quorum.clone();
         async move {
@@ -146,16 +147,16 @@ where
     }))
 }
 
-/// The requests without those that bring no entries, as long as others follow within
-/// [`COMMIT_NOTICE_DELAY`]. A later request says all that an earlier one without entries did, and
-/// its answer stands for both.
+/// Drops requests without entries as long as others follow within
+/// [`COMMIT_NOTICE_DELAY`]. A later request says all that an earlier one without entries
+/// did, and its answer stands for both.
 fn delay_commit_notices<S>(
     input: S,
 ) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + 'static
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
-    // Fused: it is asked again after it has ended.
+    // Fused: it is polled again after it has ended.
     stream::unfold(input.fuse(), |mut input| async move {
         let mut request = input.next().await?;
         let mut due = None;
@@ -163,7 +164,7 @@ where
             let due = *due.get_or_insert_with(|| tokio::time::Instant::now() + COMMIT_NOTICE_DELAY);
             match tokio::time::timeout_at(due, input.next()).await {
                 Ok(Some(next)) => request = next,
-                // The last one, as a heartbeat is; or long enough.
+                // The last request, as a heartbeat is; or the delay is over.
                 Ok(None) | Err(_) => break,
             }
         }
@@ -171,8 +172,8 @@ where
     })
 }
 
-/// The requests, those with entries with what was told before instead of news, if that is
-/// not long ago.
+/// Leaves the commit index of requests with entries at the last one sent, within
+/// [`COMMIT_NOTICE_INTERVAL`] of sending that.
 fn thin_commit_notices(
     input: impl Stream<Item = AppendEntriesRequest<Types>>,
 ) -> impl Stream<Item = AppendEntriesRequest<Types>> {
@@ -229,8 +230,8 @@ mod tests {
         let began = std::time::Instant::now();
         assert_eq!(parts(output.next().await), (7, false));
         assert!(began.elapsed() >= COMMIT_NOTICE_DELAY);
-        // A heartbeat is a stream of one, made by openraft in a way that must not be
-        // asked again.
+        // A heartbeat is a stream of one request, and openraft's stream panics when it is
+        // polled after its end.
         let once = Box::pin(futures::stream::unfold(Some(8), |last| async move {
             last.map(|last| (request(last, false), None))
         }));

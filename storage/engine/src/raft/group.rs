@@ -1,15 +1,16 @@
-//! One replica of a Raft group in this process: started over the node's log and a store,
-//! led, proposed to, confirmed.
+//! One replica of a Raft group in this process: started over the node's log and a store.
 //!
-//! Partitions and meta use the same: whoever leads evaluates what is asked on applied
+//! Partitions and meta use the same groups: the leader evaluates requests on applied
 //! state and proposes the finished write batch. No caller needs openraft's own types.
+//! Methods of `Inner` are also in `receive.rs`, `suspect.rs` and `snapshot/receive.rs`,
+//! those of `Group` in `start.rs`, `members.rs`, `purge.rs` and `rebuild.rs`.
 //!
 //! # Invariants
-//! - Whoever confirms leadership led within [`QUORUM_ACK_AGE_MAX`] before, by the monotonic
-//!   clock, and no other leader can commit anything before the lease is over
-//!   (`tests/raft_leases.rs`).
-//! - A replica that stood in for nobody yet may vote at once; one with a past keeps the
-//!   word of its earlier life (`ticker.rs`).
+//! - A replica whose leadership is confirmed led within [`QUORUM_ACK_AGE_MAX`] before, by
+//!   the monotonic clock, and no other leader can commit anything before the lease is
+//!   over (`tests/raft_leases.rs`).
+//! - A new replica may vote at once; one with a past keeps its promises from before the
+//!   restart (`ticker.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,35 +49,35 @@ use crate::store::Store;
 /// timeout.
 pub const LEADER_LEASE: Duration = Duration::from_millis(1000);
 
-/// How old an acknowledgement by a quorum may be for a read to rely on it, and how long
-/// it may then rely on it: twice this is less than the lease by as much as the clocks of
-/// two servers may run apart in that time.
+/// The greatest age of a quorum's acknowledgement on which a read may rely, and the time
+/// for which it may then rely on it. Twice this is less than the lease, by as much as the
+/// clocks of two servers may drift apart in that time.
 pub const QUORUM_ACK_AGE_MAX: Duration = Duration::from_millis(475);
 
-/// The largest batch that fits a letter.
+/// The largest batch that fits a message.
 const BATCH_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (1 << 20);
 
-/// Why a group could not be started or asked.
+/// Reasons why a group could not be started or asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GroupError {
     /// Not the leader, or without a quorum. Nothing was proposed.
     #[error("{why}")]
     NotLeader {
-        /// In words.
+        /// The reason, for people.
         why: String,
-        /// Who leads, as far as is known here.
+        /// The leader as far as this replica knows.
         leader: Option<Leader>,
     },
-    /// Proposed, and then lost sight of: it may or may not be committed.
+    /// Proposed, with an unknown outcome: the entry may or may not be committed.
     #[error("{0}")]
     Unknown(String),
-    /// The group has stopped for good: a storage error or a bug.
+    /// The group has stopped: a storage error or a bug.
     #[error("{0}")]
     Fatal(String),
 }
 
-/// A leadership of this group's replica: what was evaluated under it may be proposed only
-/// under it.
+/// One leadership of this group's replica: a batch that was evaluated under it may be
+/// proposed only under it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leadership {
     leader: LeaderId,
@@ -95,32 +96,32 @@ impl Leadership {
 pub struct Leader {
     /// The member.
     pub raft_id: RaftId,
-    /// Where it lives ([`Node::server`]).
+    /// The server that holds it ([`Node::server`]).
     pub server: u64,
-    /// Raft's term in which this was so.
+    /// Raft's term of its leadership.
     pub term: u64,
 }
 
-/// Who leads, as this replica sees it.
+/// The group's leader and this replica's part, as this replica sees it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Role {
     /// Raft's term.
     pub term: u64,
-    /// Whether this replica leads. It may have lost the others without knowing it yet:
-    /// [`Group::confirm_leadership`] tells.
+    /// True when this replica leads. It may have lost the others without knowing it yet:
+    /// [`Group::confirm_leadership`] makes sure.
     pub is_leader: bool,
-    /// Who leads; `None` while nobody is known to.
+    /// The leader; `None` while none is known.
     pub leader: Option<Leader>,
 }
 
-/// Figures of a group, for INFO, metrics and status.
+/// Statistics of a group, for INFO, metrics and status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GroupStats {
     /// Raft's term.
     pub term: u64,
-    /// Whether this replica leads.
+    /// True when this replica leads.
     pub is_leader: bool,
-    /// Who leads, as far as is known here.
+    /// The leader as far as this replica knows.
     pub leader: Option<Leader>,
     /// Index of the last entry in the log.
     pub last_log: u64,
@@ -130,16 +131,16 @@ pub struct GroupStats {
     pub applied: u64,
     /// Index up to which the log was purged.
     pub purged: u64,
-    /// Whether it neither votes nor stands, as it may lack what it had acknowledged.
+    /// True when it neither votes nor campaigns, as it may lack acknowledged entries.
     pub abstains: bool,
 }
 
-/// Raft's word on a batch that was handed to it: applied here, or why not.
+/// Resolves when a proposal is applied here, or with the reason why not.
 pub type ProposalFuture = BoxFuture<'static, Result<(), GroupError>>;
 
 /// A running replica of a group.
 ///
-/// What takes time is boxed: the bodies of `async fn`s, openraft's among them, would be
+/// Slow methods are boxed: the bodies of `async fn`s, openraft's among them, would be
 /// compiled again in every crate that awaits them.
 #[derive(Clone)]
 pub struct Group {
@@ -151,23 +152,25 @@ pub(super) struct Inner {
     pub(super) id: RaftId,
     /// The group's number.
     pub(super) number: u64,
-    /// For people.
+    /// The group's name, for people.
     pub(super) name: String,
     pub(super) log: WeakGroupLog,
-    /// What it keeps of its log for others.
+    /// Bytes of log that it retains for followers.
     pub(super) retained: RetainedLog,
-    /// When leadership was last to be handed over because of the disk.
+    /// The last attempt to move leadership away because of the disk.
     pub(super) evicted_at: Mutex<Option<Instant>>,
     pub(super) store: Store,
-    /// The term of ours in which everything of earlier terms was seen to be applied.
+    /// The latest term of our own in which everything of earlier terms is known to be
+    /// applied.
     pub(super) caught_up_term: AtomicU64,
     pub(super) progress: Progress,
     pub(super) announced: AnnouncedIndex,
     pub(super) ticker: Option<Arc<Ticker>>,
-    /// Until when this replica neither votes nor stands.
+    /// The end of the restart guard: before it this replica neither votes nor campaigns.
     pub(super) guard_until: Instant,
     pub(super) election_timer: Mutex<ElectionTimer>,
-    /// Why leadership was last sought, given or given up here, until it is asked for.
+    /// The reason for which leadership was last sought, transferred or given up here,
+    /// until it is taken.
     pub(super) cause: Mutex<Option<String>>,
     pub(super) suspect: Mutex<SuspectState>,
     pub(super) heartbeats: HeartbeatPacer,
@@ -175,23 +178,23 @@ pub(super) struct Inner {
     pub(super) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     pub(super) role: watch::Sender<Role>,
     pub(super) leads_since: Mutex<Option<Instant>>,
-    /// The index before that of the first entry in the log when it was started.
+    /// The index before the first entry in the log at the start.
     pub(super) purged_at_start: u64,
-    /// While leadership is being handed over, nobody may rely on a lease of ours.
+    /// True during a leadership transfer: no lease of ours may be relied on.
     pub(super) is_transferring: AtomicBool,
-    /// How many proposals have passed the look at `is_transferring` and are not in Raft's
-    /// queue yet.
+    /// Proposals that have seen `is_transferring` as false and are not in Raft's queue
+    /// yet.
     pub(super) submitting: AtomicUsize,
-    /// While leadership is being handed over and all leases of ours are revoked: whoever
-    /// stands may have our vote. Held while a vote is given.
+    /// True during a leadership transfer once all leases of ours are revoked: any
+    /// candidate may have our vote. Held for reading while a vote is given.
     pub(super) leases_revoked: tokio::sync::RwLock<bool>,
-    /// Held while a letter with entries is taken in.
+    /// Held while a message with entries is taken in.
     pub(super) append_lock: tokio::sync::Mutex<()>,
     /// One change of members or leader at a time.
     pub(super) change_lock: Arc<tokio::sync::Mutex<()>>,
     pub(super) peers: Peers,
     pub(super) incoming: Arc<tokio::sync::Mutex<IncomingSnapshot>>,
-    /// Why Raft has ended.
+    /// The reason why Raft has ended.
     pub(super) ended: watch::Sender<Option<String>>,
 }
 
@@ -212,12 +215,12 @@ impl Drop for Submitting<'_> {
 }
 
 impl Group {
-    /// Waits until this replica leads and has applied everything that is committed; what
-    /// is evaluated then is evaluated under the result.
+    /// Waits until this replica leads and has applied everything that is committed;
+    /// requests may then be evaluated under the result.
     pub fn acquire_leadership(&self) -> BoxFuture<'_, Result<Leadership, GroupError>> {
         Box::pin(async move {
-            // An entry of our own may be under way whose proposer has lost sight of it:
-            // all is waited for, unlike in `confirm_leadership`.
+            // An entry of our own may be in flight whose proposer did not wait for its
+            // outcome: all entries are waited for, unlike in `confirm_leadership`.
             self.linearizer().await?.await_ready(&self.inner.raft).await.map_err(fatal)?;
             let leader =
                 self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
@@ -228,18 +231,19 @@ impl Group {
         })
     }
 
-    /// Makes sure that this replica led, and had applied everything that anybody was told
-    /// of, at some moment within the last [`QUORUM_ACK_AGE_MAX`] before the call or later.
+    /// Makes sure that this replica led, and had applied everything that was acknowledged
+    /// to any client, at some time within the last [`QUORUM_ACK_AGE_MAX`] before the call
+    /// or later. Returns the term of the leadership.
     ///
-    /// What was committed in earlier terms may have been acknowledged by others, and is
-    /// waited for. What this leadership commits is acknowledged by this replica only,
-    /// after applying it: so there is nothing to wait for, and reads go on while an entry
-    /// can't be applied because the disk is full. The term of the leadership is told.
+    /// Entries of earlier terms may have been acknowledged by other leaders, so they are
+    /// waited for. Entries of this leadership are acknowledged by this replica only,
+    /// after it has applied them, so there is nothing to wait for: reads go on while an
+    /// entry can't be applied because the disk is full.
     pub fn confirm_leadership(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
         Box::pin(async move {
             let linearizer = self.linearizer().await?;
-            // A leader's read log id is of its own term: it begins with an entry of its
-            // own.
+            // A leader's read log id is of its own term, which begins with an entry of
+            // its own.
             let term = linearizer.read_log_id().committed_leader_id().term.0;
             if self.inner.caught_up_term.load(Ordering::Acquire) != term {
                 linearizer.await_ready(&self.inner.raft).await.map_err(fatal)?;
@@ -249,15 +253,13 @@ impl Group {
         })
     }
 
-    /// The index of the last entry that is committed, from this replica as the one that
-    /// leads: whatever was acknowledged before the call, in this term or an earlier one,
-    /// is not behind it.
+    /// The leader's commit index: at or beyond everything that was acknowledged before
+    /// the call, in this term or an earlier one.
     pub fn read_index(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
         Box::pin(async move { Ok(self.linearizer().await?.read_log_id().index()) })
     }
 
-    /// Waits until this replica, whether it leads or not, has applied the entry of an
-    /// index.
+    /// Waits until this replica, leader or not, has applied the entry of an index.
     pub fn applied(&self, index: u64) -> BoxFuture<'_, Result<(), GroupError>> {
         let mut progress = self.inner.progress.clone();
         Box::pin(async move {
@@ -271,8 +273,8 @@ impl Group {
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
         let inner = &self.inner;
         inner.heartbeats.on_request();
-        // A leader that was removed leads on for a moment, and hands over without a word
-        // to those who rely on its lease.
+        // A removed leader leads for a moment longer, and then transfers without telling
+        // the holders of its leases.
         if !inner.is_voter() {
             return Err(GroupError::NotLeader {
                 why: "not a voter of the group".to_owned(),
@@ -311,8 +313,8 @@ impl Group {
         Box::pin(async move { self.submit(leadership, batch).await?.await })
     }
 
-    /// Hands a write batch to Raft, behind those handed over before; the result tells
-    /// when it is applied here, and may be waited for later.
+    /// Hands a write batch to Raft, behind those handed over before. The result resolves
+    /// when it is applied here, and may be awaited later.
     pub fn submit<'a>(
         &'a self,
         leadership: &'a Leadership,
@@ -320,17 +322,17 @@ impl Group {
     ) -> BoxFuture<'a, Result<ProposalFuture, GroupError>> {
         Box::pin(async move {
             if self.inner.ticker.is_some() && batch.len() > BATCH_BYTES_MAX {
-                // In the log it would be in the way of everything after it, for good.
+                // In the log it would block everything after it, for ever.
                 let why = format!("a batch of {} bytes is too large to be replicated", batch.len());
                 return Err(GroupError::NotLeader { why, leader: None });
             }
             self.inner.heartbeats.on_request();
             let (responder, result) = ProgressResponder::complete_only();
             {
-                // In this order: a handover says so first, and then waits for those that
-                // have not seen it. Raft would refuse what comes later, but only once
-                // this server's vote for the next leader is on its disk, and nobody knew
-                // until then.
+                // The order matters: a transfer first sets `is_transferring` and then
+                // waits for the proposals that have not seen it. Raft would refuse later
+                // ones, but only once this server's vote for the next leader is on its
+                // disk; until then their outcome would be unknown.
                 let _submitting = Submitting::new(&self.inner.submitting);
                 if self.inner.is_transferring.load(Ordering::SeqCst) {
                     return Err(GroupError::NotLeader {
@@ -354,8 +356,8 @@ impl Group {
                         Err(inner.not_leader(&forward))
                     }
                     Ok(Err(error)) => Err(GroupError::Unknown(error.to_string())),
-                    // The responder was dropped: Raft has stopped, and whether the entry
-                    // had been appended is not known.
+                    // The responder was dropped: Raft has stopped, and may or may not
+                    // have appended the entry.
                     Err(_) => Err(GroupError::Unknown(
                         "the Raft group stopped while the write was under way".to_owned(),
                     )),
@@ -365,27 +367,28 @@ impl Group {
         })
     }
 
-    /// Tells openraft up to where the state is on disk, after a flush if it was told of
-    /// that before: so far the log may then be purged.
+    /// Reports the state on disk to openraft as its snapshot, after a flush if openraft
+    /// knows of that state already. The log may then be purged up to it.
     pub fn flush(&self) -> BoxFuture<'_, Result<(), GroupError>> {
         Box::pin(async move { self.inner.raft.trigger().snapshot().await.map_err(fatal) })
     }
 
-    /// Lets go of the log up to an entry that is flushed.
+    /// Purges the log up to an entry that is flushed.
     pub(super) async fn purge(&self, upto: u64) -> Result<(), GroupError> {
         self.inner.raft.trigger().purge_log(upto).await.map_err(fatal)
     }
 
-    /// What is wrong with the disk under its log, or with how the group's log gets there:
+    /// A problem of the disk under the log, or of how this group's log gets there:
     /// another member should lead.
     pub fn disk_problem(&self) -> Option<DiskProblem> {
         self.inner.log.disk_problem()
     }
 
-    /// May something be proposed? As [`GroupLog::writable`](super::GroupLog::writable).
+    /// Fails while nothing may be proposed. As
+    /// [`GroupLog::writable`](super::GroupLog::writable).
     ///
     /// # Errors
-    /// Why not; nothing is proposed then.
+    /// The reason.
     pub fn writable(&self) -> Result<(), LogError> {
         self.inner.log.writable()
     }
@@ -395,12 +398,12 @@ impl Group {
         self.inner.id
     }
 
-    /// How far it has applied, as it goes.
+    /// The last applied entry, as a channel.
     pub fn progress(&self) -> Progress {
         self.inner.progress.clone()
     }
 
-    /// Figures as of the last change.
+    /// Statistics as of the last change.
     pub fn stats(&self) -> GroupStats {
         let role = *self.inner.role.borrow();
         let metrics = self.inner.raft.metrics();
@@ -417,22 +420,22 @@ impl Group {
         }
     }
 
-    /// Why this replica has begun or ceased to lead, for the log; told once. `None`:
-    /// nothing was done here to that end.
+    /// The reason why this replica has begun or ceased to lead, for the log; taken once.
+    /// `None`: nothing was done here to that end.
     pub fn take_cause(&self) -> Option<String> {
         self.inner.cause.lock().take()
     }
 
-    /// Who leads, as it changes. That the group has ended is told by [`Group::ended`].
+    /// The group's leader, as a channel. For the end of the group see [`Group::ended`].
     pub fn leadership_changes(&self) -> watch::Receiver<Role> {
         self.inner.role.subscribe()
     }
 
-    /// Whether Raft runs.
+    /// Fails when Raft has ended.
     ///
     /// # Errors
-    /// [`GroupError::Fatal`]: why not. The replica must be closed then; it may be opened
-    /// again.
+    /// [`GroupError::Fatal`]: the reason. The replica must be closed then; it may be
+    /// opened again.
     pub fn running(&self) -> Result<(), GroupError> {
         match &*self.inner.ended.borrow() {
             Some(why) => Err(GroupError::Fatal(why.clone())),
@@ -440,14 +443,14 @@ impl Group {
         }
     }
 
-    /// Waits until Raft has ended, and says why.
+    /// Waits until Raft has ended, and returns the reason.
     pub async fn ended(&self) -> String {
         let mut ended = self.inner.ended.subscribe();
         let why = ended.wait_for(Option::is_some).await;
         why.ok().and_then(|why| why.clone()).unwrap_or_else(|| "nothing is known of it".to_owned())
     }
 
-    /// Stops the group; what was proposed and not answered is answered as unknown.
+    /// Stops the group; proposals without an answer get an unknown outcome.
     pub fn shutdown(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Err(error) = self.inner.raft.shutdown().await {
@@ -461,8 +464,8 @@ impl Group {
 }
 
 impl Inner {
-    /// Does what is to be done at a moment, and says when to be asked again if no leader
-    /// changes before; `None`: at every heartbeat.
+    /// Does what is due at `now`. Returns when to be visited again if no leader changes
+    /// before; `None`: at every heartbeat.
     pub(super) fn tick(self: &Arc<Self>, now: Instant, is_heartbeat: bool) -> Option<Instant> {
         self.expire_incoming(now);
         let (voters, rank, is_formed, term) = {
@@ -494,7 +497,8 @@ impl Inner {
             }
             return election_timer.bootstrap_at();
         }
-        // Who does not vote may do so soon.
+        // A learner never campaigns; it may become a voter soon, so it is visited at
+        // every heartbeat.
         let rank = rank?;
         if let Err(next) = self.may_campaign(now, &voters) {
             return Some(next);
@@ -511,7 +515,7 @@ impl Inner {
     }
 
     /// Forms the group of its first members. All of them may: their first entries
-    /// conflict, and the first elected leader's stands.
+    /// conflict, and those of the first elected leader win.
     async fn bootstrap(self: Arc<Self>) {
         match self.raft.initialize(self.initial.clone()).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
@@ -519,7 +523,7 @@ impl Inner {
         }
     }
 
-    /// Tells who leads as it changes, and in the end why Raft ended.
+    /// Publishes the leader as it changes, and finally the reason why Raft ended.
     pub(super) async fn watch_role(self: Arc<Self>) {
         let mut server = self.server.clone();
         loop {
@@ -560,7 +564,7 @@ impl Inner {
         self.end(why);
     }
 
-    /// Raft has ended, or is to end: why, unless that was said before.
+    /// Records the reason why Raft has ended or is to end, unless there is one.
     fn end(&self, why: String) {
         self.ended.send_if_modified(|ended| {
             let is_first = ended.is_none();
@@ -569,8 +573,9 @@ impl Inner {
         });
     }
 
-    /// The leader's log and what was applied here contradict each other: nothing more may
-    /// be taken from it, nor given. The store is to be rebuilt from its peers.
+    /// Stops the group for good: the leader's log contradicts what was applied here.
+    /// Nothing more may be taken from this replica's state; the store must be rebuilt
+    /// from the peers.
     pub(super) async fn mark_diverged(&self, why: String) {
         tracing::error!(group = self.number, why, "a replica's state is not that of its group");
         self.store.mark_diverged(&why);
@@ -584,12 +589,12 @@ impl Inner {
         self.server.borrow_watched().membership_config.voter_ids().any(|id| id == self.id)
     }
 
-    /// Since when this replica leads, if it does.
+    /// The time since which this replica leads, if it does.
     pub(super) fn leads_since(&self) -> Option<Instant> {
         *self.leads_since.lock()
     }
 
-    /// Who leads, if it is known to be another.
+    /// The leader, if it is known to be another replica.
     fn other_leader(&self) -> Option<Leader> {
         self.role.borrow().leader.filter(|leader| leader.raft_id != self.id)
     }

@@ -1,14 +1,14 @@
-//! One group's log as openraft wants it: the group's part of the node's shared [`Log`].
+//! openraft's log storage: one group's part of the node's shared [`Log`].
 //!
 //! # Invariants
-//! - An entry is readable as soon as `append` returned; its callback comes once the log's
+//! - An entry is readable as soon as `append` returns; its callback comes once the log's
 //!   durability is met.
 //! - Votes and truncations are durable when they return, in every durability mode, and
-//!   keep their place among the appends.
-//! - `save_committed` and `purge` only queue; nothing waits for them. What is lost of
-//!   them in a crash is learnt again.
-//! - What is found wrong is an error that names file and offset, never an entry left out.
-//!   Held by openraft's own suite and `engine::log`'s tests.
+//!   keep their order among the appends.
+//! - `save_committed` and `purge` only queue; nothing waits for them. What a crash loses
+//!   of them is learnt again.
+//! - Damage is an error that names file and offset, never an entry left out. Held by
+//!   openraft's own suite and `engine::log`'s tests.
 
 use std::fmt::Debug;
 use std::io;
@@ -24,11 +24,11 @@ use crate::log::{DiskProblem, Group, Log, LogError, LogOp, ReadPlan};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
 
-/// How many bytes of entries are given at once to a follower that asks for many; one
-/// entry is given whatever its size.
+/// The most bytes of entries that are read at once for a follower; one entry is read
+/// whatever its size.
 const READ_BYTES_MAX: u64 = 4 << 20;
 
-/// How many entries openraft reads at a time to apply them again
+/// The number of entries that openraft reads at a time to apply them again
 /// (`StorageHelper::reapply_committed`, 0.10.0-alpha.37).
 const REPLAY_ENTRIES: u64 = 64;
 
@@ -39,7 +39,7 @@ pub struct GroupLog {
     group: Arc<Group>,
 }
 
-/// Looks at a group's log and the disk under it, and keeps neither open.
+/// A handle on a group's log and the disk under it that keeps neither open.
 #[derive(Clone, Debug)]
 pub(super) struct WeakGroupLog {
     log: Weak<Log>,
@@ -54,7 +54,7 @@ impl WeakGroupLog {
         log.check_backlog(&self.group)
     }
 
-    /// What is wrong with the disk now, or with how the group's log gets there.
+    /// The problem of the disk now, or of how the group's log gets there.
     pub(super) fn disk_problem(&self) -> Option<DiskProblem> {
         let log = self.log.upgrade()?;
         log.disk_problem().or_else(|| match log.check_backlog(&self.group) {
@@ -63,20 +63,20 @@ impl WeakGroupLog {
         })
     }
 
-    /// What was wrong with the disk within the last minute, and how long the last fsync
-    /// took.
+    /// The problem of the disk within the last minute, and the duration of the last
+    /// fsync.
     pub(super) fn recent_disk_state(&self) -> (Option<DiskProblem>, Duration) {
         self.log
             .upgrade()
             .map_or((None, Duration::ZERO), |log| (log.recent_disk_problem(), log.last_fsync()))
     }
 
-    /// Whether entries may be missing that were acknowledged.
+    /// True when acknowledged entries may be missing.
     pub(super) fn is_suspect(&self) -> bool {
         self.log.upgrade().is_some_and(|log| log.is_suspect(self.group.id))
     }
 
-    /// All is there again, or what is missing is lost for good.
+    /// Ends the suspicion: all entries are there again, or the missing ones are lost.
     pub(super) fn clear(&self) {
         self.log.upgrade().into_iter().for_each(|log| log.clear(self.group.id));
     }
@@ -91,8 +91,8 @@ impl WeakGroupLog {
         self.group.views.lock().visible.vote
     }
 
-    /// Why a leader of `vote` that has committed an entry, and has others in its log,
-    /// lacks what is committed here, if so.
+    /// The reason why the log of a leader of `vote` contradicts what is committed here,
+    /// if it does; `committed` and `others` are entries that the leader has.
     pub(super) fn contradiction(
         &self,
         vote: &Vote,
@@ -150,8 +150,8 @@ impl GroupLog {
         WeakGroupLog { log: Arc::downgrade(&self.log), group: self.group.clone() }
     }
 
-    /// May something be proposed? As [`Log::writable`]; beside that, not while more of
-    /// the group waits for the disk than may ([`LogError::Behind`]).
+    /// Fails while nothing may be proposed. As [`Log::writable`]; also fails while too
+    /// much of this group waits for the disk ([`LogError::Behind`]).
     pub fn writable(&self) -> Result<(), LogError> {
         self.log.writable()?;
         self.log.check_backlog(&self.group)
@@ -163,8 +163,8 @@ impl GroupLog {
         visible.first..visible.next
     }
 
-    /// Waits for its turn to read what is committed beyond an entry and is to be applied
-    /// again; the turn is over when it is dropped.
+    /// Waits for a permit to read the committed entries after `applied`, which are to be
+    /// applied again; the permit ends when it is dropped.
     pub(super) async fn replay_permit(&self, applied: u64) -> Option<SemaphorePermit<'_>> {
         let bytes = {
             let views = self.group.views.lock();
@@ -174,7 +174,7 @@ impl GroupLog {
         self.log.replay_permit(bytes).await
     }
 
-    /// The last entry that was let go of because the state on disk has it.
+    /// The last purged entry; the state on disk has it.
     pub(super) fn purged(&self) -> Option<LogId> {
         self.group.views.lock().visible.purged
     }
@@ -184,7 +184,7 @@ impl GroupLog {
         self.group.views.lock().visible.log_id(index)
     }
 
-    /// Why a state that ends at `applied` can't stand on this log, if so.
+    /// The reason why a state that ends at `applied` does not fit this log, if so.
     pub(super) fn mismatch(&self, applied: Option<LogId>) -> Option<String> {
         let visible = &self.group.views.lock().visible;
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
@@ -205,14 +205,14 @@ impl GroupLog {
             .map(|own| format!("the store ends at entry {applied}, and the log has {own} there"))
     }
 
-    /// Takes note that the state machine has everything up to `applied`.
+    /// Records that the state machine has everything up to `applied`.
     pub(super) fn note_applied(&self, applied: Option<LogId>) {
         applied
             .into_iter()
             .for_each(|applied| self.group.views.lock().visible.note_applied(applied));
     }
 
-    /// Lets go of everything, and goes on behind `last`; the vote stays.
+    /// Drops all entries and continues after `last`; the vote stays.
     pub(super) async fn restart_after(&self, last: LogId) -> Result<(), LogError> {
         let (done, wait) = oneshot::channel();
         self.change(|views| {
@@ -227,8 +227,8 @@ impl GroupLog {
         self.log.flush().await
     }
 
-    /// Changes the group's front and queues the operation that does the same on disk, as
-    /// one step; then sees that it is written.
+    /// Changes the visible log and queues the same operation for the disk, as one step;
+    /// then makes sure that it is written.
     fn change(
         &self,
         change: impl FnOnce(&mut crate::log::GroupViews) -> Result<LogOp, LogError>,
@@ -258,7 +258,7 @@ impl GroupLog {
         let read = move || {
             cold.iter().map(|(index, slot)| slot.read(group, *index)).collect::<Result<Vec<_>, _>>()
         };
-        // Off the runtime: a slow disk must not hold up heartbeats.
+        // Off the runtime: a slow disk must not delay heartbeats.
         let read = tokio::task::spawn_blocking(read).await;
         let mut entries = read
             .map_err(|e| LogError::InvalidOperation(format!("read entries {from}..{to}: {e}")))??;
@@ -330,8 +330,8 @@ impl RaftLogStorage<Types> for GroupLog {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        // The next append carries it, or the keeper within a second: a record of its own
-        // for each would double the writes.
+        // The next append carries it, or the maintenance thread within a second: a record
+        // of its own for each would double the writes.
         let visible = &mut self.group.views.lock().visible;
         visible.committed = committed;
         visible.committed_dirty = committed.is_some();

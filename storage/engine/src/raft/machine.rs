@@ -1,26 +1,27 @@
 //! openraft's state machine over a [`Store`].
 //!
-//! An entry's payload is a finished batch, so applying is writing: all entries that
-//! openraft hands over at once are applied as one, with the last one's log id.
+//! An entry's payload is a finished batch, so to apply it is to write it: all entries
+//! that openraft hands over at once are applied as one write, with the last one's log id.
 //!
 //! # Life of an entry
-//! Committed, it is read from the log, checked, and applied on the Raft runtime's own
-//! thread (microseconds). When RocksDB would make the writer wait (flushes behind, disk
-//! full) or the write is large, it moves to a thread of its own, so that heartbeats of
-//! other groups go on. Then whoever proposed it is told, and [`Progress`] moves.
+//! A committed entry is read from the log, checked, and applied on the Raft runtime's own
+//! thread (microseconds). When RocksDB would stall the writer (flushes behind, disk full)
+//! or the write is large, it moves to a blocking thread, so that heartbeats of other
+//! groups go on. Then its proposer is answered, and [`Progress`] moves.
 //!
 //! # Snapshots
-//! What openraft calls a snapshot is here the state on disk: nothing is copied until a
-//! replica asks for it. openraft purges the log only up to its snapshot, so only what
-//! RocksDB has flushed is ever purged. To send one, [`SnapshotSource::Local`] makes a
-//! RocksDB checkpoint (hard links) of the state of that moment, which may be newer than
+//! openraft's snapshot is here the state on disk: nothing is copied until a replica asks
+//! for it. openraft purges the log only up to its snapshot, so only entries that RocksDB
+//! has flushed are ever purged. To send a snapshot, [`SnapshotSource::Local`] makes a
+//! RocksDB checkpoint (hard links) of the current state, which may be newer than
 //! announced.
 //!
 //! # Invariants
-//! - The log is never purged beyond the flushed entry (`only_flushed_entries_are_purged`).
-//! - openraft hears of no state on disk that is newer than what it has handed over
+//! - The log is never purged beyond the flushed entry
+//!   (`only_flushed_entries_are_purged`).
+//! - openraft is told of no state on disk that is newer than what it has handed over
 //!   (`an_installed_state_is_named_as_it_was_announced`).
-//! - A full disk stops nobody: an entry waits until it can be written
+//! - On a full disk an entry waits until it can be written; nothing stops
 //!   (`tests/disk_full.rs`).
 
 use std::io;
@@ -54,10 +55,10 @@ const VERSION: u8 = 1;
 const INLINE_BYTES_MAX: usize = 128 << 10;
 /// The most bytes of entries that become one RocksDB write.
 const WRITE_BYTES_MAX: usize = 4 << 20;
-/// How long to wait before trying again to write to a full disk.
+/// Interval between two attempts to write to a full disk.
 const DISK_FULL_RETRY: Duration = Duration::from_millis(100);
 
-/// How far a group has applied, as a channel that can be awaited.
+/// The last entry that a group has applied, as a channel.
 pub type Progress = watch::Receiver<Option<LogId>>;
 
 /// The state machine of one replica.
@@ -70,14 +71,14 @@ pub struct Machine {
     ahead: SnapshotAhead,
 }
 
-/// What openraft was told of a state that was installed, as long as it holds more than
-/// that: openraft must not hear of a state on disk that is newer than what it has handed
-/// over itself. It would take a leader's state of that age for one that it has, and
-/// answer that it is in place.
+/// The meta that openraft knows of an installed snapshot, as long as the state holds more
+/// than that. openraft must not learn of a state on disk that is newer than what it has
+/// handed over itself: it would take a leader's snapshot of that age for one that is
+/// installed already, and answer so.
 #[derive(Clone, Default)]
 struct SnapshotAhead(Arc<Mutex<Option<SnapshotMeta>>>);
 
-/// Index of the newest state on disk that was named to openraft.
+/// Index of the newest state on disk that openraft was told of.
 #[derive(Debug, Clone, Default)]
 pub(super) struct AnnouncedIndex(Arc<AtomicU64>);
 
@@ -88,20 +89,20 @@ impl AnnouncedIndex {
 }
 
 impl SnapshotAhead {
-    /// A state is about to be installed.
+    /// Records a snapshot that is about to be installed.
     fn announced(&self, meta: &SnapshotMeta) {
         *self.0.lock() = Some(meta.clone());
     }
 
-    /// openraft has handed over everything up to an entry, and `applied` is what the
-    /// store holds.
+    /// Records that openraft has handed over everything up to an entry; `applied` is the
+    /// store's last one.
     fn handed_over(&self, index: u64, applied: Option<LogId>) {
         if applied.is_none_or(|applied| index >= applied.index) {
             *self.0.lock() = None;
         }
     }
 
-    /// The state on disk, as what openraft may know of it.
+    /// The state on disk, with the meta that openraft may know.
     fn or(
         &self,
         mut on_disk: Snapshot<LeaderId, u64, Node, SnapshotSource>,
@@ -115,10 +116,10 @@ impl SnapshotAhead {
     }
 }
 
-/// A replica's whole state, on its way from one replica to another.
+/// The files of a snapshot, at the sender or at the receiver.
 #[derive(Clone)]
 pub enum SnapshotSource {
-    /// The state of this replica; [`SnapshotSource::checkpoint`] makes files of it.
+    /// This replica's live state; [`SnapshotSource::checkpoint`] makes files of it.
     Local(Store),
     /// A directory of received files, checkpointed by the sender. Installing consumes it.
     Received(PathBuf),
@@ -148,7 +149,7 @@ impl SnapshotSource {
 }
 
 impl Machine {
-    /// The state machine of `store`, and the news of how far it has applied.
+    /// The state machine of `store`, and the channel of its progress.
     pub fn new(store: Store) -> Result<(Self, Progress), Fault> {
         let (applied, membership) = read_state(store.applied()?)?;
         let (progress, news) = watch::channel(applied);
@@ -170,7 +171,7 @@ impl Machine {
         &self.store
     }
 
-    /// Up to where openraft knows of the state on disk, as it goes.
+    /// The index of the newest state on disk that openraft was told of.
     pub(super) fn announced(&self) -> AnnouncedIndex {
         self.announced.clone()
     }
@@ -212,7 +213,7 @@ impl Machine {
     }
 }
 
-/// Writes until it succeeds or the store is broken or closed; a full disk is waited out,
+/// Writes until it succeeds or the store is broken or closed. It waits out a full disk,
 /// because a committed entry cannot be refused.
 fn write_until_space(store: &Store, writes: &[EntryWrite]) -> Result<(), Fault> {
     let mut told = false;
@@ -285,8 +286,8 @@ impl RaftStateMachine<Types> for Machine {
         let mut pending = ApplyBatch::default();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
-            // An installed state may be newer than was announced: what it holds already
-            // is not applied again, or readers would see time run backwards.
+            // An installed snapshot may be newer than announced: entries that it holds
+            // already are not applied again, or readers would see older values again.
             if self.applied.is_some_and(|applied| entry.log_id.index <= applied.index) {
                 self.ahead.handed_over(entry.log_id.index, self.applied);
                 if let Some(responder) = responder {
@@ -323,7 +324,8 @@ impl RaftStateMachine<Types> for Machine {
             ));
         };
         let store = self.store.clone();
-        // Before it is there: somebody may be asking what is on disk at this moment.
+        // Before the install: another task may be reading the state on disk at this
+        // moment.
         self.ahead.announced(meta);
         tokio::task::spawn_blocking(move || store.install(&directory))
             .await
@@ -351,8 +353,8 @@ impl RaftStateMachine<Types> for Machine {
     }
 }
 
-/// Makes openraft's snapshot: names the entry up to which everything is on disk, and
-/// flushes if that was named before.
+/// Makes openraft's snapshot: returns the entry up to which everything is on disk, after
+/// a flush if openraft knows that entry already.
 pub struct SnapshotBuilder {
     store: Store,
     announced: AnnouncedIndex,
@@ -377,8 +379,8 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
                 .await
                 .map_err(io::Error::other)?
             {
-                // Without space the state on disk stays what it was; that is a snapshot
-                // too, only an older one.
+                // Without disk space the state on disk stays as it was; that is a
+                // snapshot, too, only an older one.
                 Ok(()) | Err(Fault::DiskFull(_)) => flushed = self.store.flushed()?,
                 Err(fault) => return Err(fault.into()),
             }
@@ -426,7 +428,7 @@ fn decode<T: DeserializeOwned>(record: &[u8], what: &str) -> Result<T, Fault> {
     }
 }
 
-/// What is kept in the store, for its frozen bytes.
+/// Records in the store, for their frozen bytes.
 #[cfg(test)]
 pub(super) fn samples() -> Vec<Sample> {
     let SnapshotMeta { last_log_id, last_membership } = vectors::snapshot_meta();

@@ -1,14 +1,13 @@
-//! Who is in a group and how far they are; handing over leadership; changing the members.
+//! Members of a group and their progress; leadership transfer; membership changes.
 //!
 //! # Invariants
-//! - From the moment a handover begins, nobody is confirmed as the leader here, and
-//!   leases that were given before are revoked by the caller: the next leader is elected
-//!   without waiting for them (`tests/raft_groups.rs`,
-//!   `leadership_is_handed_over_without_a_pause`).
-//! - A leader is never removed: it hands over first.
-//! - Leadership never goes from a server whose disk is well to one whose disk was slow,
-//!   full or failed within the last minute, unless the first one stops; and because of a
-//!   disk only to one whose own is quick (`tests/raft_disks.rs`).
+//! - From the beginning of a transfer no leadership is confirmed here, and the caller
+//!   revokes all leases granted before: the next leader is elected without waiting for
+//!   them (`tests/raft_groups.rs`, `leadership_is_handed_over_without_a_pause`).
+//! - A leader is never removed: it transfers its leadership first.
+//! - Leadership never moves from a server with a healthy disk to one whose disk was slow,
+//!   full or failed within the last minute, unless the first server stops; and because of
+//!   a disk only to a server whose own disk is fast (`tests/raft_disks.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,28 +31,27 @@ use super::types::{Node, RaftId, Types};
 use super::vectors::Sample;
 use crate::log::{DiskProblem, HEALTHY_FSYNC_MAX};
 
-/// A member that was heard of within this is there: a group at rest sends a heartbeat
+/// A member with contact within this time is up: a quiescent group sends a heartbeat
 /// every 600 ms.
 const CONTACT_AGE_MAX: Duration = Duration::from_millis(1500);
-/// How many entries a member may lack that is to lead or to vote: what is on its way to
-/// it under load.
+/// The most entries that a member may lack to become leader or voter: about as many as
+/// are in flight under load.
 const LAG_MAX: u64 = 2000;
-/// How long a handover may take. A failed one ends in an election.
+/// Timeout of a transfer. A transfer that fails ends in an election.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long what was proposed may take to be applied before leadership is handed over
-/// because of a disk.
+/// The longest wait for proposals to be applied before a transfer because of a disk.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the member that is to lead may take to say that it can.
+/// Timeout of the question whether a member is ready to lead.
 const READINESS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long after an attempt to hand over because of a disk another one is made.
+/// The shortest time between two attempts to move leadership away because of a disk.
 const EVICTION_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Why leadership is handed over.
+/// Reasons for a leadership transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TransferReason {
-    /// An operator wants it, or meta does.
+    /// An operator or meta requested it.
     Requested,
     /// This replica is about to stop.
     Stopping,
@@ -62,7 +60,7 @@ pub enum TransferReason {
 }
 
 impl TransferReason {
-    /// In a word or two, for a metric.
+    /// The reason as a metric's label.
     pub fn name(&self) -> &'static str {
         match self {
             TransferReason::Requested => "asked",
@@ -72,12 +70,12 @@ impl TransferReason {
     }
 }
 
-/// What a member says that is asked whether it can lead: how the disk under its log is.
+/// A member's readiness to lead: the state of the disk under its log.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Readiness {
-    /// How long its last fsync took.
+    /// Duration of its last fsync.
     last_fsync_ms: u64,
-    /// What ails its disk, or did within the last minute.
+    /// The problem of its disk, now or within the last minute.
     ailing: Option<String>,
 }
 
@@ -90,8 +88,8 @@ impl Readiness {
         }
     }
 
-    /// Whether such a member may be given a leadership for this reason, by a server that
-    /// is itself as `own`; why not.
+    /// Fails unless such a member may become leader for this reason, given this server's
+    /// own readiness.
     fn allows(&self, why: &TransferReason, own: &Readiness) -> Result<(), String> {
         match (&self.ailing, why) {
             (Some(_), TransferReason::Stopping) => Ok(()),
@@ -114,42 +112,43 @@ impl Readiness {
 pub struct Follower {
     /// The member.
     pub raft_id: RaftId,
-    /// Where it lives.
+    /// The server that holds it.
     pub server: u64,
-    /// Whether it votes, or only learns.
+    /// True for a voter, false for a learner.
     pub is_voter: bool,
     /// The last entry that it is known to have; 0 when nothing is known.
     pub matched: u64,
-    /// How long ago the leader sent what it last acknowledged; `None`: nothing yet.
+    /// Time since the leader sent the last message that it acknowledged; `None`: nothing
+    /// yet.
     pub last_contact: Option<Duration>,
 }
 
-/// Figures and members of a group.
+/// Statistics and members of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupStatus {
-    /// This replica's stats.
+    /// This replica's statistics.
     pub stats: GroupStats,
     /// All members, this one included: Raft id, server, whether it votes.
     pub members: Vec<(RaftId, u64, bool)>,
-    /// Whether a change of members is under way.
+    /// True while a membership change is in progress.
     pub is_changing: bool,
     /// The other members as the leader sees them; empty elsewhere.
     pub followers: Vec<Follower>,
 }
 
-/// Why leader or members were not changed.
+/// Reasons why leader or members were not changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ChangeError {
-    /// It would do harm now; nothing was changed.
+    /// The change would do harm now; nothing was changed.
     #[error("{0}")]
     Refused(String),
-    /// Raft's answer. [`GroupError::Unknown`]: it may yet happen; ask again.
+    /// Raft's answer. [`GroupError::Unknown`]: it may yet happen; retry.
     #[error(transparent)]
     Group(#[from] GroupError),
 }
 
 impl Group {
-    /// Members and how far they are.
+    /// Members and their progress.
     pub fn status(&self) -> GroupStatus {
         let stats = self.stats();
         let metrics = self.inner.raft.metrics();
@@ -179,7 +178,7 @@ impl Group {
         GroupStatus { stats, members, is_changing, followers: followers.collect() }
     }
 
-    /// Whether this replica leads, and has heard of a majority of the voters lately.
+    /// True when this replica leads and had contact with a majority of the voters lately.
     pub fn leads_with_quorum(&self) -> bool {
         let status = self.status();
         if !status.stats.is_leader {
@@ -190,13 +189,13 @@ impl Group {
             follower.is_voter
                 && follower.last_contact.is_some_and(|last_contact| last_contact <= CONTACT_AGE_MAX)
         };
-        // And this one.
+        // The leader itself.
         let there = status.followers.iter().filter(is_there).count() + 1;
         there * 2 > voters
     }
 
-    /// The last entry that each of the other members is known to have, as the leader sees
-    /// it; empty elsewhere.
+    /// The last entry that each other member is known to have, as the leader sees it;
+    /// empty elsewhere.
     pub fn matched(&self) -> Vec<(RaftId, u64)> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -204,16 +203,17 @@ impl Group {
         others.map(|(id, matched)| (*id, matched.as_ref().map_or(0, |id| id.index))).collect()
     }
 
-    /// Hands leadership over to a voter that is there and caught up. `revoke` is called
-    /// when it begins: from then on nobody is confirmed as the leader here, and it must
-    /// revoke every lease that rests on an earlier [`confirm_leadership`](Group::confirm) or
-    /// [`acquire_leadership`](Group::establish). Returns when another member leads. Goes on to its
-    /// end when the caller goes away.
+    /// Transfers leadership to a voter that is up and caught up. `revoke` is called at
+    /// the beginning: from then on no leadership is confirmed here, and it must revoke
+    /// every lease that rests on an earlier
+    /// [`confirm_leadership`](Group::confirm_leadership) or
+    /// [`acquire_leadership`](Group::acquire_leadership). Returns when another member
+    /// leads. Runs to its end when the caller goes away.
     ///
     /// # Errors
-    /// [`ChangeError::Refused`]: `to` can't lead now, or leads already elsewhere;
-    /// leadership stays. [`GroupError::Unknown`]: the handover began, and nobody was seen
-    /// to lead yet, or this member in a later term.
+    /// [`ChangeError::Refused`]: `to` can't lead now, or another member leads already;
+    /// leadership stays. [`GroupError::Unknown`]: the transfer began, and no leader is
+    /// known yet, or this member leads in a later term.
     pub fn transfer_leader(
         &self,
         to: RaftId,
@@ -224,8 +224,8 @@ impl Group {
         )
     }
 
-    /// As [`transfer_leader`](Group::transfer_leader), and says why: that decides which
-    /// state the other's disk must be in.
+    /// As [`transfer_leader`](Group::transfer_leader), with the reason, which decides the
+    /// state that the target's disk must be in.
     pub fn transfer_leader_with(
         &self,
         to: RaftId,
@@ -242,14 +242,14 @@ impl Group {
         })
     }
 
-    /// Hands leadership over to whichever member has a quick disk, because this server's
-    /// has not ([`Group::disk_problem`]); who it was. `None`: this replica does not lead, or
-    /// it was tried a moment ago. As for `revoke`, see
+    /// Moves leadership to any member with a fast disk, because this server's has a
+    /// problem ([`Group::disk_problem`]); returns that member. `None`: this replica does
+    /// not lead, or the last attempt was a moment ago. For `revoke` see
     /// [`transfer_leader`](Group::transfer_leader).
     ///
     /// # Errors
-    /// As [`transfer_leader`](Group::transfer_leader): nobody is there, or whoever is
-    /// there is ailing, too.
+    /// As [`transfer_leader`](Group::transfer_leader): no member is up, or all that are
+    /// have a disk problem, too.
     pub fn evict_leader(
         &self,
         disk_problem: DiskProblem,
@@ -284,8 +284,7 @@ impl Group {
         })
     }
 
-    /// The member `to` when it could lead now, and may be given leadership for this
-    /// reason.
+    /// The member `to`, if it could lead now and may become leader for this reason.
     async fn eligible(&self, to: RaftId, why: &TransferReason) -> Result<Follower, ChangeError> {
         let inner = &self.inner;
         let follower = self.follower(to)?;
@@ -308,18 +307,18 @@ impl Group {
         Ok(follower)
     }
 
-    /// Waits until everything that was proposed here is applied, for a moment. Nothing is
-    /// proposed any more; what is under way when this replica gives its vote is answered
-    /// only after the vote is on its disk.
+    /// Waits for [`DRAIN_TIMEOUT`] at most until all proposals of this replica are
+    /// applied. New ones are refused already. Those still in flight when this replica
+    /// votes get their answers only after the vote is on its disk.
     async fn drain_proposals(&self) {
         let deadline = Instant::now() + DRAIN_TIMEOUT;
         loop {
-            // What is on its way to Raft at this moment is not in its stats yet.
+            // Proposals on their way into Raft's queue are not in its statistics yet.
             tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
             let stats = self.stats();
             let is_drained = self.inner.submitting.load(Ordering::SeqCst) == 0
                 && stats.applied >= stats.last_log;
-            // Those that are left are told that nobody knows.
+            // The proposals that are left get an unknown outcome.
             if is_drained || Instant::now() >= deadline {
                 return;
             }
@@ -346,8 +345,8 @@ impl Group {
             }
             _ => TRANSFER_TIMEOUT,
         };
-        // Not before: a vote lets another leader write, and nobody may be read from here
-        // by then.
+        // Not earlier: a vote lets another leader write, and by then no read may rely on
+        // a lease of this one.
         *inner.leases_revoked.write().await = true;
         let outcome = match inner.raft.trigger().transfer_leader(to).await {
             Err(error) => Err(fatal(error)),
@@ -367,16 +366,16 @@ impl Group {
                 }
             }
         };
-        // If nobody else leads by now, openraft goes on refusing by itself: it forgets a
-        // handover only with its leadership.
+        // If no other member leads by now, openraft goes on refusing: it forgets a
+        // transfer only with its leadership.
         *inner.leases_revoked.write().await = false;
         inner.is_transferring.store(false, Ordering::SeqCst);
         if outcome.is_err() {
-            // If it is lost all the same, others say how.
+            // If leadership is lost later, the reason is another.
             inner.cause.lock().take();
         }
-        // This replica's vote waits for the disk that it is left for: before, nobody is
-        // seen to lead from here.
+        // This replica's vote waits for its slow disk, and until then no new leader is
+        // visible from here.
         if outcome.is_ok() || matches!(why, TransferReason::Disk(_)) {
             metrics::counter!("bridle_raft_leader_transfers_total", "reason" => why.name())
                 .increment(1);
@@ -387,7 +386,7 @@ impl Group {
         Ok(outcome?)
     }
 
-    /// The member `id` when it is there and has nearly all of the log.
+    /// The member `id`, if it is up and has nearly all of the log.
     fn follower(&self, id: RaftId) -> Result<Follower, ChangeError> {
         let status = self.status();
         if !status.stats.is_leader {
@@ -415,7 +414,7 @@ impl Group {
         Ok(follower)
     }
 
-    /// Adds a member that only learns; harmless when it is a member already.
+    /// Adds a learner; harmless when it is a member already.
     pub fn add_learner(&self, id: RaftId, node: Node) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
             let _one_at_a_time = self.inner.change_lock.lock().await;
@@ -431,7 +430,7 @@ impl Group {
         })
     }
 
-    /// Removes a member that only learns; harmless when it is gone.
+    /// Removes a learner; harmless when it is gone.
     pub fn remove_learner(&self, id: RaftId) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
             let _one_at_a_time = self.inner.change_lock.lock().await;
@@ -448,12 +447,12 @@ impl Group {
         })
     }
 
-    /// Makes `voters` the voters, by way of a joint membership; who votes no longer is no
-    /// longer a member. Can be called again until it succeeds, also by the next leader:
-    /// what a lost leader had begun is brought to its end.
+    /// Makes `voters` the voters, by joint consensus; a replica that votes no longer is
+    /// no longer a member. May be called again until it succeeds, also on the next
+    /// leader: that completes a change which a lost leader had begun.
     ///
     /// # Errors
-    /// [`ChangeError::Refused`]: a new voter is not a member yet, not there or too far
+    /// [`ChangeError::Refused`]: a new voter is not a member yet, not up or too far
     /// behind; or this replica, the leader, is not among them.
     pub fn change_members<'a>(
         &'a self,
@@ -508,7 +507,7 @@ impl Inner {
     }
 }
 
-/// Its messages, for their frozen bytes.
+/// Messages of this file, for their frozen bytes.
 #[cfg(test)]
 pub(super) fn samples() -> Vec<Sample> {
     let ready =

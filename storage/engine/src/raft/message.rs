@@ -1,4 +1,4 @@
-//! The bodies of letters between replicas.
+//! The bodies of messages between replicas.
 //!
 //! Entries travel in the log's own encoding, so that a batch is a slice of the message
 //! and not a copy of it; all else is postcard.
@@ -7,6 +7,7 @@
 //! Every body begins with a version u8 = 1. Append: vote, optional previous log id,
 //! optional committed log id, then entries, each as length u32 LE and the entry as in the
 //! log (`log/record.rs`). Everything else is postcard of openraft's or our own types.
+//! Frozen examples: `tests/vectors/raft.txt`.
 //!
 //! # Invariants
 //! - Decoding any bytes gives a message or a reason, never a panic:
@@ -22,8 +23,8 @@ use crate::log::record;
 
 const VERSION: u8 = 1;
 
-/// A batch up to this size is copied out of the message, so that it does not keep alive
-/// all that arrived with it.
+/// A batch up to this size is copied out of the message, so that it does not keep the
+/// whole message in memory.
 const COPIED_BYTES_MAX: usize = 4096;
 
 pub(super) fn encode<T: Serialize>(message: &T) -> Result<Bytes, String> {
@@ -79,7 +80,7 @@ pub(super) fn decode_append(body: &Bytes) -> Result<AppendEntriesRequest<Types>,
     let is_consecutive =
         |pair: &[Entry]| pair[0].log_id.index.checked_add(1) == Some(pair[1].log_id.index);
     let first = entries.first().map(|entry| entry.log_id.index);
-    // openraft relies on it.
+    // openraft relies on consecutive entries and does not check them.
     if !entries.windows(2).all(is_consecutive)
         || first.is_some_and(|first| first != prev_log_id.map_or(0, |id| id.index.wrapping_add(1)))
     {

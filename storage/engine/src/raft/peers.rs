@@ -1,7 +1,8 @@
 //! openraft's network over a [`Transport`].
 //!
-//! Heartbeats don't queue behind entries (`append.rs`). What goes in one letter is
-//! bounded by what the log gives at once (`log_store.rs`).
+//! Heartbeats have a stream of their own, so that they don't queue behind entries
+//! (`append.rs`). The size of a message is bounded by one read of the log
+//! (`log_store.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,16 +28,15 @@ use super::thrifty::ThriftyQuorum;
 use super::transport::{MessageKind, RaftMessage, Transport, TransportError};
 use super::types::{LeaderId, Node, RaftId, Types};
 
-/// How long a letter with entries may take, beside the time for its bytes.
+/// Timeout of an AppendEntries with entries, in addition to the time for its bytes.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(2);
-/// The slowest network and disk that are waited for, bytes a second.
+/// The slowest network and disk that a timeout allows for, bytes per second.
 const THROUGHPUT_MIN: f64 = 2e6;
-/// How long to leave alone a server that can't be reached: doubled from the first to the
-/// last.
+/// Backoff after a server was unreachable: doubled from the first to the last.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(400);
 
-/// A replica's way to the other members of its group.
+/// A replica's connections to the other members of its group.
 #[derive(Clone)]
 pub(super) struct Peers {
     pub(super) transport: Arc<dyn Transport>,
@@ -59,12 +59,12 @@ impl RaftNetworkFactory<Types> for Peers {
     }
 }
 
-/// The way to one member.
+/// The connection to one member.
 pub(super) struct Peer {
     pub(super) peers: Peers,
     pub(super) target: RaftId,
     pub(super) node: Node,
-    /// Whether all that it is asked to append is heartbeats, one at a time.
+    /// True for openraft's heartbeat client: each request is one heartbeat.
     pub(super) is_for_heartbeats: bool,
 }
 
@@ -83,8 +83,8 @@ impl Peer {
             body,
             timeout,
         };
-        // The wire keeps to the timeout by itself; a wire that does not must not hold up
-        // Raft.
+        // The transport observes the timeout itself. A transport that does not must not
+        // block Raft.
         match tokio::time::timeout(
             timeout + timeout / 4,
             self.peers.transport.send(&self.node, message),

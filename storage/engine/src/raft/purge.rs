@@ -1,24 +1,25 @@
-//! Keeps a group's log short: flushes the store often enough that what a restart has to
-//! replay stays bounded under endless writes, and lets go of what nobody needs any more.
+//! Compaction of a group's log: flushes of the store that bound the replay after a
+//! restart, and purges of entries that no replica needs any more.
 //!
-//! A flush makes the state on disk current; openraft takes that for a snapshot, and only
-//! what it covers is ever purged. RocksDB flushes by itself when its memtables are full,
-//! and openraft is told then; a store that went quiet, or whose memtables take very long
-//! to fill, is flushed here.
+//! A flush makes the state on disk current. openraft takes that for a snapshot, and only
+//! entries that a snapshot covers are ever purged. RocksDB flushes on its own when its
+//! memtables are full, and openraft is told then; a store that is idle, or whose
+//! memtables take very long to fill, is flushed here.
 //!
-//! Beyond that, a leader keeps what the slowest follower that is there lacks, and what a
-//! state under way will be followed by, within limits; behind those a follower gets a
-//! state instead. A follower keeps what was written between its last two flushes: it may
-//! have to lead, and others may be behind.
+//! A leader also retains, within limits, the entries that its slowest follower lacks, and
+//! those that follow a snapshot in flight. A follower beyond the limits is sent a
+//! snapshot. A follower retains the entries between its last two flushes: it may become
+//! leader, and others may be behind.
 //!
 //! # Invariants
-//! - What is purged was flushed (`tests/machine.rs`, `only_flushed_entries_are_purged`).
-//! - All groups of a process together keep no more than they may
+//! - Only flushed entries are purged (`tests/machine.rs`,
+//!   `only_flushed_entries_are_purged`).
+//! - All groups of a process together observe the total limit
 //!   (`many_groups_share_what_may_be_kept`).
-//! - What a follower lacks that was heard of lately is kept (`tests/raft_states.rs`,
-//!   `the_log_is_kept_for_the_slowest_that_is_there`).
-//! - A flush is asked for when the policy says so, and never because of another flush
-//!   (`a_flush_does_not_cause_the_next`, there).
+//! - Entries that a follower lacks are retained while it is up
+//!   (`tests/raft_snapshots.rs`, `the_log_is_kept_for_the_slowest_that_is_there`).
+//! - Flushes are triggered by the policy only, never by an earlier flush
+//!   (`tests/machine.rs`, `a_flush_does_not_cause_the_next`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,8 +34,8 @@ use super::machine::Progress;
 use super::members::Follower;
 use crate::store::Store;
 
-/// How much log may lie between the state on disk and the last entry, and how much is
-/// kept for followers.
+/// Limits of the log between the state on disk and the last entry, and of the log that is
+/// retained for followers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogPolicy {
     /// Bytes of batches. A restart replays about 100 MB/s.
@@ -43,17 +44,17 @@ pub struct LogPolicy {
     pub entries_max: u64,
     /// The age of the oldest write that is not on disk.
     pub age_max: Duration,
-    /// Bytes of batches kept for followers that lack them; four times as much while a
-    /// state is sent.
+    /// Bytes of batches retained for followers that lack them; four times as many while a
+    /// snapshot is sent.
     pub retention_bytes: u64,
-    /// Bytes of batches kept by all groups of a process together: beyond it each keeps
-    /// less, in proportion.
+    /// Bytes of batches retained by all groups of a process together: beyond it each
+    /// retains less, in proportion.
     pub retention_total_bytes: u64,
-    /// Entries kept for followers that lack them; four times as many while a state is
-    /// sent.
+    /// Entries retained for followers that lack them; four times as many while a snapshot
+    /// is sent.
     pub retention_entries: u64,
-    /// How long a follower counts as being there after it was heard of, and a new leader
-    /// waits to hear of all.
+    /// The time after its last contact for which a follower counts as up, and for which a
+    /// new leader waits for contact with all.
     pub retention_time: Duration,
 }
 
@@ -71,10 +72,10 @@ impl Default for LogPolicy {
     }
 }
 
-/// What all groups of a process keep, bytes.
+/// Bytes retained by all groups of a process.
 pub(super) type RetainedTotal = Arc<AtomicU64>;
 
-/// What one group keeps, counted in what all do as long as it is there.
+/// Bytes retained by one group, counted in the total while the group exists.
 #[derive(Debug)]
 pub(super) struct RetainedLog {
     in_all: RetainedTotal,
@@ -86,15 +87,16 @@ impl RetainedLog {
         RetainedLog { in_all, own: AtomicU64::new(0) }
     }
 
-    /// It keeps so much now.
+    /// Sets the bytes that it retains now.
     fn set(&self, bytes: u64) {
         let before = self.own.swap(bytes, Ordering::Relaxed);
-        // Wraps around, and back with the next one's share.
+        // Wraps around, and back with the next share.
         self.in_all.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    /// Of `most`, what it may keep so that all keep `in_all_max` at most: all, as long as
-    /// there is room; then its part, by what it keeps.
+    /// The part of `most` that it may retain so that all groups retain at most
+    /// `in_all_max`: everything while there is room; then a share in proportion to what
+    /// it retains.
     fn share(&self, most: u64, in_all_max: u64) -> u64 {
         let (own, in_all) = (self.own.load(Ordering::Relaxed), self.in_all.load(Ordering::Relaxed));
         if in_all <= in_all_max {
@@ -110,23 +112,22 @@ impl Drop for RetainedLog {
     }
 }
 
-/// How often a busy store is looked at.
+/// Interval at which a busy store is checked.
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How often it is looked whether followers still need what is kept for them.
+/// Interval at which the followers' needs are checked.
 const FOLLOWER_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The most flushes that are remembered.
 const FLUSH_POINTS_MAX: usize = 1024;
 
-/// A flush: up to which entry, and how many bytes had been applied by then.
+/// A flush: its last entry, and the bytes that had been applied by then.
 #[derive(Debug, Clone, Copy)]
 struct FlushPoint {
     index: u64,
     bytes: u64,
 }
 
-/// Flushes `store` and lets `group` purge its log whenever `policy` says so; ends when
-/// the group's state machine does. Costs nothing while nothing is written and nobody
-/// lags.
+/// Flushes `store` and purges the log of `group` according to `policy`; ends with the
+/// group's state machine. Costs nothing while nothing is written and no follower lags.
 pub async fn run_log_compaction(
     group: Group,
     store: Store,
@@ -135,22 +136,21 @@ pub async fn run_log_compaction(
 ) {
     let index =
         |progress: &mut Progress| progress.borrow_and_update().as_ref().map_or(0, |id| id.index);
-    // What the log holds beyond the state on disk at the start was written before: it
-    // counts.
+    // Entries beyond the state on disk at the start were written before, and count.
     let mut last = FlushPoint {
         index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index),
         bytes: 0,
     };
-    // How many bytes lie before it is not known; they count from now on.
+    // The number of bytes before it is not known; they count from now on.
     let mut flush_points =
         VecDeque::from([FlushPoint { index: group.inner.purged_at_start, bytes: 0 }, last]);
-    // What an earlier process flushed as it stopped may need no log any more; a group
-    // that is only read now would keep it.
+    // After a flush at the end of an earlier process the log may be purged at once; a
+    // group that is only read now would keep it otherwise.
     let mut has_unpurged = last.index > 0;
     let mut dirty_since = None;
     loop {
-        // A flush that was asked for here has what came until it began. It is not to be
-        // told of again: that would be another flush.
+        // A flush that was triggered here covers the entries until its beginning.
+        // Reporting it again would trigger another flush.
         last.index = last.index.max(group.inner.announced.index());
         if index(&mut progress) <= last.index {
             dirty_since = None;
@@ -165,7 +165,7 @@ pub async fn run_log_compaction(
                 store.flushed().ok().flatten().map_or(0, |flushed| flushed.index),
                 store.applied_bytes(),
             );
-            // Flushed for another reason, and openraft does not know.
+            // RocksDB has flushed on its own, and openraft does not know.
             let has_flushed = flushed > last.index;
             let due = *dirty_since.get_or_insert_with(Instant::now) + policy.age_max;
             let entries = index(&mut progress).saturating_sub(last.index);
@@ -201,7 +201,7 @@ pub async fn run_log_compaction(
         }
         sleep(BUSY_POLL_INTERVAL).await;
         tokio::select! {
-            // Nothing new until then is an outcome like any other.
+            // A timeout is an outcome like any other.
             _ = timeout_at(wake, progress.changed()) => {}
             () = store.flush_ended() => {}
         }
@@ -212,8 +212,8 @@ pub async fn run_log_compaction(
 }
 
 impl Group {
-    /// Purges what is flushed and nobody needs; says whether something flushed is left
-    /// that is to go later.
+    /// Purges flushed entries that no replica needs. Returns whether flushed entries are
+    /// left to be purged later.
     async fn purge_unneeded(
         &self,
         flush_points: &mut VecDeque<FlushPoint>,
@@ -234,8 +234,8 @@ impl Group {
                 let is_there = |last_contact: Option<Duration>| {
                     last_contact.map_or(is_new, |last_contact| last_contact < policy.retention_time)
                 };
-                // Who lacks what is gone already gets a state; a new leader knows of
-                // nobody how much he has.
+                // A follower that lacks purged entries is sent a snapshot; a new leader
+                // does not know yet how much each follower has.
                 let is_served = |follower: &&Follower| {
                     is_there(follower.last_contact) && (is_new || follower.matched >= purged)
                 };
@@ -247,7 +247,7 @@ impl Group {
                     .min()
                     .unwrap_or(u64::MAX)
             }
-            // All but what came since the flush before the last.
+            // A follower retains the entries since the flush before the last.
             false => flush_points.iter().rev().nth(1).map_or(0, |flush_point| flush_point.index),
         };
         let bytes = store.applied_bytes();
@@ -261,7 +261,7 @@ impl Group {
                     && applied.saturating_sub(flush_point.index)
                         <= policy.retention_entries.saturating_mul(factor)
             };
-            // Without any, the newest: nothing flushed is kept.
+            // If none is within the limits, the newest: no flushed entry is retained.
             flush_points
                 .iter()
                 .find(is_within)
@@ -288,7 +288,7 @@ impl Group {
         if upto > purged {
             self.purge(upto).await?;
         }
-        // A follower's last cycle goes with the next flush.
+        // A follower's last interval goes with the next flush.
         let newest = flush_points.back().map_or(0, |flush_point| flush_point.index);
         Ok(upto < newest && (status.stats.is_leader || flushed < newest || pinned.is_some()))
     }
@@ -305,7 +305,7 @@ mod tests {
         groups.iter().for_each(|group| group.set(100));
         assert_eq!(groups[0].share(250, 1000), 250, "there is room");
         groups[0].set(1100);
-        // Each looks in turn, and lets go of what is beyond its share.
+        // Each takes its turn, and gives up what is beyond its share.
         for _ in 0..10 {
             for group in &groups {
                 let share = group.share(250, 1000);

@@ -1,31 +1,32 @@
-//! Taking the state anew from the leader, by a replica whose store is damaged and whose
-//! Raft group therefore does not run.
+//! Rebuild of a replica from its leader's snapshot, after its store was damaged or
+//! diverged. Its Raft group does not run meanwhile.
 //!
-//! Vote and log are kept: the replica breaks no word that it gave, and what it has
-//! acknowledged stays acknowledged. Meanwhile it neither votes nor takes entries.
+//! Vote and log are kept: the replica keeps its promises, and entries that it has
+//! acknowledged stay acknowledged. Meanwhile it neither votes nor takes entries.
 //!
 //! # Life of a rebuild
-//! 1. The replica asks the other members for a state ([`MessageKind::SnapshotRequest`]). The one that
-//!    leads sends it, as it sends one to a follower that lacks too much of the log.
-//! 2. What has come is made a store of its own and looked at: it must reach as far as was
-//!    announced, and to the beginning of the log kept here.
-//! 3. The leader's vote is taken, as with everything that a leader sends.
-//! 4. [`finish_rebuild`] moves the damaged store aside and the new one into its place. Then the
-//!    group is started as after any restart.
+//! 1. The replica asks the other members for a snapshot
+//!    ([`MessageKind::SnapshotRequest`]). The leader sends it as it does to a follower
+//!    that lacks too much of the log.
+//! 2. The received files become a store of their own, which is checked: it must reach as
+//!    far as announced, and to the beginning of the log kept here.
+//! 3. The leader's vote is saved, as with everything that a leader sends.
+//! 4. [`finish_rebuild`] moves the damaged store aside and the new one into its place.
+//!    Then the group is started as after any restart.
 //!
 //! # Layout
-//! Beside a store at `<store>`: `<store>.fresh` is what is arriving, `<store>.ready` is
-//! whole and about to take its place, `<store>.damaged` is the last one that was moved
-//! aside, kept for people to look at and to remove.
+//! Beside a store at `<store>`: `<store>.fresh` is arriving, `<store>.ready` is complete
+//! and about to take its place, `<store>.damaged` is the last one that was moved aside,
+//! kept for people to look at and to remove.
 //!
 //! # Invariants
-//! - The damaged store stays in its place until another is whole
-//!   (`storage/tests/replication.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
-//!   new one that is whole takes it, whenever the process ends (`tests/raft_states.rs`,
+//! - The damaged store stays in its place until another is complete
+//!   (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
+//!   complete one takes its place, whenever the process ends (`tests/raft_snapshots.rs`,
 //!   `a_rebuilt_state_is_put_in_place_by_the_next_process`).
-//! - No entry that may be committed is dropped: the log is kept when the state's last
-//!   entry is one of it, and else holds nothing after that entry that could be committed
-//!   (Raft paper, figure 13, steps 6 and 7).
+//! - No entry that may be committed is dropped: the log is kept when it has the
+//!   snapshot's last entry, and else holds nothing after that entry that could be
+//!   committed (Raft paper, figure 13, steps 6 and 7).
 
 use std::fs::{self, File};
 use std::io;
@@ -55,28 +56,28 @@ use super::transport::{MessageKind, RaftMessage, Transport};
 use super::types::{LogId, Node, RaftId, Types};
 use crate::store::{Fault, SharedResources, Store};
 
-/// How long a member may take to say whether it sends a state.
+/// Timeout of a request for a snapshot.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 const FRESH: &str = "fresh";
 const READY: &str = "ready";
 const DAMAGED: &str = "damaged";
 
-/// What a replica is rebuilt with.
+/// Options of a rebuild.
 pub struct RebuildOptions {
     /// This replica's Raft id.
     pub id: RaftId,
     /// The group's part of the node's log; its Raft must have been shut down.
     pub log: GroupLog,
-    /// Where its store is, which must have been closed.
+    /// The directory of its store, which must have been closed.
     pub directory: PathBuf,
-    /// What stores share.
+    /// Resources that stores share.
     pub shared: SharedResources,
     /// The members of the group.
     pub members: Vec<(RaftId, Node)>,
-    /// The way to them.
+    /// The transport to them.
     pub transport: Arc<dyn Transport>,
-    /// The process's clock.
+    /// The process's ticker.
     pub ticker: Arc<Ticker>,
 }
 
@@ -89,7 +90,7 @@ pub struct Rebuild {
 }
 
 impl Rebuild {
-    /// Nothing happens before it is [asked for](Rebuild::ask).
+    /// Nothing happens before [`Rebuild::request_snapshot`].
     pub fn new(options: RebuildOptions) -> Rebuild {
         Rebuild {
             options,
@@ -99,8 +100,8 @@ impl Rebuild {
         }
     }
 
-    /// Asks the others for a state, once. Asking again, while one is under way too, is
-    /// harmless.
+    /// Asks the other members for a snapshot, once. Asking again, also while one is
+    /// arriving, is harmless.
     pub async fn request_snapshot(&self) {
         let RebuildOptions { id, log, members, transport, .. } = &self.options;
         let asked = members.iter().filter(|(member, _)| member != id).map(|(member, node)| {
@@ -125,34 +126,35 @@ impl Rebuild {
         }
     }
 
-    /// How often in a row nobody was there to send a state.
+    /// The number of requests in a row that no member granted.
     pub fn failed_requests(&self) -> u32 {
         self.failed_requests.load(Ordering::Relaxed)
     }
 
-    /// Whether a new state is in place, so that the group may be started; or it was
-    /// [stopped](Rebuild::stop).
+    /// True when a new store is in place, so that the group may be started; or after
+    /// [`Rebuild::stop`].
     pub fn is_done(&self) -> bool {
         self.is_done.load(Ordering::Acquire)
     }
 
-    /// Waits for what is under way, and takes nothing more.
+    /// Waits for the message in progress, and takes no more.
     pub async fn stop(&self) {
         let _receiving = self.incoming.lock().await;
         self.is_done.store(true, Ordering::Release);
     }
 
-    /// Takes a letter that came over the wire, and gives the reply to send back.
+    /// Handles a message from the transport and returns the reply to send back.
     ///
     /// # Errors
-    /// Why there is none: all but a state's letters are refused.
+    /// The reason why there is no reply; messages that have nothing to do with a snapshot
+    /// are refused.
     pub fn receive(&self, message: RaftMessage) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
         async move {
             let RebuildOptions { id, log, directory, shared, .. } = &self.options;
             if (message.group, message.target) != (log.id(), *id) {
                 return Err(ReceiveError::NoSuchReplica(message.target));
             }
-            // One letter at a time, as in a replica that runs.
+            // One message at a time, as in a replica that runs.
             let incoming = self.incoming.clone().lock_owned().await;
             if self.is_done() {
                 return Err(ReceiveError::Unavailable(
@@ -184,7 +186,7 @@ impl Rebuild {
                 MessageKind::SnapshotInstall => {
                     let (install, mut incoming) =
                         IncomingSnapshot::complete(incoming, &message.body).await?;
-                    // Consumed, whatever becomes of it.
+                    // Consumed, also when the install fails.
                     incoming.clear();
                     self.install(&install).await?;
                     self.is_done.store(true, Ordering::Release);
@@ -220,18 +222,18 @@ impl Rebuild {
         log.clone().save_vote(&install.vote).await.map_err(unavailable)?;
         blocking(move || rename(&fresh, &ready).map_err(unavailable)).await?;
         finish_rebuild(directory, log, shared).await.map_err(unavailable)?;
-        // The sender takes the reply for a promise that no other is elected for a while.
+        // The sender takes the reply for a promise to elect no other leader for one
+        // lease.
         ticker.record_promise(log.id());
         Ok(())
     }
 }
 
-/// Puts a state in place that was taken anew and is whole, if there is one: also that of
-/// an earlier process that did not come to it. To be called before the store at
-/// `directory` is opened.
+/// Puts a complete rebuilt store into its place, if there is one, also from an earlier
+/// process. To be called before the store at `directory` is opened.
 ///
 /// # Errors
-/// What the file system, the log or the store says.
+/// An error of the file system, the log or the store.
 pub async fn finish_rebuild(
     directory: &Path,
     log: &GroupLog,
@@ -241,7 +243,7 @@ pub async fn finish_rebuild(
     let found = {
         let (shared, ready) = (shared.clone(), ready.clone());
         move || -> io::Result<Option<Option<LogId>>> {
-            // What an earlier process had not received to the end.
+            // An earlier process had not received all of it.
             snapshot::remove(&fresh)?;
             Ok(if ready.exists() { Some(last_log_id_of(&shared, &ready)?) } else { None })
         }
@@ -266,7 +268,7 @@ pub async fn finish_rebuild(
     tokio::task::spawn_blocking(placed).await.map_err(io::Error::other)?
 }
 
-/// What may be left beside the store at `directory`.
+/// The directories that a rebuild may leave beside the store at `directory`.
 pub fn rebuild_dirs(directory: &Path) -> [PathBuf; 3] {
     [FRESH, READY, DAMAGED].map(|what| sibling(directory, what))
 }
@@ -278,14 +280,14 @@ fn sibling(directory: &Path, what: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Moves a directory in place of another, durably.
+/// Replaces directory `to` by `from`, durably.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     snapshot::remove(to)?;
     fs::rename(from, to)?;
     to.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// The last entry of the state in a store that nobody has open.
+/// The last entry of a closed store.
 fn last_log_id_of(shared: &SharedResources, directory: &Path) -> Result<Option<LogId>, Fault> {
     let store = Store::open(shared, directory)?;
     let (last, _) = read_state(store.applied()?)?;
@@ -302,11 +304,11 @@ fn unavailable(error: impl std::fmt::Display) -> ReceiveError {
 }
 
 impl Group {
-    /// Begins to send this replica's state to a member that asks for it.
+    /// Starts to send this replica's snapshot to a member that asks for it.
     pub(super) async fn send_snapshot(&self, to: RaftId) -> Result<Bytes, ReceiveError> {
         let inner = &self.inner;
-        // Then the state has all that was committed before, and more than the other's log
-        // can contradict.
+        // Then the snapshot has all that was committed before, and more than the other's
+        // log can contradict.
         self.confirm_leadership().await.map_err(unavailable)?;
         let (vote, node) = {
             let server = inner.server.borrow_watched();

@@ -1,4 +1,4 @@
-//! What a replica does with a letter from another member.
+//! Handling of messages from other members.
 
 use std::time::Instant;
 
@@ -13,28 +13,29 @@ use super::message;
 use super::transport::{MessageKind, RaftMessage};
 use super::types::{LogId, RaftId, Types, Vote};
 
-/// Why a letter was not taken. The sender tries again, here or elsewhere, as Raft does.
+/// Reasons why a message was not taken. The sender retries as Raft does, here or
+/// elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiveError {
-    /// It is for another replica: one that is gone, or not here yet.
+    /// The message is for a replica that was removed, or is not here yet.
     #[error("replica {0} is not here")]
     NoSuchReplica(u64),
-    /// Nobody can read it.
+    /// The message does not decode.
     #[error("{0}")]
     Malformed(String),
-    /// Not now.
+    /// The replica cannot take the message now.
     #[error("{0}")]
     Unavailable(String),
-    /// The group has stopped for good.
+    /// The group has stopped.
     #[error("{0}")]
     Stopped(String),
 }
 
 impl Group {
-    /// Takes a letter that came over the wire, and gives the reply to send back.
+    /// Handles a message from the transport and returns the reply to send back.
     ///
     /// # Errors
-    /// Why there is none: the wire tells the sender
+    /// The reason why there is no reply; the transport reports it to the sender
     /// ([`TransportError::Refused`](super::TransportError::Refused)).
     pub fn receive(&self, message: RaftMessage) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
         Box::pin(async move {
@@ -70,9 +71,9 @@ impl Inner {
         let request = message::decode_append(&body).map_err(ReceiveError::Malformed)?;
         drop(body);
         let (is_busy, term) = (!request.entries.is_empty(), request.vote.leader_id.term.0);
-        // A leader has one with entries on its way. More are those that it has given up:
-        // while this replica waits for its disk or its store, they would pile up in
-        // Raft's queue.
+        // A leader has one request with entries in flight. A second one means that the
+        // leader has given up the first: while this replica waits for its disk or its
+        // store, such requests would pile up in Raft's queue.
         let _admitted = match is_busy.then(|| self.append_lock.try_lock()) {
             Some(Err(_taken)) => {
                 return Err(ReceiveError::Unavailable(
@@ -98,7 +99,7 @@ impl Inner {
             }
             AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => {}
         }
-        // A leader of the past is nobody's leader.
+        // A follower of this term does not follow the leader of an earlier one.
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             let mut election_timer = self.election_timer.lock();
             if is_busy {
@@ -110,8 +111,8 @@ impl Inner {
         message::encode(&response).map_err(ReceiveError::Malformed)
     }
 
-    /// Makes sure that a leader of `vote` has what was committed here: openraft would
-    /// take its word, or panic.
+    /// Fails unless a leader of `vote` has the entries that were committed here: openraft
+    /// would truncate them, or panic.
     pub(super) async fn check_consistency(
         &self,
         vote: &Vote,
@@ -127,7 +128,7 @@ impl Inner {
         }
     }
 
-    /// Whether this replica may vote and stand, and how its disk is.
+    /// This replica's readiness to vote and to lead, with the state of its disk.
     fn readiness(&self) -> Result<Bytes, ReceiveError> {
         let why = match () {
             () if Instant::now() < self.guard_until => {
@@ -143,10 +144,10 @@ impl Inner {
         Err(ReceiveError::Unavailable(why.to_owned()))
     }
 
-    /// A leader gives up: the one that it chose leads soon, or this replica stands. Of no
-    /// other than the one that is followed here is that taken: openraft does not listen
-    /// to others either, and a term that nobody has reached would have this replica stand
-    /// for ever.
+    /// The leader is transferring its leadership: its target leads soon, or this replica
+    /// campaigns. Only the leader that this replica follows is believed. openraft ignores
+    /// others as well, and a message of a term that nobody has reached would make this
+    /// replica campaign for ever.
     fn leader_stepped_down(&self, leader: &Vote, from: RaftId) {
         if self.log.vote() == Some(*leader) && leader.committed && leader.leader_id.node_id == from
         {
@@ -186,22 +187,23 @@ impl Inner {
             _ => {
                 let mut request: VoteRequest<Types> =
                     message::decode(body).map_err(ReceiveError::Malformed)?;
-                // A leader that gives up has revoked its leases, and whoever stands next
-                // has its word: the one that it chose may be gone. It may lead on, and
-                // grant itself new leases, only after such a vote is given.
+                // A leader that is transferring has revoked its leases and releases this
+                // replica's promise to it: the transfer's target may be dead. The lock is
+                // held until the vote is given, since afterwards the leader may stay
+                // leader and grant itself new leases.
                 let leases_revoked = self.leases_revoked.read().await;
                 let is_next_term = request.vote.leader_id.term.0 > self.role.borrow().term;
                 let is_released = *leases_revoked && is_next_term;
                 let answer = if kind == MessageKind::Vote {
-                    // Authorised by the leader of an earlier term, and so no longer of
-                    // weight once there is another.
+                    // The leader of an earlier term authorised it; that has no weight
+                    // once there is another leader.
                     request.leadership_transfer =
                         request.leadership_transfer && is_next_term || is_released;
                     self.raft.vote(request).await.map_err(stopped)?
                 } else {
                     let last_log_id = request.last_log_id;
                     let mut answer = self.raft.pre_vote(request).await.map_err(stopped)?;
-                    // openraft would not let it stand within the lease.
+                    // openraft does not grant a pre-vote within the lease.
                     answer.vote_granted |= is_released && last_log_id >= answer.last_log_id;
                     answer
                 };

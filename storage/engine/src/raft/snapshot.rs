@@ -1,29 +1,30 @@
-//! A replica's whole state on its way to another: when the log that the other lacks is
-//! gone, or it is new.
+//! Transfer of a snapshot, a replica's whole state, to a follower that is new or whose
+//! next entries were purged.
 //!
 //! # Life of a transfer
 //! 1. The leader makes a RocksDB checkpoint (hard links) beside its store, and from then
-//!    on holds back the purge of what comes after the announced entry.
+//!    on pins the log after the announced entry.
 //! 2. It offers the list of files with sizes and checksums
-//!    ([`MessageKind::SnapshotOffer`](super::Kind)). The receiver says how much of each it already has:
-//!    after a broken transfer everything that arrived, whoever sent it, as long as name,
-//!    size and checksum are the same.
-//! 3. It sends what is missing in pieces of 1 MiB, each with its checksum, one at a time
-//!    ([`MessageKind::SnapshotChunk`](super::Kind)), at the process's pace.
-//! 4. On [`MessageKind::SnapshotInstall`](super::Kind) the receiver checks that all files are whole,
-//!    syncs them, and hands the directory to openraft, which replaces the store's state
-//!    by it ([`Store::install`](crate::store::Store::install)).
+//!    ([`MessageKind::SnapshotOffer`](super::MessageKind)). The receiver answers how much
+//!    of each it already has: after a broken transfer everything that arrived, from any
+//!    sender, as long as name, size and checksum are the same.
+//! 3. It sends the missing bytes in chunks of 1 MiB, each with its checksum, one at a
+//!    time ([`MessageKind::SnapshotChunk`](super::MessageKind)), at the process's rate.
+//! 4. On [`MessageKind::SnapshotInstall`](super::MessageKind) the receiver checks that
+//!    all files are complete, syncs them, and hands the directory to openraft, which
+//!    replaces the store's state by it
+//!    ([`Store::install`](crate::store::Store::install)).
 //!
-//! Nobody ever has more than one piece of a transfer in memory.
+//! Neither side ever has more than one chunk of a transfer in memory.
 //!
 //! # Layout
-//! `<store>/send-*` are checkpoints that are being sent, `<store>/recv` is what has been
-//! received. Both are removed when a replica starts.
+//! `<store>/send-*` are checkpoints that are being sent, `<store>/recv` holds received
+//! files. Both are removed when a replica starts.
 //!
 //! # Invariants
-//! - Nothing is installed that differs from what was checkpointed
-//!   (`tests/raft_states.rs`, `a_piece_that_was_damaged_on_the_way_is_sent_again`).
-//! - What has arrived is not sent twice (`tests/raft_states.rs`,
+//! - Only files that equal the checkpoint are installed (`tests/raft_snapshots.rs`,
+//!   `a_piece_that_was_damaged_on_the_way_is_sent_again`).
+//! - Bytes that have arrived are not sent twice (`tests/raft_snapshots.rs`,
 //!   `a_broken_transfer_goes_on_where_it_was`).
 
 mod manifest;
@@ -40,14 +41,14 @@ pub(super) use receive::{IncomingSnapshot, blocking, remove};
 pub(super) use send::send;
 pub(super) use throttle::{LogPins, SnapshotThrottle};
 
-/// Bytes of a file that travel together.
+/// Bytes of a file in one chunk.
 const CHUNK_BYTES: usize = 1 << 20;
-/// What the names of directories begin with that hold checkpoints being sent.
+/// Prefix of the directories of checkpoints that are being sent.
 const OUTGOING_PREFIX: &str = "send-";
-/// The directory of what was received.
+/// The directory of received files.
 pub(super) const INCOMING_DIR: &str = "recv";
 
-/// Removes what earlier transfers left behind. Blocks.
+/// Removes the directories of earlier transfers. Blocks.
 pub(super) fn remove_leftovers(store: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(store)? {
         let entry = entry?;

@@ -1,4 +1,5 @@
-//! Starting a replica: what it is given, how openraft is set, and whether it has a past.
+//! The start of a replica: its options, openraft's configuration, and the restart guard
+//! of a replica with a past.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,33 +27,32 @@ use super::{GroupLog, Machine};
 use crate::mutants;
 use crate::store::Store;
 
-/// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be
-/// busy.
+/// Timeout of the election of a group of one: a few fsyncs, on a disk that may be busy.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a replica of a group of any size is started with.
+/// Options of a replica of a group of any size.
 pub struct GroupOptions {
     /// The group's number, the same on all members; that of `log`.
     pub group: u64,
     /// This replica's Raft id, never used before in this group.
     pub id: RaftId,
-    /// For people.
+    /// The group's name, for people.
     pub name: String,
     /// The group's part of the node's log.
     pub log: GroupLog,
     /// The replica's state.
     pub store: Store,
-    /// The way to the other members.
+    /// The transport to the other members.
     pub transport: Arc<dyn Transport>,
-    /// The members of a group that is new, the same list on all of them; the first forms
-    /// the group at once, the others if it does not. Of no effect on a replica that has a
-    /// past. `None`: the replica waits to be added by others.
+    /// The members of a new group, the same list on all of them. The first bootstraps the
+    /// group at once, the others if it does not. Ignored by a replica with a past.
+    /// `None`: the replica waits until another member adds it.
     pub initial: Option<Vec<(RaftId, Node)>>,
-    /// The process's clock.
+    /// The process's ticker.
     pub ticker: Arc<Ticker>,
 }
 
-/// What both ways to start have in common.
+/// The common parts of both ways to start.
 struct GroupBuilder {
     id: RaftId,
     name: String,
@@ -67,11 +67,11 @@ struct GroupBuilder {
 }
 
 impl Group {
-    /// Starts a group of one voter, `id`, forming it when log and store are new. Must be
-    /// called on the runtime that is to run Raft.
+    /// Starts a group of one voter, `id`, and bootstraps it when log and store are new.
+    /// Must be called on the runtime that is to run Raft.
     ///
-    /// A group of one needs no ticks: it elects itself here, and keeps its lease by
-    /// itself. While it runs, its log is kept short ([`run_log_compaction`]).
+    /// A group of one needs no ticks: it elects itself here and renews its own lease.
+    /// While it runs, its log is compacted ([`run_log_compaction`]).
     ///
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a
@@ -87,7 +87,7 @@ impl Group {
             let now = Instant::now();
             let election_timer = ElectionTimer::new(now, None);
             let (transport, ticker, guard_until) = (Arc::new(NoTransport), None, now);
-            // Nobody has more than it.
+            // No other member has more than it.
             log.watch().clear();
             let (members, suspect) = (initial.clone(), SuspectState::new(false, now, now));
             let start = GroupBuilder {
@@ -130,9 +130,9 @@ impl Group {
     }
 
     /// Starts a replica of a group of any size. Must be called on the runtime that is to
-    /// run Raft. Returns as soon as it runs; whether and when a leader is there,
-    /// [`leadership_changes`](Group::leadership_changes) tells. While it runs, its log is
-    /// kept short ([`run_log_compaction`]).
+    /// run Raft. Returns as soon as Raft runs; the leader is published by
+    /// [`leadership_changes`](Group::leadership_changes). While it runs, its log is
+    /// compacted ([`run_log_compaction`]).
     ///
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read.
@@ -185,7 +185,7 @@ impl Group {
             })
             .await?;
             ticker.add(&group.inner);
-            // A new group is not to wait for the next tick.
+            // A new group does not wait for the next tick.
             group.inner.tick(now, false);
             Ok(group)
         })
@@ -216,28 +216,27 @@ impl Group {
         let lease_ms = LEADER_LEASE.as_millis() as u64;
         let config = Config {
             cluster_name: name.clone(),
-            // The ticker sends them; this is how long one may take.
+            // The ticker sends heartbeats; this is the timeout of one.
             heartbeat_interval: (HEARTBEAT_INTERVAL + HEARTBEAT_INTERVAL / 2).as_millis() as u64,
             // A follower that has just acknowledged entries needs no heartbeat.
             heartbeat_min_interval: Some(HEARTBEAT_INTERVAL.as_millis() as u64 / 2),
-            // How long a vote may take. When to stand is the ticker's affair.
+            // Timeouts of a vote. The ticker decides when to campaign.
             election_timeout_min: lease_ms - 100,
             election_timeout_max: lease_ms,
             enable_tick: false,
             enable_pre_vote: Some(true),
-            // A follower that has lost its log's tail under a leader that goes on is
-            // given it again; what a majority had acknowledged stays committed.
+            // A leader that stays sends the entries again to a follower that has lost its
+            // log's tail; entries that a majority had acknowledged stay committed.
             allow_log_reversion: Some(true),
-            // What a restarted leader had committed it learns by being elected again:
+            // A restarted leader learns its commit index by being elected again:
             // `save_committed` is best effort.
             enable_leader_restore: Some(false),
-            // Longer than anybody relies on a lease: a removed leader's transfer must
-            // find none in use.
+            // Longer than any lease: a removed leader's transfer must find none in use.
             removed_leader_step_down: StepDownPolicy::After(lease_ms),
             max_payload_entries: 1024,
-            // Snapshots are flushes here, and the purge driver asks for them.
+            // Snapshots are flushes here, and `purge.rs` triggers them.
             snapshot_policy: SnapshotPolicy::Never,
-            // It also says how far the log may go.
+            // `purge.rs` also decides how far to purge.
             max_in_snapshot_log_to_keep: u64::MAX,
             purge_batch_size: 1,
             ..Config::default()
@@ -273,8 +272,9 @@ impl Group {
             None => LogPolicy::default(),
         };
         let raft = {
-            // openraft applies again what the store had not flushed, and reads it for
-            // that: not more than so much is in memory, whatever the number of groups.
+            // openraft applies the entries again that the store had not flushed, and
+            // reads them for that. The permit bounds the memory for them, whatever the
+            // number of groups.
             let applied = store
                 .applied()
                 .map_err(|fault| GroupError::Fatal(fault.to_string()))?
@@ -324,7 +324,7 @@ impl Group {
     }
 }
 
-/// The network of a group of one: there is nobody to reach.
+/// The transport of a group of one: there is no other member.
 struct NoTransport;
 
 impl Transport for NoTransport {

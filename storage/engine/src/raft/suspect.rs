@@ -1,32 +1,33 @@
-//! What a replica does that may have lost entries which it had acknowledged: it abstains
-//! from votes.
+//! Suspects: replicas that may have lost entries which they had acknowledged. They
+//! abstain from votes.
 //!
 //! Where writes are acknowledged before they are on the disk (`durability` is `interval`
-//! or `os`), a machine that loses power forgets the end of its log. Raft rests on no
-//! voter forgetting: one that does makes a majority, with another that never had an
-//! entry, for a leader that lacks what was acknowledged. A replica that remembers it for
-//! both would then be told to give it up.
+//! or `os`), a machine that loses power forgets the end of its log. Raft relies on voters
+//! that never forget. A voter that has forgotten makes a majority, with another that
+//! never had the entry, for a leader without an acknowledged entry; and a replica that
+//! still has the entry must then truncate it.
 //!
 //! # Life of a suspect
-//! 1. A log that was not closed in order names its groups as suspects, this process's
-//!    and, until they are cleared, the next ones' ([`Log::is_suspect`](crate::log::Log)).
-//! 2. A suspect neither votes nor stands, and is handed no leadership. It takes entries
-//!    and acknowledges them, as what it has by then it has: a leader asks for the entry
-//!    before, and gives what is missing.
-//! 3. It is cleared when it has all that its leader had committed in its own term: that
-//!    is all that anybody was told of.
-//! 4. Without a leader for [`SUSPECT_WAIT`], it asks the other members ([`MessageKind::LogStatus`]).
-//!    While one does not answer, that one may have what is missing: it waits. When all do
-//!    and those that have lost nothing are no majority, nobody can do better than to vote
-//!    by log as if nothing were missing. Those stand whose log goes furthest.
+//! 1. A log that was not closed properly marks its groups as suspects, for this process
+//!    and, until they are cleared, for later ones ([`Log::is_suspect`](crate::log::Log)).
+//! 2. A suspect neither votes nor campaigns, and is no target of a transfer. It takes
+//!    entries and acknowledges them, as it then has them: a leader checks the entry
+//!    before, and sends the missing ones.
+//! 3. It is cleared when it has everything that its leader had committed in the leader's
+//!    own term: that covers all entries that were acknowledged to clients.
+//! 4. Without a leader for [`SUSPECT_WAIT`], it asks the other members
+//!    ([`MessageKind::LogStatus`]). While one does not answer, that one may have the
+//!    missing entries, so the suspect waits. When all answer and the members that are no
+//!    suspects are no majority, voting as if nothing were missing is the best that is
+//!    left. The members with the longest log campaign.
 //!
 //! A group of one voter is exempt.
 //!
 //! # Invariants
-//! - Of a write that was acknowledged nothing is lost while a majority has lost nothing
-//!   (`tests/raft_lost.rs`, `a_replica_that_lost_its_logs_tail_elects_nobody`).
-//! - All that have lost something elect after [`SUSPECT_WAIT`] whose log goes furthest
-//!   (`when_all_may_have_lost_something_the_longest_log_leads`, there).
+//! - No acknowledged write is lost while a majority has lost nothing
+//!   (`tests/raft_data_loss.rs`, `a_replica_that_lost_its_logs_tail_elects_nobody`).
+//! - When all members have lost something, those with the longest log are elected after
+//!   [`SUSPECT_WAIT`] (`when_all_may_have_lost_something_the_longest_log_leads`, there).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,41 +44,42 @@ use super::peers::Peer;
 use super::transport::MessageKind;
 use super::types::{LogId, Node, RaftId, Vote};
 
-/// How long suspects wait for a leader that others elect, from the start of the process.
+/// The time that suspects wait for a leader that others elect, from the start of the
+/// process.
 pub(super) const SUSPECT_WAIT: Duration = Duration::from_secs(10);
-/// Since the start of the group: a leader has been heard of by then, if there is one.
+/// The shortest wait since the start of the group: an existing leader has sent a
+/// heartbeat by then.
 const SUSPECT_WAIT_MIN: Duration = Duration::from_millis(1500);
-/// Between two questions.
+/// Interval between two rounds of questions.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a member may take to answer.
+/// Timeout of a member's answer.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between two lines in the log about the same.
+/// Interval of repeated log lines.
 const WARN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A member's answer to [`MessageKind::LogStatus`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LogStatus {
-    /// Whether it may have lost what it had acknowledged, or can't vote for another
-    /// reason.
+    /// True when it may have lost acknowledged entries, or can't vote for another reason.
     pub(super) is_suspect: bool,
-    /// Whether it leads or has just heard of who does.
+    /// True when it leads or had contact with a leader lately.
     pub(super) has_leader: bool,
-    /// The last entry of its log; `None` also of one that can't lead.
+    /// The last entry of its log; `None` also of a replica that can't lead.
     pub(super) last: Option<LogId>,
 }
 
-/// What a replica does in elections.
+/// A replica's part in elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Participation {
-    /// As any member.
+    /// Votes and campaigns.
     Full,
-    /// Nothing.
+    /// Neither votes nor campaigns.
     Abstains,
-    /// Votes, and leaves it to others to stand: their logs go further.
+    /// Votes, and leaves campaigns to members with a longer log.
     VotesOnly,
 }
 
-/// A replica's part in elections, as long as it is suspect.
+/// A replica's part in elections and its questions to the others, while it is suspect.
 #[derive(Debug)]
 pub(super) struct SuspectState {
     pub(super) participation: Participation,
@@ -108,12 +110,12 @@ impl SuspectState {
 }
 
 impl Inner {
-    /// Whether it neither votes nor stands.
+    /// True when it neither votes nor campaigns.
     pub(super) fn abstains(&self) -> bool {
         self.suspect.lock().participation == Participation::Abstains
     }
 
-    /// Whether it may stand for election; else when it is to look again.
+    /// Succeeds when it may campaign; else returns when to ask again.
     pub(super) fn may_campaign(
         self: &Arc<Self>,
         now: Instant,
@@ -135,7 +137,8 @@ impl Inner {
         Err(suspect.due)
     }
 
-    /// It has all that was acknowledged, or what is missing is lost.
+    /// Ends the suspicion: all acknowledged entries are here, or the missing ones are
+    /// lost.
     pub(super) fn clear_suspicion(&self) {
         self.log.clear();
         let before = std::mem::replace(&mut self.suspect.lock().participation, Participation::Full);
@@ -148,15 +151,15 @@ impl Inner {
         }
     }
 
-    /// A leader of `vote` that has committed `committed` was told that all is here up to
-    /// `matched`.
+    /// Records that a leader of `vote` that has committed `committed` was told that all
+    /// entries up to `matched` are here.
     pub(super) fn on_caught_up(
         &self,
         vote: &Vote,
         committed: Option<LogId>,
         matched: Option<LogId>,
     ) {
-        // Its first entry is committed after all of earlier terms.
+        // The leader's first own entry is committed after all entries of earlier terms.
         let is_all = committed.is_some_and(|committed| {
             committed.leader_id == vote.leader_id && matched >= Some(committed)
         });
@@ -165,9 +168,9 @@ impl Inner {
         }
     }
 
-    /// The answer to [`MessageKind::LogStatus`].
+    /// This replica's answer to [`MessageKind::LogStatus`].
     pub(super) fn log_status(&self) -> LogStatus {
-        // Whom the last vote names may be long gone.
+        // Not by the last vote: the leader that it names may be long gone.
         let has_leader = self.role.borrow().is_leader
             || self.election_timer.lock().has_recent_leader(Instant::now());
         LogStatus { is_suspect: self.log.is_suspect(), has_leader, last: self.log.last() }
@@ -208,7 +211,7 @@ impl Inner {
         }
     }
 
-    /// Whose majority elects, by configuration, and where they live.
+    /// The configurations each of which elects by a majority, and the voters' servers.
     fn voter_configs(&self) -> (Vec<BTreeSet<RaftId>>, BTreeMap<RaftId, Node>) {
         let server = self.server.borrow_watched();
         let membership = server.membership_config.membership();
@@ -260,7 +263,7 @@ impl Inner {
     }
 }
 
-/// What a suspect does now that it knows of the members; `None`: it goes on waiting.
+/// A suspect's part in elections, from the members' answers; `None`: it goes on waiting.
 fn participation(
     me: RaftId,
     configs: &[BTreeSet<RaftId>],
@@ -328,7 +331,7 @@ mod tests {
             participation(1, &three, &known(&[(1, lost), (2, rebuilt), (3, lost)])),
             Some(Participation::Full)
         );
-        // Members change: a majority of both is needed.
+        // Joint consensus: a majority of both is needed.
         let joint = [config(&[1, 2, 3]), config(&[3, 4, 5])];
         let mut all = known(&[(1, lost), (2, whole), (3, whole), (4, lost), (5, lost)]);
         assert_eq!(participation(1, &joint, &all), Some(Participation::VotesOnly));

@@ -1,12 +1,13 @@
-//! Which followers get every batch at once, and which may wait a little.
+//! Thrifty replication: the leader sends every batch immediately to just enough followers
+//! for a quorum, and to the others a little later.
 //!
-//! A leader needs as many followers as make a majority with it: one of two, two of four.
-//! These are served promptly. The others get what has gathered every [`LAZY_INTERVAL`]: a
-//! letter, an fsync and an answer for many batches. What is acknowledged is on the disks
-//! of a majority either way, and all others have it a few milliseconds later.
+//! A leader needs one of two followers, or two of four. The others (lazy followers)
+//! receive batches every [`LAZY_INTERVAL`]: one message, one fsync and one answer for
+//! many batches. A write that is acknowledged is on the disks of a majority either way,
+//! and on all others a few milliseconds later.
 //!
-//! A follower that was not prompt takes the place of one that it has overtaken: when a
-//! prompt one is slow, frozen or dead, writes take a period longer, once.
+//! A lazy follower that overtakes one of the quorum takes its place. When a follower of
+//! the quorum becomes slow, freezes or dies, writes take one interval longer, once.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,12 +16,12 @@ use parking_lot::Mutex;
 
 use super::types::RaftId;
 
-/// How often followers that no majority waits for are given what has gathered.
+/// Interval at which lazy followers receive batches.
 pub(super) const LAZY_INTERVAL: Duration = Duration::from_millis(5);
-/// A prompt follower that has acknowledged nothing for so long may be replaced.
+/// A follower of the quorum that has acknowledged nothing for this time may be replaced.
 const STALE_AFTER: Duration = LAZY_INTERVAL.saturating_mul(2);
 
-/// The prompt followers of a group; of use while this replica leads.
+/// The followers of a leader's thrifty quorum.
 #[derive(Debug, Default)]
 pub(super) struct ThriftyQuorum(Mutex<QuorumState>);
 
@@ -28,9 +29,10 @@ pub(super) struct ThriftyQuorum(Mutex<QuorumState>);
 struct QuorumState {
     /// Followers that vote.
     voters: BTreeSet<RaftId>,
-    /// How many of them the leader needs; `None`: all, while members change.
+    /// The number of followers that make a majority with the leader; `None` while members
+    /// change: all are sent every batch.
     needed: Option<usize>,
-    /// At most as many as are needed.
+    /// At most `needed` followers.
     quorum: Vec<AckedFollower>,
 }
 
@@ -42,7 +44,7 @@ struct AckedFollower {
 }
 
 impl ThriftyQuorum {
-    /// The followers that vote; `is_stable` unless members are being changed.
+    /// Sets the followers that vote; `is_stable` is false while members change.
     pub(super) fn set_voters(&self, voters: BTreeSet<RaftId>, is_stable: bool) {
         let mut state = self.0.lock();
         // The leader and half of the others, rounded up, are a majority.
@@ -53,7 +55,7 @@ impl ThriftyQuorum {
         state.voters = voters;
     }
 
-    /// Whether a follower is to get every batch at once.
+    /// True when a follower is to receive every batch immediately.
     pub(super) fn is_in_quorum(&self, id: RaftId) -> bool {
         let state = self.0.lock();
         match state.needed {
@@ -64,7 +66,7 @@ impl ThriftyQuorum {
         }
     }
 
-    /// A follower has everything up to an index.
+    /// Records that a follower has everything up to `index`.
     pub(super) fn acknowledged(&self, id: RaftId, index: u64, now: Instant) {
         let mut state = self.0.lock();
         let Some(needed) = state.needed else { return };

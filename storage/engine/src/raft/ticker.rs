@@ -1,46 +1,48 @@
-//! The clock of all groups of a process: one task that has leaders send heartbeats and
-//! followers stand for election.
+//! The clock of all groups of a process: one task that makes leaders send heartbeats and
+//! followers campaign.
 //!
-//! openraft could tick each group by itself, at five times the cost when groups are idle.
-//! Here all leaders' heartbeats leave at the same moment, so that they share socket
-//! writes; and a follower stands when its own record of the leader's last word is older
-//! than the lease.
+//! openraft could tick each group on its own, at five times the cost when groups are
+//! idle. Here the heartbeats of all leaders are sent at the same moment and share socket
+//! writes. A follower campaigns when its last contact with the leader is older than the
+//! lease.
 //!
-//! Most ticks have nothing to do: leaders are looked at at every heartbeat, followers
-//! when they say; all after anybody's leader has changed.
+//! Most ticks find nothing to do: leaders are visited at every heartbeat, followers at
+//! the time that they asked for, and all after any group's leader has changed.
 //!
-//! # Groups at rest
-//! What heartbeats cost, groups cost that nobody uses. A leader of whom nothing was asked
-//! for [`QUIESCE_HEARTBEATS`] heartbeats sends every other one only, and a follower that got no
-//! entry for [`QUIESCE_AFTER`], which is shorter, waits for another [`LEADER_LEASE`] before it stands.
-//! The first read from a leader at rest may have to ask for a quorum's word; nothing else
-//! changes, as leases rest on heartbeats that arrived.
+//! # Quiescence
+//! Idle groups should cost less than busy ones. A leader without a request for
+//! [`QUIESCE_HEARTBEATS`] heartbeats is quiescent: it sends every other heartbeat only. A
+//! follower without an entry for [`QUIESCE_AFTER`], which is shorter, waits for another
+//! [`LEADER_LEASE`] before it campaigns. The first read from a quiescent leader may have
+//! to ask a quorum. Nothing else changes, as leases count from heartbeats that arrived.
 //!
 //! # Restart guard
-//! openraft forgets at a restart until when it had promised its leader not to vote for
-//! another. So a replica that has a past neither votes nor stands until a whole lease has
-//! gone by since the process started, or since the group was last stopped in it; without
-//! this, a leader that renewed its lease with the restarted replica's word would answer
-//! reads after another one was elected.
+//! At a restart openraft forgets until when it had promised its leader not to vote for
+//! another. So a replica with a past neither votes nor campaigns until one lease has
+//! passed since the process started, or since the group was last stopped in it. Without
+//! this guard, a leader that renewed its lease with the restarted replica's
+//! acknowledgement would answer reads after another leader was elected.
 //!
-//! # Machines that stand still
-//! By the clock that openraft goes by, an acknowledgement from before the machine was
-//! suspended is as fresh after it. So the ticker looks whether the clocks have jumped
-//! ([`Clocks`]): until a while after a jump no acknowledgement from before it counts
-//! ([`Ticker::trusts_acks`]), and whoever holds leases is told ([`Ticker::clock_jumps`]).
+//! # Suspended machines
+//! openraft's clock stands still while a machine is suspended, so that an acknowledgement
+//! from before looks fresh afterwards. The ticker checks whether the clocks have jumped
+//! ([`Clocks`]). For a while after a jump, acknowledgements from before it do not count
+//! ([`Ticker::trusts_acks`]), and holders of leases are notified
+//! ([`Ticker::clock_jumps`]).
 //!
 //! # Invariants
-//! - After the machine has stood still, nobody is confirmed as the leader by what was
-//!   acknowledged before (`tests/raft_leases.rs`,
+//! - After a machine was suspended, acknowledgements from before confirm no leader
+//!   (`tests/raft_leases.rs`,
 //!   `a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before`).
-//! - When a handover fails, another member stands long before a lease has gone by
+//! - When a transfer fails, another member campaigns long before the lease is over
 //!   (`tests/raft_groups.rs`, `a_handover_to_one_that_is_gone_ends_in_an_election`).
-//! - Who gave its vote, a leader that hands over included, stands against nobody before
-//!   the other had time to win and to say so (`who_gave_its_vote_lets_the_other_win`).
-//! - A leader at rest has all its followers at rest
+//! - A replica that has voted - also a leader that is transferring - does not campaign
+//!   before the candidate has had time to win and to send a heartbeat
+//!   (`tests/raft_groups.rs`, `who_gave_its_vote_lets_the_other_win`).
+//! - Followers of a quiescent leader are quiescent
 //!   (`followers_rest_before_their_leader`).
-//! - No vote is given within a lease of the last word to an earlier leader, restart or
-//!   not (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
+//! - No vote is given within one lease of the last contact with an earlier leader, across
+//!   restarts (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -57,41 +59,41 @@ use super::snapshot::SnapshotThrottle;
 use super::{LEADER_LEASE, QUORUM_ACK_AGE_MAX};
 use crate::clocks::{Clocks, JumpDetector, SystemClocks};
 
-/// How often the groups are looked at.
+/// Interval of ticks.
 const TICK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a leader sends heartbeats.
+/// Interval of a leader's heartbeats.
 pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(300);
-/// A leader of whom nothing was asked for so many heartbeats (5 s) is at rest.
+/// A leader without a request for this many heartbeats (5 s) is quiescent.
 const QUIESCE_HEARTBEATS: u32 = 17;
-/// A follower that got no entry for so long is at rest.
+/// A follower without an entry for this time is quiescent.
 const QUIESCE_AFTER: Duration = Duration::from_secs(3);
-/// Members stand for election one after another, this far apart, so that they don't take
-/// each other's votes.
+/// Delay between the campaigns of two members, so that they don't split the votes.
 const CAMPAIGN_STAGGER: Duration = Duration::from_millis(80);
-/// The shortest wait beyond the lease.
+/// The shortest wait after the lease before a campaign.
 const CAMPAIGN_MARGIN: Duration = Duration::from_millis(20);
-/// How long a candidate waits for votes before it asks again; twice that at most, at
+/// The shortest time between two campaigns of a candidate; the longest is twice that, at
 /// random.
 const VOTE_ROUND: Duration = Duration::from_millis(200);
-/// Who was told that another is to lead, and hears of no new leader for so long, stands
+/// A follower that knows of a transfer and sees no new leader for this time campaigns
 /// itself.
 const TRANSFER_WAIT: Duration = Duration::from_millis(400);
-/// How long a member of a new group waits for the first one to form it: it may have been
-/// lost.
+/// The time that a member of a new group waits for the first one to bootstrap it: that
+/// one may be lost.
 const BOOTSTRAP_WAIT: Duration = LEADER_LEASE.saturating_mul(3);
 
-/// What the groups of a process share: the clock, and the pace of state transfers.
+/// Shared by the groups of a process: the clock, and the throttle of snapshots.
 pub struct Ticker {
     started: Instant,
     groups: Mutex<Groups>,
-    /// What some group said of when to look at it may not be true any more.
+    /// Set when a group's role changes: the times at which groups asked to be visited may
+    /// be too late now.
     wakes_all: AtomicBool,
     throttle: Arc<SnapshotThrottle>,
     policy: Mutex<LogPolicy>,
     clocks: Arc<dyn Clocks>,
     detector: Mutex<JumpDetector>,
-    /// Until when acknowledgements may be from before the last jump; behind the lock of
-    /// the detector.
+    /// The time until which acknowledgements may be from before the last jump; changed
+    /// under the detector's lock.
     clock_jumps: watch::Sender<Option<Instant>>,
     retained: RetainedTotal,
 }
@@ -99,25 +101,25 @@ pub struct Ticker {
 #[derive(Default)]
 struct Groups {
     running: Vec<Running>,
-    /// When groups were last stopped in this process, by number, while it matters.
+    /// When groups were last stopped in this process, by number, for one lease.
     stopped: HashMap<u64, Instant>,
 }
 
 struct Running {
     group: Weak<Inner>,
-    /// When to look at it; `None`: at every heartbeat.
+    /// When to visit it; `None`: at every heartbeat.
     due: Option<Instant>,
 }
 
 impl Ticker {
-    /// Starts the task on the current runtime: that on which Raft runs. It ends when the
-    /// ticker is dropped. To be called first thing in a process: the restart guard counts
-    /// from here.
+    /// Starts the task on the current runtime, which must be the one that runs Raft. The
+    /// task ends when the ticker is dropped. Must be called at the start of the process:
+    /// the restart guard counts from here.
     pub fn start() -> Arc<Ticker> {
         Self::start_with(Arc::new(SystemClocks))
     }
 
-    /// As [`Ticker::start`], by these clocks.
+    /// As [`Ticker::start`], with other clocks.
     pub fn start_with(clocks: Arc<dyn Clocks>) -> Arc<Ticker> {
         let ticker = Arc::new(Ticker {
             started: Instant::now(),
@@ -134,23 +136,23 @@ impl Ticker {
         ticker
     }
 
-    /// When the process began.
+    /// The start of the process.
     pub(super) fn started(&self) -> Instant {
         self.started
     }
 
-    /// How fast states may be sent to other servers, all groups together, bytes a second;
-    /// 0 is no limit.
+    /// Limits the rate at which snapshots are sent to other servers, all groups together,
+    /// bytes per second; 0 is no limit.
     pub fn set_snapshot_rate(&self, bytes_per_s: u64) {
         self.throttle.set_rate(bytes_per_s);
     }
 
-    /// How long the logs of groups that are started from now on may get.
+    /// Sets the log policy of groups that are started from now on.
     pub fn set_log_policy(&self, policy: LogPolicy) {
         *self.policy.lock() = policy;
     }
 
-    /// What its groups keep of their logs.
+    /// Bytes of log that all groups retain.
     pub(super) fn retained(&self) -> RetainedTotal {
         self.retained.clone()
     }
@@ -168,14 +170,14 @@ impl Ticker {
         &self.clocks
     }
 
-    /// Changes whenever the machine has stood still, or its time was set: leases that
-    /// were taken before are to be revoked.
+    /// Changes after the machine was suspended or its time was set: leases granted before
+    /// must be revoked.
     pub fn clock_jumps(&self) -> watch::Receiver<Option<Instant>> {
         self.clock_jumps.subscribe()
     }
 
-    /// Whether acknowledgements as old as [`QUORUM_ACK_AGE_MAX`] may be relied on: not if the
-    /// clocks have jumped since.
+    /// False while acknowledgements of [`QUORUM_ACK_AGE_MAX`] may be from before a jump
+    /// of the clocks.
     pub(super) fn trusts_acks(&self, now: Instant) -> bool {
         self.check_clocks(now);
         self.clock_jumps.borrow().is_none_or(|until| now >= until)
@@ -193,7 +195,7 @@ impl Ticker {
         }
     }
 
-    /// Until when a replica of `group` that has a past may not vote.
+    /// The time until which a replica of `group` with a past must not vote.
     pub(super) fn guard_until(&self, group: u64) -> Instant {
         let stopped = self.groups.lock().stopped.get(&group).copied();
         stopped.map_or(self.started, |stopped| stopped.max(self.started)) + LEADER_LEASE
@@ -211,18 +213,19 @@ impl Ticker {
         self.record_promise(group.number);
     }
 
-    /// A replica of `group` that does not run after this has given its leader a word that
-    /// it is to keep.
+    /// Records that a replica of `group` that does not run after this has promised its
+    /// leader not to vote.
     pub(super) fn record_promise(&self, group: u64) {
         self.groups.lock().stopped.insert(group, Instant::now());
     }
 
-    /// A group has another leader, or none: to be called after that can be seen.
+    /// Visits all groups at the next tick: a group has another leader, or none. Must be
+    /// called after that is visible.
     pub(super) fn wake_all(&self) {
         self.wakes_all.store(true, Ordering::Release);
     }
 
-    /// Looks at those groups that are due.
+    /// Visits the groups that are due.
     fn tick(&self, now: Instant, is_heartbeat: bool) {
         self.check_clocks(now);
         let wakes_all = self.wakes_all.swap(false, Ordering::AcqRel);
@@ -248,14 +251,14 @@ async fn run(ticker: Weak<Ticker>) {
         let now = Instant::now();
         let is_heartbeat = now >= next_heartbeat;
         if is_heartbeat {
-            // Not from `now`: ticks come late, and the period should not drift by that.
+            // Not from `now`: ticks come late, and the interval must not drift by that.
             next_heartbeat = (next_heartbeat + HEARTBEAT_INTERVAL).max(now);
         }
         ticker.tick(now, is_heartbeat);
     }
 }
 
-/// How often a leader sends heartbeats: less often while nobody asks anything of it.
+/// Paces a leader's heartbeats: fewer while the group has no requests.
 #[derive(Debug, Default)]
 pub(super) struct HeartbeatPacer {
     had_request: AtomicBool,
@@ -263,15 +266,16 @@ pub(super) struct HeartbeatPacer {
 }
 
 impl HeartbeatPacer {
-    /// Something is asked of the group.
+    /// Records a request to the group.
     pub(super) fn on_request(&self) {
-        // Most of the time it is set already: others' caches are left alone.
+        // Usually it is set already: not writing leaves the cache lines of other cores
+        // alone.
         if !self.had_request.load(Ordering::Relaxed) {
             self.had_request.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether to send this heartbeat.
+    /// True when this heartbeat is to be sent.
     pub(super) fn should_send(&self) -> bool {
         if self.had_request.swap(false, Ordering::Relaxed) {
             self.idle_heartbeats.store(0, Ordering::Relaxed);
@@ -282,22 +286,23 @@ impl HeartbeatPacer {
     }
 }
 
-/// What a replica that does not lead knows of those who might.
+/// A non-leader's timers: when to campaign, or to bootstrap the group.
 #[derive(Debug)]
 pub(super) struct ElectionTimer {
-    /// When the leader was last heard of.
+    /// The last contact with the leader.
     leader_seen: Option<Instant>,
-    /// When it last sent entries.
+    /// The last entries from the leader.
     entries_received: Option<Instant>,
-    /// When the leader said that it gives up its leadership, and of which term that is.
+    /// When a leader announced that it transfers its leadership, and that leadership's
+    /// term.
     leader_stepped_down: Option<(Instant, u64)>,
-    /// The latest term that this replica was seen in.
+    /// The latest term that this replica has seen.
     term: u64,
-    /// Not to stand before this.
+    /// No campaign before this.
     not_before: Instant,
-    /// Beyond the lease, drawn again for each attempt.
+    /// Random wait beyond the lease, drawn again for each campaign.
     jitter: Duration,
-    /// When to form the group if nobody else does.
+    /// When to bootstrap the group if no other member does.
     bootstrap_due: Option<Instant>,
 }
 
@@ -314,12 +319,12 @@ impl ElectionTimer {
         }
     }
 
-    /// When a member forms a new group: the first one at once.
+    /// When a member bootstraps a new group: the first member at once.
     pub(super) fn first_bootstrap(now: Instant, is_first: bool) -> Instant {
         if is_first { now } else { now + BOOTSTRAP_WAIT + random_below(LEADER_LEASE) }
     }
 
-    /// A leader of `term` was heard of.
+    /// Records contact with a leader of `term`.
     pub(super) fn leader_seen(&mut self, at: Instant, term: u64) {
         self.leader_seen = self.leader_seen.max(Some(at));
         self.leader_stepped_down = self
@@ -327,24 +332,25 @@ impl ElectionTimer {
             .filter(|(_, leader_stepped_down)| term <= *leader_stepped_down);
     }
 
-    /// Whether a leader was heard of lately.
+    /// True after contact with a leader within two leases.
     pub(super) fn has_recent_leader(&self, now: Instant) -> bool {
         self.leader_seen.is_some_and(|leader_seen| now < leader_seen + LEADER_LEASE * 2)
     }
 
-    /// A leader of `term` was heard of that sent entries.
+    /// Records entries from a leader of `term`.
     pub(super) fn entries_received(&mut self, at: Instant, term: u64) {
         self.leader_seen(at, term);
         self.entries_received = self.entries_received.max(Some(at));
     }
 
-    /// The leader of `term` hands over to some member: the lease on it is over.
+    /// Records that the leader of `term` is transferring to some member: its lease is
+    /// over.
     pub(super) fn leader_stepped_down(&mut self, at: Instant, term: u64) {
         self.leader_stepped_down = Some((at, term));
     }
 
-    /// The term that this replica is in. A new one begins with a vote, its own or
-    /// another's: whoever stands is given time to win and to say so.
+    /// Records the current term. A new term begins with a vote for this replica or
+    /// another: the candidate is given time to win and to send a heartbeat.
     pub(super) fn on_term(&mut self, now: Instant, term: u64) {
         if term > self.term {
             self.term = term;
@@ -352,31 +358,33 @@ impl ElectionTimer {
         }
     }
 
-    /// Some member was heard of: it will form the group, if that is still to be done.
+    /// Records contact with a member: that one bootstraps the group, if it is not done
+    /// yet.
     pub(super) fn peer_seen(&mut self, at: Instant) {
         if let Some(due) = &mut self.bootstrap_due {
             *due = (*due).max(at + BOOTSTRAP_WAIT);
         }
     }
 
-    /// Whether the group is to be formed now; says so once in a while.
+    /// True when the group is to be bootstrapped now; true again after one lease at the
+    /// earliest.
     pub(super) fn should_bootstrap(&mut self, now: Instant) -> bool {
         let is_due = self.bootstrap_due.is_some_and(|due| now >= due);
         if is_due {
             self.bootstrap_due = Some(now + LEADER_LEASE);
-            // Forming is standing, too.
+            // Bootstrapping is a campaign as well.
             self.not_before = now + VOTE_ROUND;
         }
         is_due
     }
 
-    /// When there is something to do for a group that is not formed yet.
+    /// When there is something to do for a group that is not bootstrapped yet.
     pub(super) fn bootstrap_at(&self) -> Option<Instant> {
         self.bootstrap_due
     }
 
-    /// When to stand for election, if nobody is heard of before; `rank` is this replica's
-    /// place among those who may.
+    /// When to campaign without further contact; `rank` is this replica's position among
+    /// the voters that may campaign.
     pub(super) fn campaign_at(&self, rank: u32) -> Instant {
         let is_at_rest = |leader_seen| {
             self.entries_received
@@ -396,7 +404,7 @@ impl ElectionTimer {
         free_at.map_or(self.not_before, |free_at| free_at.max(self.not_before))
     }
 
-    /// Whether to stand for election now, and why.
+    /// The reason to campaign now, if it is time.
     pub(super) fn should_campaign(&mut self, now: Instant, rank: u32) -> Option<String> {
         if now < self.campaign_at(rank) {
             return None;
@@ -425,8 +433,8 @@ fn random_below(most: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// A leader's heartbeats of which one is lost, the next late by a tick, do not make a
-    /// follower stand: in use, on the way to rest, and at rest.
+    /// One lost heartbeat, with the next one late by a tick, makes no follower campaign:
+    /// in use, while becoming quiescent, and quiescent.
     #[test]
     fn followers_rest_before_their_leader() {
         let (heartbeats, start) = (HeartbeatPacer::default(), Instant::now());
@@ -469,16 +477,16 @@ mod tests {
             election_timer.campaign_at(0)
                 <= last + LEADER_LEASE + CAMPAIGN_MARGIN + CAMPAIGN_STAGGER
         );
-        // A handover: words of the old leader may still be on their way, those of the
-        // next say that it is over.
+        // A transfer: messages of the old leader may still arrive, and do not undo it;
+        // those of the next leader do.
         election_timer.leader_stepped_down(last, 1);
         election_timer.entries_received(last, 1);
         assert!(
             (last + TRANSFER_WAIT..last + TRANSFER_WAIT + CAMPAIGN_STAGGER)
                 .contains(&election_timer.campaign_at(0))
         );
-        // Its vote is given: until the new leader says so, it does not stand against it,
-        // however long ago it heard of one.
+        // It has voted: it does not campaign until the new leader had time for a
+        // heartbeat, however long ago its last contact with a leader was.
         election_timer.on_term(last + TRANSFER_WAIT, 2);
         assert!(election_timer.campaign_at(0) >= last + TRANSFER_WAIT + VOTE_ROUND);
         election_timer.on_term(last + TRANSFER_WAIT * 9, 2);

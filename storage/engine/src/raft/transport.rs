@@ -1,13 +1,13 @@
-//! What replicas of a group send each other, and the trait by which the binary carries
-//! it.
+//! Messages between the replicas of a group, and the trait by which the binary sends
+//! them.
 //!
-//! A replica is addressed by server, group and Raft id. The server is where the carrier
-//! goes; group and Raft id say for whom the letter is once there, and a replica takes
-//! only what is addressed to its own Raft id: one that was placed anew on the same server
-//! is somebody else.
+//! A replica is addressed by server, group and Raft id. The server is the transport's
+//! destination; group and Raft id name the receiver there. A replica accepts only
+//! messages to its own Raft id: a replica that was placed anew on the same server is
+//! another replica.
 //!
 //! # Layout
-//! A letter as bytes: version u8 = 1, kind u8, group u64 LE, from u64 LE, target u64 LE,
+//! A message as bytes: version u8 = 1, kind u8, group u64 LE, from u64 LE, target u64 LE,
 //! body.
 
 use std::time::Duration;
@@ -20,34 +20,34 @@ use super::types::{Node, RaftId};
 const VERSION: u8 = 1;
 const HEADER: usize = 26;
 
-/// The largest letter, bytes: what is read of the log at once, or one batch of any size
-/// that may be proposed. The carrier must take as much.
+/// The largest message, bytes: one read of the log, or one batch of any size that may be
+/// proposed. The transport must carry as much.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Carries letters to other processes. Implemented once by the binary, for storage and
-/// meta alike.
+/// Sends messages to other processes. The binary implements it once, for storage and
+/// meta.
 pub trait Transport: Send + Sync + 'static {
-    /// Delivers a letter to [`Group::receive`](super::Group::receive) of its group on
-    /// `to`, and brings back the reply; gives up after the letter's timeout.
+    /// Delivers a message to [`Group::receive`](super::Group::receive) of its group on
+    /// `to`, and returns the reply; gives up after the message's timeout.
     fn send(&self, to: &Node, message: RaftMessage)
     -> BoxFuture<'_, Result<Bytes, TransportError>>;
 }
 
-/// Why a letter brought no reply.
+/// Reasons why a message brought no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
-    /// It did not leave.
+    /// The message was not sent.
     #[error("not sent: {0}")]
     NotSent(String),
-    /// It left, and no reply came in time.
+    /// The message was sent, and no reply came in time.
     #[error("no reply: {0}")]
     Lost(String),
-    /// It arrived, and was not taken.
+    /// The message arrived, and the receiver did not take it.
     #[error("refused: {0}")]
     Refused(String),
 }
 
-/// What a letter is about.
+/// Kinds of messages; the numbers are the wire's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum MessageKind {
@@ -55,29 +55,29 @@ pub enum MessageKind {
     Append = 1,
     /// Asks for a vote.
     Vote = 2,
-    /// Asks whether a vote would be given.
+    /// Asks for a vote without effect on terms (pre-vote).
     PreVote = 3,
-    /// Hands over leadership.
+    /// Transfers leadership.
     TransferLeader = 4,
-    /// Offers a state: the list of its files.
+    /// Offers a snapshot: the list of its files.
     SnapshotOffer = 5,
-    /// A piece of one file of an offered state.
+    /// A chunk of one file of an offered snapshot.
     SnapshotChunk = 6,
-    /// All pieces are there: put it in place.
+    /// All chunks were sent: the receiver is to install the snapshot.
     SnapshotInstall = 7,
-    /// Asks whether the receiver may lead.
+    /// Asks for the receiver's readiness to lead.
     Readiness = 8,
-    /// Asks whether the receiver is there.
+    /// Asks for any reply.
     Ping = 9,
-    /// Asks the leader for a state: the sender has lost its own.
+    /// Asks the leader for a snapshot: the sender has lost its state.
     SnapshotRequest = 10,
-    /// Asks whether the receiver may have lost what it had acknowledged, and how far its
-    /// log goes.
+    /// Asks whether the receiver is a suspect (`suspect.rs`), and for the end of its log.
     LogStatus = 11,
 }
 
 impl MessageKind {
-    /// Whether it belongs on the connection for bulk, where it can't hold up heartbeats.
+    /// True for messages that belong on the connection for bulk data, where they can't
+    /// delay heartbeats.
     pub fn is_bulk(self) -> bool {
         matches!(
             self,
@@ -114,16 +114,16 @@ pub struct RaftMessage {
     pub from: RaftId,
     /// The receiver.
     pub target: RaftId,
-    /// What it is about.
+    /// The kind, which determines the body.
     pub kind: MessageKind,
-    /// Encoded by kind; opaque to the carrier.
+    /// Encoded by kind; opaque to the transport.
     pub body: Bytes,
-    /// How long the sender waits for the reply. Not carried.
+    /// The time that the sender waits for the reply. Not sent.
     pub timeout: Duration,
 }
 
 impl RaftMessage {
-    /// The letter as bytes, timeout left out.
+    /// The message as bytes, without the timeout.
     pub fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(HEADER + self.body.len());
         bytes.put_u8(VERSION);
@@ -135,10 +135,10 @@ impl RaftMessage {
         bytes.freeze()
     }
 
-    /// A letter from its bytes; the body is a slice of them.
+    /// Decodes a message; its body is a slice of `bytes`.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The reason why the bytes are no message.
     pub fn decode(mut bytes: Bytes) -> Result<RaftMessage, &'static str> {
         if bytes.len() < HEADER {
             return Err("a letter is shorter than its header");

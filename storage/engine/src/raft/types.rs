@@ -1,11 +1,11 @@
-//! The types that every Raft group of Bridle speaks in: one configuration for partitions
-//! and for meta.
+//! openraft's types as all Raft groups of Bridle use them: one configuration for
+//! partitions and for meta.
 //!
-//! openraft's API still moves between its alphas, so its types are named here once,
-//! through `openraft::alias`, and the rest of the house uses these names.
+//! openraft's API still moves between its alphas. Its types are named here once, through
+//! `openraft::alias`; all other code uses these names.
 //!
 //! # Invariants
-//! Nobody but `engine` names openraft (`integration/tests/tidy/layers.rs`,
+//! Only `engine` names openraft (`integration/tests/tidy/layers.rs`,
 //! `libraries_are_named_where_they_belong`).
 
 use std::fmt;
@@ -29,14 +29,14 @@ openraft::declare_raft_types!(
 
 /// Raft's term: at least the millisecond, since 1970, in which its election was called.
 ///
-/// Raft counts, and rests on no member forgetting what it has promised. One whose
-/// directory was put back from a copy has forgotten: it may lead again in a term in which
-/// it has led before, and give other entries the ids of those that others still have,
-/// which openraft then takes for the same. Were such ids only told apart by chance, the
-/// entries that a majority has forgotten could win elections over those that it has
-/// committed since. A term that says when it began is later than all that were there
-/// before the copy was put back, so whatever is committed in it wins. A clock that is
-/// behind costs this protection and no other: the term then counts on.
+/// Raft is safe only while no member forgets its promises. A member whose directory was
+/// restored from a copy has forgotten some: it may lead again in a term in which it led
+/// before, and give other entries the log ids of entries that the others still have.
+/// openraft takes equal ids for equal entries. A random part in the ids would tell them
+/// apart, but entries that a majority has forgotten could then win elections over entries
+/// that it has committed since. A term that begins with the time of its election is later
+/// than all terms from before the restore, so whatever is committed in it wins. A clock
+/// that is behind costs this protection and nothing else: terms then increase by one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -44,8 +44,7 @@ openraft::declare_raft_types!(
 pub struct Term(pub u64);
 
 impl Term {
-    /// The term of an election that is called now, `now_ms` ms after 1970, by one who
-    /// knows of this term.
+    /// The term after this one for an election at `now_ms`, ms since 1970.
     fn next_at(self, now_ms: u64) -> Term {
         Term(now_ms.max(self.0 + 1))
     }
@@ -74,7 +73,7 @@ impl From<u64> for Term {
     }
 }
 
-/// What one log entry carries: an encoded batch. Opaque to the log; cloning it copies no
+/// The payload of a log entry: an encoded batch, opaque to the log. Cloning it copies no
 /// bytes.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload(pub Bytes);
@@ -98,7 +97,7 @@ impl From<Bytes> for Payload {
     }
 }
 
-/// Where a member of a group lives. The member itself is named by its Raft id, which meta
+/// The place of a group's member. The member itself is named by its Raft id, which meta
 /// gives fresh for every placement.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -121,17 +120,17 @@ pub type RaftId = openraft::alias::NodeIdOf<Types>;
 pub type LeaderId = openraft::alias::CommittedLeaderIdOf<Types>;
 /// An entry's identity: its leader and its index.
 pub type LogId = openraft::alias::LogIdOf<Types>;
-/// A vote: for whom, and whether a quorum granted it.
+/// A vote: its candidate, and whether a quorum granted it.
 pub type Vote = openraft::alias::VoteOf<Types>;
 /// A log entry.
 pub type Entry = openraft::alias::EntryOf<Types>;
-/// What an entry carries: nothing, a batch, or a membership.
+/// An entry's content: nothing, a batch, or a membership.
 pub type EntryPayload = openraft::alias::PayloadOf<Types>;
-/// Who is in a group.
+/// The voters and learners of a group.
 pub type Membership = openraft::Membership<u64, Node>;
 /// A membership and the entry that set it.
 pub type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
-/// What a snapshot holds: last applied entry and membership.
+/// A snapshot's last applied entry and membership.
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<Types>;
 /// The completion that the log calls once an append is durable.
 pub type Flushed = openraft::storage::IOFlushed<Types>;
@@ -153,7 +152,7 @@ mod tests {
             Term(1_700_000_001),
             "a clock that is behind"
         );
-        // Put back to before the election at 1,700,000,000, and elected again later.
+        // Restored to before the election at 1,700,000,000, and elected again later.
         assert!(Term(1_600_000_000).next_at(1_700_000_060) > Term(1_700_000_000));
     }
 }

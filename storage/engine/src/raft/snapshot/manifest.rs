@@ -1,4 +1,4 @@
-//! The list of a state's files, and the messages of a transfer.
+//! The list of a snapshot's files, and the messages of its transfer.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,15 +13,15 @@ use crate::raft::types::{SnapshotMeta, Types};
 #[cfg(test)]
 use crate::raft::vectors::{self, Sample};
 
-/// The most files of a state.
+/// The most files of a snapshot.
 const FILES_MAX: usize = 100_000;
 /// The longest file name, bytes.
 const NAME_BYTES_MAX: usize = 128;
 const CHUNK_VERSION: u8 = 1;
-/// Bytes of a piece before its data.
+/// Bytes of a chunk before its data.
 const CHUNK_HEADER: usize = 25;
 
-/// One file of a state.
+/// One file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SnapshotFile {
     pub(super) name: String,
@@ -29,23 +29,23 @@ pub(super) struct SnapshotFile {
     pub(super) crc: u32,
 }
 
-/// What a leader has to send.
+/// A leader's offer of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SnapshotOffer {
-    /// Names the transfer; pieces carry it.
+    /// The transfer's id; chunks carry it.
     pub(super) id: u64,
     /// The leader's vote.
     pub(super) vote: VoteOf<Types>,
     pub(super) files: Vec<SnapshotFile>,
 }
 
-/// How much the receiver has of each file, in the offer's order.
+/// The bytes that the receiver has of each file, in the offer's order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SnapshotOfferReply {
     pub(super) bytes: Vec<u64>,
 }
 
-/// All files of a transfer were sent.
+/// Sent after all files of a transfer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::raft) struct SnapshotInstall {
     pub(super) id: u64,
@@ -53,7 +53,7 @@ pub(in crate::raft) struct SnapshotInstall {
     pub(in crate::raft) meta: SnapshotMeta,
 }
 
-/// A piece of a file. As bytes: version u8 = 1, transfer u64, file u32, offset u64,
+/// A chunk of a file. As bytes: version u8 = 1, transfer u64, file u32, offset u64,
 /// crc32c of the data u32, data; little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SnapshotChunk {
@@ -117,7 +117,7 @@ pub(super) fn list(directory: &Path) -> std::io::Result<Vec<SnapshotFile>> {
     Ok(files)
 }
 
-/// Whether a list may be acted on: names that stay in their directory, each once.
+/// Fails unless all names stay in their directory and occur once.
 pub(super) fn check(files: &[SnapshotFile]) -> Result<(), String> {
     if files.len() > FILES_MAX {
         return Err(format!("{} files are too many", files.len()));
@@ -130,7 +130,7 @@ pub(super) fn check(files: &[SnapshotFile]) -> Result<(), String> {
     if let Some(file) = files.iter().find(|file| !is_plain(&file.name)) {
         return Err(format!("{:?} is no file's name", file.name));
     }
-    // Sorted, so that twins stand together.
+    // The names are sorted, so that equal ones are neighbours.
     if files.windows(2).any(|pair| pair[0].name >= pair[1].name) {
         return Err("the files are not in order".to_owned());
     }
@@ -141,7 +141,7 @@ pub(super) fn check(files: &[SnapshotFile]) -> Result<(), String> {
         .ok_or_else(|| "too many bytes".to_owned())
 }
 
-/// Its messages, for their frozen bytes.
+/// Messages of this file, for their frozen bytes.
 #[cfg(test)]
 pub(in crate::raft) fn samples() -> Vec<Sample> {
     let file = |name: &str, bytes, crc| SnapshotFile { name: name.to_owned(), bytes, crc };

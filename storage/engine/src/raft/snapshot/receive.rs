@@ -1,4 +1,4 @@
-//! The receiving side of a state transfer.
+//! The receiving side of a snapshot's transfer.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -19,15 +19,15 @@ use crate::raft::receive::ReceiveError;
 use crate::raft::transport::MessageKind;
 use crate::store::StoreHealth;
 
-/// How long what was received is kept for a transfer that broke.
+/// The time that received files are kept after a transfer broke.
 const PARTIAL_TTL: Duration = Duration::from_secs(600);
 
-/// What has been received, if anything.
+/// A partly received snapshot, if there is one.
 #[derive(Default)]
 pub(in crate::raft) struct IncomingSnapshot(Option<PartialSnapshot>);
 
 struct PartialSnapshot {
-    /// The transfer under way.
+    /// The transfer in progress.
     id: u64,
     directory: PathBuf,
     files: Vec<PartialFile>,
@@ -36,7 +36,7 @@ struct PartialSnapshot {
 
 struct PartialFile {
     entry: SnapshotFile,
-    /// Bytes that are there, from the start, and their checksum.
+    /// Bytes received, from the start of the file, and their checksum.
     bytes: u64,
     crc: u32,
     /// Open while it is being received.
@@ -44,19 +44,18 @@ struct PartialFile {
 }
 
 impl Inner {
-    /// Takes a letter of a state transfer.
+    /// Handles a message of a snapshot's transfer.
     pub(in crate::raft) async fn receive_snapshot(
         &self,
         kind: MessageKind,
         body: Bytes,
     ) -> Result<Bytes, ReceiveError> {
-        // One letter at a time; the lock goes with the work to its thread, so that a
+        // One message at a time. The lock goes with the work to its thread, so that a
         // sender that gives up does not leave two of them at work.
         let incoming = self.incoming.clone().lock_owned().await;
         let term = self.role.borrow().term;
         let directory = self.store.path().join(INCOMING_DIR);
-        // What is here already comes first: a state must not take the space that its
-        // replica needs to go on.
+        // A snapshot must not take the space that the replica's own state needs.
         if let StoreHealth::DiskFull(why) = self.store.health() {
             return Err(ReceiveError::Unavailable(why));
         }
@@ -89,7 +88,7 @@ impl Inner {
         }
     }
 
-    /// Removes what was received by a transfer that did not go on.
+    /// Removes the files of a transfer that was not continued.
     pub(in crate::raft) fn expire_incoming(&self, now: Instant) {
         let Ok(mut incoming) = self.incoming.clone().try_lock_owned() else { return };
         if incoming.0.as_ref().is_some_and(|partial| now > partial.touched + PARTIAL_TTL) {
@@ -126,8 +125,8 @@ pub(in crate::raft) fn remove(directory: &Path) -> std::io::Result<()> {
 type Guard = tokio::sync::OwnedMutexGuard<IncomingSnapshot>;
 
 impl IncomingSnapshot {
-    /// Takes an offer: what is there already of its files. `term` is that of the
-    /// receiver.
+    /// Handles an offer; the reply says how much of each file is here. `term` is the
+    /// receiver's.
     pub(in crate::raft) async fn offer(
         mut incoming: Guard,
         body: &[u8],
@@ -149,7 +148,7 @@ impl IncomingSnapshot {
         message::encode(&blocking(taken).await?).map_err(ReceiveError::Malformed)
     }
 
-    /// Takes a piece.
+    /// Handles a chunk.
     pub(in crate::raft) async fn chunk(
         mut incoming: Guard,
         body: Bytes,
@@ -160,8 +159,8 @@ impl IncomingSnapshot {
         Ok(Bytes::new())
     }
 
-    /// Makes sure that everything has come and is on the disk; what is to be put in
-    /// place.
+    /// Makes sure that all files are complete and on the disk; returns the install
+    /// message.
     pub(in crate::raft) async fn complete(
         mut incoming: Guard,
         body: &[u8],
@@ -174,7 +173,7 @@ impl IncomingSnapshot {
         blocking(complete).await
     }
 
-    /// What has come is in place, or of no use.
+    /// Forgets the transfer: its files are installed, or of no use.
     pub(in crate::raft) fn clear(&mut self) {
         self.0 = None;
     }
@@ -188,7 +187,7 @@ impl IncomingSnapshot {
 }
 
 impl PartialSnapshot {
-    /// Gets ready for an offer: keeps of what is there what the offer has too.
+    /// Prepares for an offer: keeps received files that the offer has, too.
     fn take(
         incoming: &mut IncomingSnapshot,
         offer: SnapshotOffer,
@@ -216,7 +215,7 @@ impl PartialSnapshot {
                     .map_err(unavailable("remove what was received"))?;
             }
         }
-        // What can't be in a piece.
+        // Empty files have no chunks.
         for file in files.iter().filter(|file| file.entry.bytes == 0) {
             File::create(directory.join(&file.entry.name)).map_err(unavailable("create a file"))?;
         }
@@ -242,7 +241,7 @@ impl PartialSnapshot {
             ReceiveError::Malformed("a piece beyond the end of its file".to_owned())
         })?;
         if end <= arrival.bytes {
-            // It came before, and its reply was lost.
+            // A repeated chunk, whose first reply was lost.
             return Ok(());
         }
         if chunk.offset != arrival.bytes {
@@ -265,7 +264,7 @@ impl PartialSnapshot {
         if arrival.bytes == arrival.entry.bytes
             && let Some(file) = arrival.file.take()
         {
-            // Spread over the transfer, not all at its end.
+            // Each file at its end, so that the syncs are spread over the transfer.
             file.sync_all().map_err(unavailable("sync a file"))?;
             if arrival.crc != arrival.entry.crc {
                 let name = arrival.entry.name.clone();
@@ -276,7 +275,7 @@ impl PartialSnapshot {
         Ok(())
     }
 
-    /// Makes sure that everything is there and on the disk.
+    /// Makes sure that all files are complete and on the disk.
     fn finish(&mut self) -> Result<(), ReceiveError> {
         self.touched = Instant::now();
         if let Some(file) = self

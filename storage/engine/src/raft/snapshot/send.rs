@@ -1,4 +1,4 @@
-//! The sending side of a state transfer.
+//! The sending side of a snapshot's transfer.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -25,25 +25,25 @@ use crate::raft::transport::{MessageKind, TransportError};
 use crate::raft::types::{LeaderId, Node, Types};
 use crate::store::Store;
 
-/// How long the receiver may take to say that it is there.
+/// Timeout of the question whether the receiver is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the receiver may take to compare an offer with what it has.
+/// Timeout of an offer: the receiver compares it with its files.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a piece may take.
+/// Timeout of a chunk.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a piece is sent that does not arrive whole.
+/// The most attempts to send one chunk.
 const CHUNK_TRIES: u32 = 4;
-/// How long it may take to sync and open what was received, beside the time for its
+/// Timeout of syncing and opening what was received, in addition to the time for its
 /// bytes.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// The slowest disk that is waited for, bytes a second.
+/// The slowest disk that a timeout allows for, bytes per second.
 const THROUGHPUT_MIN: f64 = 20e6;
 
-/// Sends a state to a member, and waits until it has it in place.
+/// Sends a snapshot to a member, and waits until it is installed there.
 ///
 /// # Errors
-/// The transfer broke; openraft begins anew, with a newer state, and what arrived stays
-/// there.
+/// The transfer broke. openraft starts again with a newer snapshot, and the receiver
+/// keeps the files that arrived.
 pub(in crate::raft) async fn send(
     peer: &Peer,
     vote: VoteOf<Types>,
@@ -53,9 +53,10 @@ pub(in crate::raft) async fn send(
         return Err(Unreachable::from_string("only a replica's own state can be sent").into());
     };
     let meta = snapshot.meta;
-    // Nothing is flushed and read for somebody who is gone, however often openraft tries.
+    // Without this question a checkpoint would be flushed and read for a dead member,
+    // each time that openraft tries.
     peer.call(MessageKind::Ping, Bytes::new(), PING_TIMEOUT).await.map_err(transport_error)?;
-    // Before the state is made: what comes after the state must be there when it has
+    // Before the checkpoint is made: the entries after it must still be there when it has
     // arrived.
     let _pin = peer.peers.pins.pin(peer.target, meta.last_log_id.as_ref().map_or(0, |id| id.index));
     let _permit =
@@ -128,7 +129,7 @@ async fn send_file(
     Ok(())
 }
 
-/// Pieces may arrive twice: the receiver knows which it has.
+/// Chunks may arrive twice: the receiver recognises them.
 async fn send_chunk(peer: &Peer, chunk: Bytes) -> Result<(), StreamingError<Types>> {
     let mut tries = 0;
     loop {
@@ -157,7 +158,7 @@ fn transport_error(error: TransportError) -> StreamingError<Types> {
     }
 }
 
-/// A checkpoint on disk, removed when it is let go of.
+/// A checkpoint on disk, removed on drop.
 struct Checkpoint {
     directory: PathBuf,
     files: Vec<SnapshotFile>,
@@ -187,7 +188,7 @@ impl Drop for Checkpoint {
             }
             _ => {}
         };
-        // The last name of a large file takes its time.
+        // Removing the last link of a large file takes its time.
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(remove)),
             Err(_) => remove(),

@@ -1,4 +1,5 @@
-//! What the state transfers of a process share, and what those of a group hold back.
+//! Limits on the snapshot transfers of a process, and the log entries that the transfers
+//! of a group pin.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,16 +11,16 @@ use tokio::sync::Semaphore;
 
 use crate::raft::types::RaftId;
 
-/// How many states are sent at once by a process; the others wait.
+/// The most snapshots that a process sends at once; others wait.
 const CONCURRENT_SENDS_MAX: usize = 2;
-/// How long the log is held after a transfer: until the follower's progress is known to
-/// have moved.
+/// The time that the log stays pinned after a transfer: until the follower's progress is
+/// known.
 const PIN_LINGER: Duration = Duration::from_secs(5);
 
-/// The pace of a process.
+/// Rate and concurrency of a process's transfers.
 pub(in crate::raft) struct SnapshotThrottle {
     bytes_per_s: AtomicU64,
-    /// When the next piece may leave.
+    /// When the next chunk may be sent.
     next: Mutex<Option<Instant>>,
     pub(super) permits: Semaphore,
 }
@@ -39,7 +40,7 @@ impl SnapshotThrottle {
         self.bytes_per_s.store(bytes_per_s, Ordering::Relaxed);
     }
 
-    /// Waits until so many bytes may leave.
+    /// Waits until this many bytes may be sent.
     pub(super) async fn wait_for_bytes(&self, bytes: usize) {
         let rate = self.bytes_per_s.load(Ordering::Relaxed);
         if rate == 0 {
@@ -55,7 +56,7 @@ impl SnapshotThrottle {
     }
 }
 
-/// The entries of a group that must stay in the log because a transfer ends before them.
+/// Entries of a group that must stay in the log for the followers of transfers.
 #[derive(Default)]
 pub(in crate::raft) struct LogPins(Mutex<BTreeMap<RaftId, PinnedIndex>>);
 
@@ -65,7 +66,7 @@ struct PinnedIndex {
 }
 
 impl LogPins {
-    /// The entry after which the log must stay.
+    /// The lowest entry after which the log must stay.
     pub(in crate::raft) fn lowest_pinned(&self) -> Option<u64> {
         let mut pins = self.0.lock();
         let now = Instant::now();
@@ -73,20 +74,20 @@ impl LogPins {
         pins.values().map(|pin| pin.index).min()
     }
 
-    /// Whether a transfer to `target` is under way.
+    /// True while a transfer to `target` is in progress.
     pub(in crate::raft) fn is_pinned(&self, target: RaftId) -> bool {
         self.0.lock().get(&target).is_some_and(|pin| pin.until.is_none())
     }
 
-    /// Holds the log for a transfer to `target`, until this is dropped and a little
-    /// longer.
+    /// Pins the log for a transfer to `target`, until the result is dropped and
+    /// [`PIN_LINGER`] longer.
     pub(super) fn pin(self: &Arc<Self>, target: RaftId, index: u64) -> LogPin {
         self.0.lock().insert(target, PinnedIndex { index, until: None });
         LogPin { pins: self.clone(), target }
     }
 }
 
-/// A hold on the log.
+/// A pin on the log.
 pub(super) struct LogPin {
     pins: Arc<LogPins>,
     target: RaftId,
