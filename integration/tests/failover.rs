@@ -172,10 +172,16 @@ fn a_leader_transfer_is_barely_noticed() {
         logs.lines().filter(|line| line.contains(what) && line.contains(why)).count()
     };
     assert_eq!(
-        lines("this server does not lead the partition any more", "it is handed over to member"),
+        lines(
+            "this server does not lead the partition any more",
+            "leadership is transferred to member"
+        ),
         20
     );
-    assert_eq!(lines("this server leads the partition", "has handed it over"), 20);
+    assert_eq!(
+        lines("this server leads the partition", "transferred leadership to this replica"),
+        20
+    );
 }
 
 #[test]

@@ -151,9 +151,9 @@ fn a_lagging_node_catches_up_by_snapshot_despite_kills() {
         "{writes} writes, one of which took {longest:?}"
     );
 
-    let arrived = cluster.output(AWAY).matches("a state has arrived and is in place").count();
+    let arrived = cluster.output(AWAY).matches("a snapshot was received and installed").count();
     let sent = (0..AWAY)
-        .map(|number| cluster.output(number).matches("sending a state").count())
+        .map(|number| cluster.output(number).matches("sending a snapshot").count())
         .sum::<usize>();
     println!("{sent} states were begun, {arrived} have arrived");
     assert!(arrived >= HEAVY && sent > arrived, "{sent} begun, {arrived} arrived");

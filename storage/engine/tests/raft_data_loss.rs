@@ -1,5 +1,5 @@
-//! Replicas that have lost what they had: they, and those that lack what others have
-//! lost, never pass for whole.
+//! Replicas that have lost data: neither they nor replicas that hold lost entries ever
+//! pass for intact.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -22,9 +22,9 @@ const SHORT: LogPolicy = LogPolicy {
     retention_time: Duration::from_millis(100),
 };
 
-/// Two of three are put back to before a write that all three had; they go on with
+/// Restores two of three servers to before a write that all three had; they continue with
 /// another. The third is alone with what it has applied.
-async fn two_put_back(policy: LogPolicy, lost: u64, writes: u64) -> (Three, u64) {
+async fn two_restored_from_backup(policy: LogPolicy, lost: u64, writes: u64) -> (Three, u64) {
     let mut three = Three::start_as(Durability::Os, policy).await;
     let odd = three.leader().await;
     three.put(1, b"before").await;
@@ -49,7 +49,7 @@ async fn two_put_back(policy: LogPolicy, lost: u64, writes: u64) -> (Three, u64)
         three.stop(server).await;
     }
     for server in &others {
-        three.put_back(*server);
+        three.restore_backup(*server);
         three.restart(*server).await;
     }
     let leader = three.leader_among(&others).await;
@@ -77,21 +77,21 @@ async fn is_diverged(three: &Three, odd: u64) {
     assert!(matches!(replica.group.running(), Err(GroupError::Fatal(_))));
 }
 
-/// openraft looks at no ids up to what is committed: it would go on behind them.
+/// openraft compares no log ids up to the commit index: it would append behind them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_is_condemned_whose_applied_entries_the_group_lacks() {
+async fn replica_with_entries_the_group_lacks_is_diverged() {
     for writes in [0, 1, 5] {
-        let (mut three, odd) = two_put_back(LogPolicy::default(), 1, writes).await;
+        let (mut three, odd) = two_restored_from_backup(LogPolicy::default(), 1, writes).await;
         three.restart(odd).await;
         is_diverged(&three, odd).await;
-        // Nor after another restart: nothing of the other history was taken in.
+        // Nor after another restart: it took in nothing of the other history.
         three.stop(odd).await;
         three.restart(odd).await;
         is_diverged(&three, odd).await;
     }
 }
 
-/// Writes until the leader of `servers` has purged `entries` more than what it has.
+/// Writes until the leader of `servers` has purged `entries` entries more.
 async fn write_until_purged(three: &Three, servers: &[u64], entries: u64) -> u64 {
     let leader = three.leader_among(servers).await;
     let group = three.group(leader);
@@ -107,20 +107,20 @@ async fn write_until_purged(three: &Three, servers: &[u64], entries: u64) -> u64
     unreachable!()
 }
 
-/// openraft would take the leader's state for older than what is there, or panic.
+/// openraft would take the leader's snapshot for older than the state here, or panic.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_is_condemned_whose_applied_entries_an_arriving_state_lacks() {
-    let (mut three, odd) = two_put_back(SHORT, 500, 0).await;
+async fn replica_with_entries_a_snapshot_lacks_is_diverged() {
+    let (mut three, odd) = two_restored_from_backup(SHORT, 500, 0).await;
     let others = SERVERS.into_iter().filter(|server| *server != odd).collect::<Vec<_>>();
     write_until_purged(&three, &others, 0).await;
     three.restart(odd).await;
     is_diverged(&three, odd).await;
 }
 
-/// It is whole, and nothing of what the group has lost is left.
+/// It is complete, and holds nothing that the group has lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_state_that_ends_behind_all_that_was_lost_replaces_it() {
-    let (mut three, odd) = two_put_back(SHORT, 1, 0).await;
+async fn snapshot_beyond_lost_entries_replaces_the_state() {
+    let (mut three, odd) = two_restored_from_backup(SHORT, 1, 0).await;
     let others = SERVERS.into_iter().filter(|server| *server != odd).collect::<Vec<_>>();
     let last = write_until_purged(&three, &others, 2).await;
     three.restart(odd).await;
@@ -136,9 +136,9 @@ fn start_error(started: Result<Group, GroupError>) -> String {
     started.err().expect("it does not start").to_string()
 }
 
-/// What lies before the log's beginning was in the store that is gone.
+/// The entries before the log's start were in the lost store.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_whose_store_is_gone_or_too_old_is_condemned() {
+async fn replica_with_a_lost_or_old_store_is_diverged() {
     for is_gone in [true, false] {
         let mut three = Three::start_as(Durability::Os, SHORT).await;
         three.leader().await;
@@ -173,10 +173,9 @@ async fn a_replica_whose_store_is_gone_or_too_old_is_condemned() {
     }
 }
 
-/// What is acknowledged by two of three, of whom one forgets it, is not lost while the
-/// other has it.
+/// A write that two of three acknowledged is not lost when one of the two forgets it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
+async fn replica_that_lost_its_log_tail_elects_no_leader() {
     let mut three = Three::start_as(Durability::Os, LogPolicy::default()).await;
     let keeps = three.leader().await;
     let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != keeps).collect::<Vec<_>>()[..]
@@ -193,7 +192,7 @@ async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
     three.until(forgets, 2, b"acknowledged").await;
     three.stop(keeps).await;
     three.stop(forgets).await;
-    three.put_back(forgets);
+    three.restore_backup(forgets);
     three.network.heal();
     three.restart(forgets).await;
     let began = Instant::now();
@@ -211,16 +210,15 @@ async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
         three.until(server, 2, b"acknowledged").await;
     }
     wait_for("it votes again", || !three.group(forgets).stats().abstains).await;
-    // Closed in order, it does so at once the next time.
+    // After a proper shutdown it votes at once.
     three.stop(forgets).await;
     three.restart(forgets).await;
     assert!(!three.group(forgets).stats().abstains);
 }
 
-/// Under a leader that goes on, what is lost is given again, and nothing else is asked of
-/// it meanwhile.
+/// A leader that stays sends the lost entries again; the replica needs nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
+async fn leader_sends_a_lost_log_tail_again() {
     let mut three = Three::start_as(Durability::Os, LogPolicy::default()).await;
     let leader = three.leader().await;
     let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..]
@@ -237,7 +235,7 @@ async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
         three.until(server, 49, b"acknowledged").await;
     }
     three.stop(forgets).await;
-    three.put_back(forgets);
+    three.restore_backup(forgets);
     three.restart(forgets).await;
     assert!(three.get(forgets, 49).is_none());
     three.until(forgets, 49, b"acknowledged").await;
@@ -245,13 +243,13 @@ async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
     three.until(forgets, 50, b"after").await;
     assert_eq!(three.leader().await, leader);
     wait_for("it votes again", || !three.group(forgets).stats().abstains).await;
-    // It is needed for a majority now, and what it acknowledges counts.
+    // It is needed for a majority now, and its acknowledgements count.
     three.network.isolate(lacks, &SERVERS);
     put(&three.group(leader), 51, b"two of three").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_all_may_have_lost_something_the_longest_log_leads() {
+async fn longest_log_leads_when_all_members_are_suspects() {
     let mut three = Three::start_as(Durability::Os, LogPolicy::default()).await;
     let old = three.leader().await;
     let [longest, other] = SERVERS.into_iter().filter(|id| *id != old).collect::<Vec<_>>()[..]
@@ -270,7 +268,7 @@ async fn when_all_may_have_lost_something_the_longest_log_leads() {
     }
     let began = Instant::now();
     for server in SERVERS {
-        three.put_back(server);
+        three.restore_backup(server);
         three.restart(server).await;
     }
     let leader = three.leader().await;

@@ -13,7 +13,8 @@ use engine::raft::{ChangeError, MessageKind, RaftMessage, ReceiveError, Transfer
 use parking_lot::Mutex;
 use raft_kit::*;
 
-/// What a node does a few times a second: the leader, if its disk is ailing, hands over.
+/// As a node does a few times a second: a leader with a disk problem transfers its
+/// leadership.
 async fn evict_leader(three: &Three, server: u64) -> Result<Option<u64>, ChangeError> {
     let group = three.group(server);
     match group.disk_problem() {
@@ -27,7 +28,7 @@ fn set_slow(three: &Three, server: u64, ms: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
+async fn leader_on_a_slow_disk_transfers_and_writes_go_on() {
     let three = Three::start_with(Durability::Always).await;
     let leader = three.leader().await;
     three.put(1, b"before").await;
@@ -36,7 +37,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
 
     set_slow(&three, leader, 2000);
     let slow_since = Instant::now();
-    // The leader's own disk is not waited for.
+    // Writes do not wait for the leader's own disk.
     put(&three.group(leader), 2, b"while it hangs").await.unwrap();
     assert!(slow_since.elapsed() < Duration::from_secs(1), "{:?}", slow_since.elapsed());
     wait_for("the hanging sync is noticed", || {
@@ -48,7 +49,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
         term,
         "heartbeats go on: nobody has stood for election"
     );
-    // It is the disk that decides, not only who is there: one of the two is slow, too.
+    // The target's disk counts, not only whether it is up: one of the two is slow, too.
     set_slow(&three, others[0], 300);
     three.servers[&others[0]].log.flush().await.unwrap();
     wait_for("its sync is slow", || {
@@ -69,7 +70,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     put(&three.group(others[1]), 3, b"after").await.unwrap();
     assert_eq!(leaving.await.unwrap().unwrap(), Some(raft_id(others[1])));
 
-    // Its disk is well again, and it gets nothing back for a minute.
+    // Its disk is healthy again; no leadership returns to it for a minute.
     set_slow(&three, leader, 0);
     set_slow(&three, others[0], 0);
     three.servers[&leader].log.flush().await.unwrap();
@@ -82,10 +83,13 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
         .transfer_leader(raft_id(leader), Box::new(|| panic!("nothing begins")))
         .await;
     assert!(
-        matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("its disk is not well")),
+        matches!(
+            &refused,
+            Err(ChangeError::Refused(why)) if why.contains("its disk has a problem")
+        ),
         "{refused:?}"
     );
-    // Unless nobody else can: whoever stops asks for no more than that.
+    // Except when no other can lead: a leader that stops accepts any target.
     let stopping = three
         .group(others[1])
         .transfer_leader_with(raft_id(leader), TransferReason::Stopping, Box::new(|| ()))
@@ -94,7 +98,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
+async fn leader_on_a_full_disk_transfers_unless_all_are_full() {
     let three = Three::start_with(Durability::Always).await;
     let leader = three.leader().await;
     let others: Vec<u64> = SERVERS.into_iter().filter(|server| *server != leader).collect();
@@ -116,8 +120,8 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
     assert_eq!(evict_leader(&three, leader).await.unwrap(), None, "it is not tried all the time");
     put(&three.group(leader), 1, b"it serves").await.unwrap();
     others.iter().for_each(|server| fill(server, 50));
-    // They count as ailing for a minute, so here the first one's words are simply not
-    // true any more: a restart forgets them.
+    // The problems count for a minute. A restart forgets them, which saves the test that
+    // time.
     let mut three = three;
     for server in &others {
         three.stop(*server).await;
@@ -139,10 +143,10 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
     assert!(others.contains(&(to - 100)));
 }
 
-/// A disk that hangs: what is proposed meanwhile is bounded, and refused before anything
-/// is proposed.
+/// While a disk hangs, the proposals that wait for it are bounded, and further ones are
+/// refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_for_a_leaders_disk_is_bounded() {
+async fn proposals_waiting_for_a_leaders_disk_are_bounded() {
     let three = Three::start_with(Durability::Always).await;
     let leader = three.leader().await;
     let group = three.group(leader);
@@ -165,9 +169,9 @@ async fn what_waits_for_a_leaders_disk_is_bounded() {
     wait_for("it keeps up again", || group.writable().is_ok()).await;
 }
 
-/// Copies of a letter with entries whose sender has given up waiting: one is taken in.
+/// Of repeated messages with entries whose sender has given up, one is taken in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
+async fn follower_waiting_for_its_disk_takes_one_append() {
     let three = Three::start_with(Durability::Always).await;
     let leader = three.leader().await;
     three.put(1, b"before").await;
@@ -175,7 +179,7 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     three.until(follower, 1, b"before").await;
     let (seen, is_on) =
         (Arc::new(Mutex::new(Vec::<RaftMessage>::new())), Arc::new(AtomicBool::new(true)));
-    three.network.mangle({
+    three.network.filter_messages({
         let (seen, is_on) = (seen.clone(), is_on.clone());
         move |message| {
             let is_it = message.kind == MessageKind::Append
@@ -184,7 +188,7 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
             if is_it && is_on.load(Ordering::Relaxed) {
                 seen.lock().push(message.clone());
             }
-            // It is the test that delivers it.
+            // The test delivers it itself.
             !is_it
         }
     });
@@ -212,7 +216,7 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     }
     assert_eq!(taken, 1);
     set_slow(&three, follower, 0);
-    // What is no entry goes through beside it, and so do entries when it is done.
+    // Messages without entries are taken meanwhile, and entries are when it is done.
     assert_ne!(
         group.receive(message).await.map(|_: Bytes| ()),
         Err(ReceiveError::Unavailable(String::new()))

@@ -1,5 +1,5 @@
-//! Groups of three over a network in memory: they elect, replicate, fail over, and take
-//! back who was away.
+//! Groups of three over a network in memory: elections, replication, failover, and
+//! restarts.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -12,10 +12,10 @@ use engine::raft::types::{LeaderId, Types, Vote};
 use engine::raft::{ChangeError, GroupError, MessageKind, RaftMessage};
 use openraft::raft::TransferLeaderRequest;
 use parking_lot::Mutex;
-use raft_kit::{GROUP, SERVERS, Three, acquire_leadership, delivered, put, raft_id};
+use raft_kit::{GROUP, SERVERS, Three, acquire_leadership, delivered_messages, put, raft_id};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_group_elects_its_first_member_at_once_and_replicates() {
+async fn new_group_elects_its_first_member_and_replicates() {
     let started = Instant::now();
     let three = Three::start().await;
     let leader = three.leader().await;
@@ -60,7 +60,7 @@ async fn failover_takes_about_a_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_come_back_and_lose_nothing() {
+async fn restart_of_all_members_loses_nothing() {
     let mut three = Three::start().await;
     for key in 0..100 {
         three.put(key, b"v").await;
@@ -81,9 +81,9 @@ async fn all_come_back_and_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_others_form_a_new_group_when_the_first_never_comes() {
+async fn other_members_bootstrap_a_group_without_the_first() {
     let mut three = Three::start().await;
-    // Not quite "never": it had formed the group and is cut off before anybody else heard
+    // The first has bootstrapped the group, and is cut off before any other member learns
     // of it.
     for server in SERVERS {
         three.stop(server).await;
@@ -105,8 +105,7 @@ async fn the_others_form_a_new_group_when_the_first_never_comes() {
     eprintln!("formed by others after {:?}", started.elapsed());
     let leader = replicas.iter().find(|replica| replica.group.stats().is_leader).unwrap();
     put(&leader.group, 1, b"v").await.unwrap();
-    // The first comes late, forms the group for itself, and finds that it has been
-    // formed.
+    // The first comes back, bootstraps the group for itself, and finds it bootstrapped.
     let late = raft_kit::Server::start(1, &directory.path().join("1"), &network);
     let first = late.replica(9, Some(&SERVERS)).await;
     raft_kit::wait_for("the first has caught up", || raft_kit::get(&first.store, 1).is_some())
@@ -114,7 +113,7 @@ async fn the_others_form_a_new_group_when_the_first_never_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_and_lossy_network_slows_writes_only() {
+async fn slow_and_lossy_network_only_slows_writes() {
     let three = Three::start().await;
     three.leader().await;
     three.network.slow(Duration::from_millis(5), 2);
@@ -138,7 +137,7 @@ async fn a_slow_and_lossy_network_slows_writes_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_without_the_others_refuses_within_the_lease() {
+async fn isolated_leader_refuses_within_the_lease() {
     let three = Three::start().await;
     let old = three.leader().await;
     three.put(1, b"v").await;
@@ -159,8 +158,8 @@ async fn a_leader_without_the_others_refuses_within_the_lease() {
     assert!(!group.stats().is_leader);
 }
 
-/// The leader, and another that has everything up to a write of `key`.
-async fn leader_and_heir(three: &Three, key: u64) -> (u64, u64) {
+/// The leader, and another member that has everything up to a write of `key`.
+async fn leader_and_successor(three: &Three, key: u64) -> (u64, u64) {
     let leader = three.leader().await;
     three.put(key, b"v").await;
     let heir = SERVERS[(SERVERS.iter().position(|id| *id == leader).unwrap() + 1) % 3];
@@ -169,10 +168,10 @@ async fn leader_and_heir(three: &Three, key: u64) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leadership_is_handed_over_without_a_pause() {
+async fn leadership_transfer_causes_no_pause() {
     let three = Three::start().await;
     for round in 0..6 {
-        let (from, to) = leader_and_heir(&three, round).await;
+        let (from, to) = leader_and_successor(&three, round).await;
         let revoked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (group, flag) = (three.group(from), revoked.clone());
         let started = Instant::now();
@@ -211,14 +210,14 @@ async fn leadership_is_handed_over_without_a_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
+async fn transfer_to_a_dead_member_ends_in_an_election() {
     let three = Three::start().await;
     for round in 0..3 {
-        let (from, to) = leader_and_heir(&three, round).await;
+        let (from, to) = leader_and_successor(&three, round).await;
         let third = SERVERS.into_iter().find(|id| ![from, to].contains(id)).unwrap();
         let (group, network) = (three.group(from), three.network.clone());
         let started = Instant::now();
-        // It said that it could lead, and is gone.
+        // It has said that it is ready to lead, and is dead.
         group
             .transfer_leader(raft_id(to), Box::new(move || network.isolate(to, &SERVERS)))
             .await
@@ -233,18 +232,18 @@ async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
     }
 }
 
-/// The new leader's first words are lost for longer than a tick, and the old one, which
-/// heard of no leader in a long time, has nothing but its own vote to go by.
+/// The new leader's first messages are lost for longer than a tick. The old leader has
+/// had no contact with a leader for a long time, and knows only its own vote.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_gave_its_vote_lets_the_other_win() {
+async fn voter_lets_its_candidate_win() {
     let three = Three::start().await;
     for round in 0..3 {
-        let (from, to) = leader_and_heir(&three, round).await;
+        let (from, to) = leader_and_successor(&three, round).await;
         tokio::time::sleep(engine::raft::LEADER_LEASE.mul_f64(1.2)).await;
         let (group, candidates) = (three.group(from), Arc::<Mutex<Vec<(u64, Bytes)>>>::default());
         let (started, seen) = (Instant::now(), candidates.clone());
         let is_late = move || started.elapsed() < Duration::from_millis(150);
-        three.network.mangle(move |message| {
+        three.network.filter_messages(move |message| {
             if message.kind == MessageKind::Vote {
                 seen.lock().push((message.from, message.body.clone()));
             }
@@ -264,7 +263,7 @@ async fn who_gave_its_vote_lets_the_other_win() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_is_replaced_by_another() {
+async fn member_is_replaced_by_another() {
     let three = Three::start().await;
     let leader = three.leader().await;
     three.put(1, b"v").await;
@@ -288,7 +287,7 @@ async fn a_member_is_replaced_by_another() {
     let deadline = Instant::now() + Duration::from_secs(20);
     while let Err(refused) = group.change_members(&voters).await {
         assert!(
-            matches!(&refused, ChangeError::Refused(why) if why.contains("not heard of lately")),
+            matches!(&refused, ChangeError::Refused(why) if why.contains("no recent contact")),
             "{refused:?}"
         );
         assert!(Instant::now() < deadline, "{refused:?}");
@@ -301,18 +300,17 @@ async fn a_member_is_replaced_by_another() {
         status.members.iter().map(|(id, ..)| *id).collect::<std::collections::BTreeSet<_>>(),
         voters
     );
-    // With the removed one and another away, leader and newcomer are a majority.
+    // With the removed one and another down, leader and newcomer are a majority.
     let other = SERVERS.into_iter().find(|id| ![leader, removed].contains(id)).unwrap();
     three.network.cut(leader, removed);
     three.network.cut(leader, other);
     put(&group, 2, b"w").await.unwrap();
     raft_kit::wait_for("the newcomer follows", || raft_kit::get(&added.store, 2).is_some()).await;
-    // What is addressed to a replica that is gone is not taken by its successor.
+    // Messages to a removed replica are not taken by its successor.
     assert!(!three.group(removed).stats().is_leader);
 }
 
-/// What 64 groups of three cost when nothing happens: printed, for three servers in one
-/// process.
+/// CPU time of 64 idle groups of three: printed, for three servers in one process.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_groups_cost_little() {
     let network = std::sync::Arc::<raft_kit::Network>::default();
@@ -337,16 +335,16 @@ async fn idle_groups_cost_little() {
     };
     let (before, started) = (cpu(), Instant::now());
     tokio::time::sleep(Duration::from_secs(5)).await;
-    // Ticks of 10 ms.
+    // Clock ticks of 10 ms.
     let percent = (cpu() - before) / started.elapsed().as_secs_f64();
     eprintln!("64 idle groups of three: {percent:.1} % of a core, all three servers together");
     assert!(percent < 60.0);
 }
 
-/// Neither of a term that nobody has reached nor of a leader that is not followed is a
-/// handover taken: who believed it would stand for ever.
+/// A transfer is ignored from a term that nobody has reached, and from a leader that is
+/// not followed: a replica that believed it would campaign for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_stands_because_of_a_strangers_handover() {
+async fn transfer_by_a_foreign_leader_causes_no_campaign() {
     let three = Three::start().await;
     let leader = three.leader().await;
     let [follower, other] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..]
@@ -356,7 +354,7 @@ async fn nobody_stands_because_of_a_strangers_handover() {
     three.put(1, b"v").await;
     three.until(follower, 1, b"v").await;
     let term = three.group(leader).stats().term;
-    let asked = delivered(&three.network, MessageKind::PreVote);
+    let asked = delivered_messages(&three.network, MessageKind::PreVote);
     for (term, from) in [(term + 1000, leader), (term + 1000, other), (term, other)] {
         let vote = Vote {
             leader_id: LeaderId { term: term.into(), node_id: raft_id(from) },
@@ -376,6 +374,10 @@ async fn nobody_stands_because_of_a_strangers_handover() {
         three.group(follower).receive(message).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(delivered(&three.network, MessageKind::PreVote), asked, "it does not stand");
+    assert_eq!(
+        delivered_messages(&three.network, MessageKind::PreVote),
+        asked,
+        "it does not stand"
+    );
     assert_eq!(three.group(leader).stats().term, term);
 }

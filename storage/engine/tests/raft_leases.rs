@@ -1,5 +1,5 @@
-//! Whoever is confirmed as the leader sees everything that anybody was told of, whatever
-//! the network does and whoever restarts.
+//! A confirmed leader sees all acknowledged writes, whatever the network does and
+//! whichever server restarts.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -19,10 +19,10 @@ async fn confirms(group: &Group) -> bool {
     )
 }
 
-/// openraft forgets at a restart what it promised its leader; a voter that restarts in
-/// the middle of a lease must not elect another within it.
+/// openraft forgets at a restart what it promised its leader; a voter that restarts
+/// during a lease must not elect another leader within it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_voter_keeps_its_word() {
+async fn restarted_voter_keeps_its_promise() {
     let mut three = Three::start().await;
     for round in 0..3 {
         let old = three.leader().await;
@@ -33,13 +33,13 @@ async fn a_restarted_voter_keeps_its_word() {
         };
         three.put(round, b"old").await;
         three.until(lonely, round, b"old").await;
-        // The lonely one hears nothing any more, and will stand as soon as it may. The
-        // leader goes on with the other.
+        // The isolated member receives nothing any more, and campaigns as soon as it may.
+        // The leader goes on with the other.
         three.network.cut(old, lonely);
         tokio::time::sleep(LEADER_LEASE + Duration::from_millis(300)).await;
         let leader = three.group(old);
         assert!(confirms(&leader).await, "two of three are enough");
-        // Renewed a moment ago by the one that now forgets.
+        // The lease was renewed a moment ago, by the member that now forgets.
         three.stop(restarting).await;
         three.network.cut(old, restarting);
         let cut = Instant::now();
@@ -63,7 +63,7 @@ async fn a_restarted_voter_keeps_its_word() {
             "the old leader was confirmed until {confirmed:?}, the new one committed at \
              {committed:?}"
         );
-        // Confirmed means good for that long.
+        // A confirmation is valid for that time.
         let relied_on = confirmed.unwrap_or_default() + QUORUM_ACK_AGE_MAX;
         assert!(relied_on < committed, "stale reads between {committed:?} and {relied_on:?}");
         three.network.heal();
@@ -71,10 +71,10 @@ async fn a_restarted_voter_keeps_its_word() {
     }
 }
 
-/// Readers everywhere ask for confirmation and then look; a writer counts up; the network
-/// is cut and healed and servers restart at random.
+/// Readers on all servers ask for confirmation and then read; a writer counts up; the
+/// network is cut and healed and servers restart at random.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_who_is_confirmed_lacks_what_was_acknowledged() {
+async fn confirmed_leader_has_all_acknowledged_writes() {
     let seed: u64 =
         std::env::var("BRIDLE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
     eprintln!("seed {seed}; replay with BRIDLE_TEST_SEED={seed}");
@@ -175,10 +175,10 @@ async fn nobody_who_is_confirmed_lacks_what_was_acknowledged() {
     assert!(reads.load(Ordering::Relaxed) > 100);
 }
 
-/// By the clock that Raft goes by, an acknowledgement from before the machine was
-/// suspended is as fresh after it.
+/// Raft's clock stands still while a machine is suspended: an acknowledgement from before
+/// looks fresh afterwards.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before() {
+async fn acks_from_before_a_suspend_confirm_no_leader() {
     let three = Three::start().await;
     for (round, is_suspended) in [(1, true), (2, false)] {
         let leader = three.leader().await;
@@ -202,9 +202,9 @@ async fn a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before(
     }
 }
 
-/// What only the old leader has in its log was acknowledged to nobody, and goes.
+/// Entries that only the old leader has were never acknowledged, and are dropped.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tail_that_nobody_else_has_is_replaced() {
+async fn log_tail_of_an_old_leader_is_replaced() {
     let mut three = Three::start_with(Durability::Always).await;
     let old = three.leader().await;
     three.put(1, b"kept").await;

@@ -1,5 +1,5 @@
-//! A replica that is too far behind for the log gets the whole state: in pieces, whole or
-//! not at all, and going on where it broke off.
+//! A replica that is too far behind for the log gets a snapshot: in chunks, complete or
+//! not at all, and resumed where it broke off.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -15,7 +15,7 @@ use engine::raft::{MessageKind, finish_rebuild};
 use engine::store::Store;
 use openraft::RaftLogReader;
 use parking_lot::Mutex;
-use raft_kit::{GROUP, SERVERS, Server, Three, delivered, noise, put, wait_for};
+use raft_kit::{GROUP, SERVERS, Server, Three, delivered_messages, noise, put, wait_for};
 
 /// A log that is purged soon.
 const SHORT: LogPolicy = LogPolicy {
@@ -31,9 +31,9 @@ const SHORT: LogPolicy = LogPolicy {
 const VALUE: usize = 1 << 20;
 const VALUES: u64 = 24;
 
-/// Three servers, the third of which was away while so much was written that the log is
-/// gone.
-async fn one_far_behind() -> Three {
+/// Three servers, the third of which was down while the entries that it lacks were
+/// purged.
+async fn one_lagging() -> Three {
     let mut three = Three::start_as(Durability::Os, SHORT).await;
     three.leader().await;
     three.put(1000, b"before").await;
@@ -45,7 +45,7 @@ async fn one_far_behind() -> Three {
     for key in 0..VALUES {
         put(&group, key, &noise(key, VALUE)).await.unwrap();
     }
-    // A little more from time to time, so that it is looked at.
+    // A few more writes from time to time, so that the policy is checked.
     for key in 2000.. {
         put(&group, key, b"more").await.unwrap();
         if group.stats().purged > lost {
@@ -64,7 +64,7 @@ fn check(three: &Three) {
     assert_eq!(three.get(3, 1000).unwrap(), "before");
 }
 
-async fn nothing_is_left(three: &Three) {
+async fn no_leftovers(three: &Three) {
     let left = || {
         let names = |path: &std::path::Path| {
             std::fs::read_dir(path)
@@ -82,14 +82,17 @@ async fn nothing_is_left(three: &Three) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_far_behind_gets_the_state_and_then_the_log() {
-    let mut three = one_far_behind().await;
+async fn lagging_replica_gets_a_snapshot_and_then_the_log() {
+    let mut three = one_lagging().await;
     three.restart(3).await;
     three.put(1001, b"after").await;
     three.until(3, 1001, b"after").await;
     check(&three);
-    assert!(delivered(&three.network, MessageKind::SnapshotChunk) >= VALUES, "it came in pieces");
-    nothing_is_left(&three).await;
+    assert!(
+        delivered_messages(&three.network, MessageKind::SnapshotChunk) >= VALUES,
+        "it came in pieces"
+    );
+    no_leftovers(&three).await;
     // It is a member like any other: it can lead.
     let leader = three.leader().await;
     if leader != 3 {
@@ -100,7 +103,7 @@ async fn a_replica_far_behind_gets_the_state_and_then_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_is_kept_for_the_slowest_that_is_there() {
+async fn log_is_retained_for_the_slowest_follower_that_is_up() {
     let three = Three::start_as(
         Durability::Os,
         LogPolicy { retention_bytes: 64 << 20, retention_entries: 10_000, ..SHORT },
@@ -120,25 +123,29 @@ async fn the_log_is_kept_for_the_slowest_that_is_there() {
         store.flushed().unwrap().is_some_and(|flushed| flushed.index > lost + VALUES / 2)
     })
     .await;
-    // The keeper has had a look at it.
+    // The policy was checked meanwhile.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(group.stats().purged <= lost, "{:?}", group.status());
     three.network.heal();
     three.until(late, VALUES - 1, &noise(VALUES - 1, VALUE)).await;
-    assert_eq!(delivered(&three.network, MessageKind::SnapshotChunk), 0, "it came from the log");
+    assert_eq!(
+        delivered_messages(&three.network, MessageKind::SnapshotChunk),
+        0,
+        "it came from the log"
+    );
     wait_for("nobody needs it any more", || group.stats().purged > lost).await;
 }
 
-/// Neither for one whose process is gone nor for one that does not answer is a state
-/// made, which costs a flush and a look at every byte.
+/// No snapshot is made for a member whose process is dead or does not answer: that costs
+/// a flush and a read of every byte.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_state_is_made_for_who_is_not_there() {
-    let mut three = one_far_behind().await;
+async fn no_snapshot_is_made_for_a_dead_member() {
+    let mut three = one_lagging().await;
     let leader = three.leader().await;
     let dir = three.replicas[&leader].dir.clone();
     for is_frozen in [false, true] {
         if is_frozen {
-            three.network.mangle(|message| message.target != raft_kit::raft_id(3));
+            three.network.filter_messages(|message| message.target != raft_kit::raft_id(3));
             three.restart(3).await;
         }
         let began = Instant::now();
@@ -160,9 +167,9 @@ async fn no_state_is_made_for_who_is_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_transfer_goes_on_where_it_was() {
-    let mut three = one_far_behind().await;
-    // So that compaction does not make other files of them in the middle of it.
+async fn broken_snapshot_transfer_resumes() {
+    let mut three = one_lagging().await;
+    // So that no compaction replaces the files during the transfer.
     for replica in three.replicas.values() {
         let store = replica.store.clone();
         tokio::task::spawn_blocking(move || store.compact().unwrap().wait().unwrap())
@@ -171,9 +178,9 @@ async fn a_broken_transfer_goes_on_where_it_was() {
     }
     let seen = Arc::new(Mutex::new((0u64, 0u64)));
     let counted = seen.clone();
-    // Ten pieces arrive; then none for a while, and then the rest.
+    // Ten chunks arrive; then none for a while, and then the rest.
     let started = Arc::new(Mutex::new(None));
-    three.network.mangle(move |message| {
+    three.network.filter_messages(move |message| {
         if !message.kind.is_bulk() {
             return true;
         }
@@ -193,15 +200,15 @@ async fn a_broken_transfer_goes_on_where_it_was() {
     eprintln!("{pieces} pieces in {offers} transfers");
     assert!(offers >= 2, "it broke");
     assert!(pieces < VALUES + VALUES / 2 + 10, "{pieces} pieces for {VALUES} MiB");
-    nothing_is_left(&three).await;
+    no_leftovers(&three).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_piece_that_was_damaged_on_the_way_is_sent_again() {
-    let mut three = one_far_behind().await;
+async fn damaged_snapshot_chunk_is_sent_again() {
+    let mut three = one_lagging().await;
     let damaged = Arc::new(Mutex::new(0));
     let count = damaged.clone();
-    three.network.mangle(move |message| {
+    three.network.filter_messages(move |message| {
         let mut count = count.lock();
         if message.kind == MessageKind::SnapshotChunk && message.body.len() > 1000 && *count < 3 {
             let mut body = message.body.to_vec();
@@ -219,12 +226,12 @@ async fn a_piece_that_was_damaged_on_the_way_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_during_a_slow_transfer_do_not_make_it_start_again() {
-    let mut three = one_far_behind().await;
+async fn writes_do_not_restart_a_slow_snapshot_transfer() {
+    let mut three = one_lagging().await;
     for server in three.servers.values() {
         server.ticker.set_snapshot_rate(8 << 20);
     }
-    let offers = delivered(&three.network, MessageKind::SnapshotOffer);
+    let offers = delivered_messages(&three.network, MessageKind::SnapshotOffer);
     let leader = three.leader().await;
     let group = three.group(leader);
     three.restart(3).await;
@@ -243,17 +250,17 @@ async fn writes_during_a_slow_transfer_do_not_make_it_start_again() {
     let last = 5000 + written - 1;
     three.until(3, last, b"meanwhile").await;
     check(&three);
-    let offers = delivered(&three.network, MessageKind::SnapshotOffer) - offers;
+    let offers = delivered_messages(&three.network, MessageKind::SnapshotOffer) - offers;
     eprintln!("{written} writes meanwhile, the slowest in {latest:?}; {offers} transfers");
     assert_eq!(offers, 1, "the log that follows the state was held");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_can_not_send_a_state() {
+async fn garbage_and_misaddressed_messages_are_refused() {
     let three = Three::start().await;
     three.leader().await;
     three.put(1, b"v").await;
-    // Any bytes, of any kind, to a running replica.
+    // Arbitrary bytes, of any kind, to a running replica.
     let group = three.group(2);
     let mut refused = BTreeMap::new();
     for seed in 0..400u64 {
@@ -294,11 +301,10 @@ async fn a_stranger_can_not_send_a_state() {
     assert!(group.running().is_ok());
 }
 
-/// A rebuild whose process ended in the middle of putting the new state in place of the
-/// damaged one.
+/// The process of a rebuild ended while the new store took the place of the damaged one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuilt_state_is_put_in_place_by_the_next_process() {
-    let mut three = one_far_behind().await;
+async fn next_process_finishes_an_interrupted_rebuild() {
+    let mut three = one_lagging().await;
     let leader = three.leader().await;
     let dir = three.path(3).join(format!("store-{GROUP}"));
     let beside = |what: &str| PathBuf::from(format!("{}.{what}", dir.display()));

@@ -12,7 +12,7 @@ use openraft::alias::SnapshotOf;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 
-/// The state machine, with what is between two replicas put in: the suite hands one's
+/// The state machine with a transfer between two replicas: the suite passes one replica's
 /// snapshot to another as it is, where a real one is sent as files.
 struct Delivered {
     machine: Machine,
@@ -98,6 +98,6 @@ async fn openrafts_suite_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn openrafts_suite_passes_when_entries_are_read_from_segments() {
+async fn openrafts_suite_passes_reading_from_segments() {
     suite(0, Durability::Os).await;
 }

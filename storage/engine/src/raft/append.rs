@@ -36,7 +36,7 @@ use super::types::{LogId, RaftId, Types};
 const IN_FLIGHT_MAX: usize = 1;
 const _: () = assert!(
     IN_FLIGHT_MAX == 1,
-    "a second letter under way would lengthen the leader's lease beyond its followers' promise"
+    "a second message in flight would extend the leader's lease beyond its followers' promise"
 );
 /// The longest delay of a commit notice. Nothing waits for it: a new leader applies
 /// everything before it serves.
@@ -113,7 +113,9 @@ async fn send_append(
         AppendEntriesResponse::PartialSuccess(matched) => *matched == last,
         AppendEntriesResponse::Conflict if request.prev_log_id.is_none() => {
             return (
-                Err(to_unreachable("the beginning of a log conflicts with nothing".to_owned())),
+                Err(to_unreachable(
+                    "the follower reports a conflict before the first entry".to_owned(),
+                )),
                 false,
             );
         }
@@ -215,11 +217,11 @@ mod tests {
 
     fn parts(request: Option<AppendEntriesRequest<Types>>) -> (u64, bool) {
         let request = request.expect("a request");
-        (request.leader_commit.expect("the news").index + 1, !request.entries.is_empty())
+        (request.leader_commit.expect("a commit index").index + 1, !request.entries.is_empty())
     }
 
     #[tokio::test]
-    async fn news_travels_with_entries_or_alone_after_a_while() {
+    async fn commit_notice_travels_with_entries_or_after_a_delay() {
         let (mut give, input) = futures::channel::mpsc::channel(8);
         let mut output = Box::pin(delay_commit_notices(input));
         for (last, entries) in [(5, true), (6, false), (6, true), (7, false)] {

@@ -283,7 +283,7 @@ impl Group {
         }
         if inner.is_transferring.load(Ordering::SeqCst) {
             return Err(GroupError::NotLeader {
-                why: "leadership is being handed over".to_owned(),
+                why: "leadership is being transferred".to_owned(),
                 leader: None,
             });
         }
@@ -336,7 +336,7 @@ impl Group {
                 let _submitting = Submitting::new(&self.inner.submitting);
                 if self.inner.is_transferring.load(Ordering::SeqCst) {
                     return Err(GroupError::NotLeader {
-                        why: "leadership is being handed over".to_owned(),
+                        why: "leadership is being transferred".to_owned(),
                         leader: None,
                     });
                 }
@@ -359,7 +359,7 @@ impl Group {
                     // The responder was dropped: Raft has stopped, and may or may not
                     // have appended the entry.
                     Err(_) => Err(GroupError::Unknown(
-                        "the Raft group stopped while the write was under way".to_owned(),
+                        "the Raft group stopped while the write was in flight".to_owned(),
                     )),
                 }
             });
@@ -447,7 +447,7 @@ impl Group {
     pub async fn ended(&self) -> String {
         let mut ended = self.inner.ended.subscribe();
         let why = ended.wait_for(Option::is_some).await;
-        why.ok().and_then(|why| why.clone()).unwrap_or_else(|| "nothing is known of it".to_owned())
+        why.ok().and_then(|why| why.clone()).unwrap_or_else(|| "the reason is unknown".to_owned())
     }
 
     /// Stops the group; proposals without an answer get an unknown outcome.
@@ -492,7 +492,7 @@ impl Inner {
                 return self.may_campaign(now, &voters).err();
             }
             if election_timer.should_bootstrap(now) {
-                self.note_cause("the group was formed".to_owned());
+                self.note_cause("the group was bootstrapped".to_owned());
                 tokio::spawn(self.clone().bootstrap());
             }
             return election_timer.bootstrap_at();
@@ -519,7 +519,7 @@ impl Inner {
     async fn bootstrap(self: Arc<Self>) {
         match self.raft.initialize(self.initial.clone()).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
-            Err(error) => tracing::error!(group = self.number, %error, "a group can't be formed"),
+            Err(error) => tracing::error!(group = self.number, %error, "cannot bootstrap a group"),
         }
     }
 
@@ -558,7 +558,7 @@ impl Inner {
         }
         let why = match self.raft.is_initialized().await {
             Err(error) => error.to_string(),
-            Ok(_) => "its core has gone".to_owned(),
+            Ok(_) => "the Raft core has ended".to_owned(),
         };
         self.role.send_modify(|role| (role.is_leader, role.leader) = (false, None));
         self.end(why);
@@ -577,7 +577,11 @@ impl Inner {
     /// Nothing more may be taken from this replica's state; the store must be rebuilt
     /// from the peers.
     pub(super) async fn mark_diverged(&self, why: String) {
-        tracing::error!(group = self.number, why, "a replica's state is not that of its group");
+        tracing::error!(
+            group = self.number,
+            why,
+            "this replica has diverged from its group: it stops and must be rebuilt"
+        );
         self.store.mark_diverged(&why);
         self.end(why);
         if let Err(error) = self.raft.shutdown().await {

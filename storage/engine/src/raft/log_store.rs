@@ -193,8 +193,8 @@ impl GroupLog {
                 applied.map_or("is empty".to_owned(), |applied| format!("ends at entry {applied}"));
             let begins = visible.first;
             return Some(format!(
-                "the store {ends}, and the log begins at {begins}: the store is lost, or of an \
-                 earlier time than the log"
+                "the store {ends}, and the log begins at {begins}: the store is lost, or \
+                 older than the log"
             ));
         }
         let applied = applied?;

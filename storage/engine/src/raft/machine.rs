@@ -20,7 +20,7 @@
 //! - The log is never purged beyond the flushed entry
 //!   (`only_flushed_entries_are_purged`).
 //! - openraft is told of no state on disk that is newer than what it has handed over
-//!   (`an_installed_state_is_named_as_it_was_announced`).
+//!   (`installed_snapshot_keeps_its_announced_meta`).
 //! - On a full disk an entry waits until it can be written; nothing stops
 //!   (`tests/disk_full.rs`).
 
@@ -142,7 +142,7 @@ impl SnapshotSource {
             SnapshotSource::Local(store) => store.checkpoint(directory),
             SnapshotSource::Received(received) => Err(Fault::Io {
                 doing: format!("checkpoint {}", received.display()),
-                reason: "it is a received state, not a live one".into(),
+                reason: "these are received files, not a live store".into(),
             }),
         }
     }
@@ -221,14 +221,21 @@ fn write_until_space(store: &Store, writes: &[EntryWrite]) -> Result<(), Fault> 
         match store.apply(writes, OnStall::Wait) {
             Err(Fault::DiskFull(reason)) => {
                 if !told {
-                    tracing::error!(store = %store.path().display(), %reason, "the disk is full: writes wait, reads go on");
+                    tracing::error!(
+                        store = %store.path().display(),
+                        %reason,
+                        "the disk is full: writes wait until there is space, reads go on"
+                    );
                     told = true;
                 }
                 std::thread::sleep(DISK_FULL_RETRY);
             }
             Ok(()) => {
                 if told {
-                    tracing::info!(store = %store.path().display(), "there is space again: writes go on");
+                    tracing::info!(
+                        store = %store.path().display(),
+                        "the disk has space again: writes go on"
+                    );
                 }
                 return Ok(());
             }
@@ -320,7 +327,7 @@ impl RaftStateMachine<Types> for Machine {
         let SnapshotSource::Received(directory) = snapshot else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "a replica's own state cannot be installed over itself",
+                "a replica's own store cannot be installed over itself",
             ));
         };
         let store = self.store.clone();
@@ -333,7 +340,7 @@ impl RaftStateMachine<Types> for Machine {
         (self.applied, self.membership) = read_state(self.store.applied()?)?;
         if self.applied < meta.last_log_id {
             let reason = format!(
-                "the received state ends at {:?}, before the announced {:?}",
+                "the received snapshot ends at {:?}, before the announced {:?}",
                 self.applied, meta.last_log_id
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
@@ -461,7 +468,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_installed_state_is_named_as_it_was_announced() {
+    async fn installed_snapshot_keeps_its_announced_meta() {
         let dir = tempfile::tempdir().unwrap();
         let shared = SharedResources::new(StoreSettings::default()).unwrap();
         let open = |name: &str| {

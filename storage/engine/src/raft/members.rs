@@ -3,7 +3,7 @@
 //! # Invariants
 //! - From the beginning of a transfer no leadership is confirmed here, and the caller
 //!   revokes all leases granted before: the next leader is elected without waiting for
-//!   them (`tests/raft_groups.rs`, `leadership_is_handed_over_without_a_pause`).
+//!   them (`tests/raft_groups.rs`, `leadership_transfer_causes_no_pause`).
 //! - A leader is never removed: it transfers its leadership first.
 //! - Leadership never moves from a server with a healthy disk to one whose disk was slow,
 //!   full or failed within the last minute, unless the first server stops; and because of
@@ -76,26 +76,26 @@ pub(super) struct Readiness {
     /// Duration of its last fsync.
     last_fsync_ms: u64,
     /// The problem of its disk, now or within the last minute.
-    ailing: Option<String>,
+    disk_problem: Option<String>,
 }
 
 impl Readiness {
     pub(super) fn of(log: &WeakGroupLog) -> Readiness {
-        let (ailing, last_fsync) = log.recent_disk_state();
+        let (disk_problem, last_fsync) = log.recent_disk_state();
         Readiness {
             last_fsync_ms: last_fsync.as_millis() as u64,
-            ailing: ailing.map(|disk_problem| disk_problem.to_string()),
+            disk_problem: disk_problem.map(|disk_problem| disk_problem.to_string()),
         }
     }
 
     /// Fails unless such a member may become leader for this reason, given this server's
     /// own readiness.
     fn allows(&self, why: &TransferReason, own: &Readiness) -> Result<(), String> {
-        match (&self.ailing, why) {
+        match (&self.disk_problem, why) {
             (Some(_), TransferReason::Stopping) => Ok(()),
-            (Some(ailing), TransferReason::Disk(_)) => Err(ailing.clone()),
-            (Some(ailing), TransferReason::Requested) if own.ailing.is_none() => {
-                Err(ailing.clone())
+            (Some(disk_problem), TransferReason::Disk(_)) => Err(disk_problem.clone()),
+            (Some(disk_problem), TransferReason::Requested) if own.disk_problem.is_none() => {
+                Err(disk_problem.clone())
             }
             (None, TransferReason::Disk(_))
                 if u128::from(self.last_fsync_ms) >= HEALTHY_FSYNC_MAX.as_millis() =>
@@ -270,7 +270,7 @@ impl Group {
             let mut followers: Vec<_> =
                 status.followers.iter().filter(|follower| follower.is_voter).collect();
             followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
-            let mut refusal = "nobody else votes".to_owned();
+            let mut refusal = "the group has no other voter".to_owned();
             for follower in followers {
                 let to = follower.raft_id;
                 match self.eligible(to, &why).await {
@@ -289,7 +289,7 @@ impl Group {
         let inner = &self.inner;
         let follower = self.follower(to)?;
         if !follower.is_voter {
-            return Err(ChangeError::Refused(format!("member {to} does not vote")));
+            return Err(ChangeError::Refused(format!("member {to} is not a voter")));
         }
         let node = Node { server: follower.server };
         let peer = Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
@@ -303,7 +303,7 @@ impl Group {
         let readiness: Readiness = message::decode(&reply).map_err(|error| refused(&error))?;
         readiness
             .allows(why, &Readiness::of(&inner.log))
-            .map_err(|ailing| refused(&format!("its disk is not well: {ailing}")))?;
+            .map_err(|disk_problem| refused(&format!("its disk has a problem: {disk_problem}")))?;
         Ok(follower)
     }
 
@@ -336,7 +336,7 @@ impl Group {
         let mut roles = self.leadership_changes();
         let term = roles.borrow_and_update().term;
         inner.is_transferring.store(true, Ordering::SeqCst);
-        inner.note_cause(format!("it is handed over to member {to} on {node}"));
+        inner.note_cause(format!("leadership is transferred to member {to} on {node}"));
         revoke();
         let patience = match why {
             TransferReason::Disk(_) => {
@@ -358,10 +358,10 @@ impl Group {
                 {
                     Ok(Ok(false)) => Ok(()),
                     Ok(Ok(true)) => Err(GroupError::Unknown(format!(
-                        "leadership was given to member {to}, and came back"
+                        "leadership was transferred to member {to} and came back"
                     ))),
                     _ => Err(GroupError::Unknown(format!(
-                        "leadership was given to member {to}, and nobody is seen to lead"
+                        "leadership was transferred to member {to}, and no leader is known since"
                     ))),
                 }
             }
@@ -380,7 +380,12 @@ impl Group {
             metrics::counter!("bridle_raft_leader_transfers_total", "reason" => why.name())
                 .increment(1);
             if let TransferReason::Disk(disk_problem) = why {
-                tracing::warn!(group = inner.number, to, %disk_problem, "leadership was handed over: this server's disk is not well");
+                tracing::warn!(
+                    group = inner.number,
+                    to,
+                    %disk_problem,
+                    "leadership was transferred: this server's disk has a problem"
+                );
             }
         }
         Ok(outcome?)
@@ -398,12 +403,12 @@ impl Group {
         }
         let follower = status.followers.into_iter().find(|follower| follower.raft_id == id);
         let follower = follower
-            .ok_or_else(|| ChangeError::Refused(format!("there is no other member {id}")))?;
+            .ok_or_else(|| ChangeError::Refused(format!("the group has no other member {id}")))?;
         match follower.last_contact {
             Some(last_contact) if last_contact <= CONTACT_AGE_MAX => {}
             last_contact => {
                 return Err(ChangeError::Refused(format!(
-                    "member {id} was not heard of lately ({last_contact:?})"
+                    "no recent contact with member {id} (last: {last_contact:?})"
                 )));
             }
         }
@@ -472,7 +477,7 @@ impl Group {
             }
             if !voters.contains(&self.inner.id) {
                 return Err(ChangeError::Refused(
-                    "the leader can't be removed: it must hand over first".to_owned(),
+                    "the leader can't be removed: it must transfer leadership first".to_owned(),
                 ));
             }
             for id in voters.iter().filter(|id| **id != self.inner.id && now.get(id) != Some(&true))
@@ -510,8 +515,10 @@ impl Inner {
 /// Messages of this file, for their frozen bytes.
 #[cfg(test)]
 pub(super) fn samples() -> Vec<Sample> {
-    let ready =
-        |ailing: Option<&str>| Readiness { last_fsync_ms: 300, ailing: ailing.map(str::to_owned) };
+    let ready = |disk_problem: Option<&str>| Readiness {
+        last_fsync_ms: 300,
+        disk_problem: disk_problem.map(str::to_owned),
+    };
     vec![
         Sample::body("readiness reply", &ready(None)),
         Sample::body("readiness reply, of an ailing disk", &ready(Some("slow"))),

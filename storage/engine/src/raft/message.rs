@@ -11,7 +11,7 @@
 //!
 //! # Invariants
 //! - Decoding any bytes gives a message or a reason, never a panic:
-//!   `any_bytes_are_a_message_or_not`.
+//!   `any_bytes_decode_to_a_message_or_an_error`.
 
 use bytes::Bytes;
 use openraft::raft::AppendEntriesRequest;
@@ -84,7 +84,7 @@ pub(super) fn decode_append(body: &Bytes) -> Result<AppendEntriesRequest<Types>,
     if !entries.windows(2).all(is_consecutive)
         || first.is_some_and(|first| first != prev_log_id.map_or(0, |id| id.index.wrapping_add(1)))
     {
-        return Err("a message whose entries do not follow each other".to_owned());
+        return Err("a message whose entries are not consecutive".to_owned());
     }
     Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
 }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_back_as_they_were() {
+    fn append_body_round_trips() {
         for bytes in [0, 10, COPIED_BYTES_MAX + 1] {
             let batch = |fill: u8| EntryPayload::Normal(Payload(Bytes::from(vec![fill; bytes])));
             let entries = vec![
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_do_not_follow_each_other_are_refused() {
+    fn non_consecutive_entries_are_refused() {
         let vote = Vote { leader_id: LeaderId { term: 3.into(), node_id: 4 }, committed: true };
         let of = |indexes: &[u64]| {
             indexes
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_are_a_message_or_not() {
+    fn any_bytes_decode_to_a_message_or_an_error() {
         bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
             let mut bytes = bytes.clone();
             if let Some(first) = bytes.first_mut() {

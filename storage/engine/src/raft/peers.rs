@@ -92,7 +92,7 @@ impl Peer {
         .await
         {
             Ok(reply) => reply,
-            Err(_) => Err(TransportError::Lost("the time is up".to_owned())),
+            Err(_) => Err(TransportError::Lost("timed out".to_owned())),
         }
     }
 

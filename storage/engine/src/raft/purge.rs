@@ -15,9 +15,9 @@
 //! - Only flushed entries are purged (`tests/machine.rs`,
 //!   `only_flushed_entries_are_purged`).
 //! - All groups of a process together observe the total limit
-//!   (`many_groups_share_what_may_be_kept`).
+//!   (`groups_share_the_total_retention`).
 //! - Entries that a follower lacks are retained while it is up
-//!   (`tests/raft_snapshots.rs`, `the_log_is_kept_for_the_slowest_that_is_there`).
+//!   (`tests/raft_snapshots.rs`, `log_is_retained_for_the_slowest_follower_that_is_up`).
 //! - Flushes are triggered by the policy only, never by an earlier flush
 //!   (`tests/machine.rs`, `a_flush_does_not_cause_the_next`).
 
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_groups_share_what_may_be_kept() {
+    fn groups_share_the_total_retention() {
         let in_all = RetainedTotal::default();
         let groups: Vec<RetainedLog> = (0..10).map(|_| RetainedLog::new(in_all.clone())).collect();
         groups.iter().for_each(|group| group.set(100));

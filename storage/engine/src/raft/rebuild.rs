@@ -23,7 +23,7 @@
 //! - The damaged store stays in its place until another is complete
 //!   (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
 //!   complete one takes its place, whenever the process ends (`tests/raft_snapshots.rs`,
-//!   `a_rebuilt_state_is_put_in_place_by_the_next_process`).
+//!   `next_process_finishes_an_interrupted_rebuild`).
 //! - No entry that may be committed is dropped: the log is kept when it has the
 //!   snapshot's last entry, and else holds nothing after that entry that could be
 //!   committed (Raft paper, figure 13, steps 6 and 7).
@@ -122,7 +122,7 @@ impl Rebuild {
         }
         self.failed_requests.fetch_add(1, Ordering::Relaxed);
         for error in answers.into_iter().filter_map(Result::err) {
-            tracing::debug!(group = log.id(), %error, "a member does not send its state");
+            tracing::debug!(group = log.id(), %error, "a member refuses to send its snapshot");
         }
     }
 
@@ -157,9 +157,7 @@ impl Rebuild {
             // One message at a time, as in a replica that runs.
             let incoming = self.incoming.clone().lock_owned().await;
             if self.is_done() {
-                return Err(ReceiveError::Unavailable(
-                    "this replica is not being rebuilt any more".to_owned(),
-                ));
+                return Err(ReceiveError::Unavailable("this replica's rebuild is over".to_owned()));
             }
             match message.kind {
                 MessageKind::Ping => Ok(Bytes::new()),
@@ -203,7 +201,9 @@ impl Rebuild {
         let RebuildOptions { log, directory, shared, ticker, .. } = &self.options;
         let own = vote(log).await?;
         if !install.vote.committed || own.is_some_and(|own| own > install.vote) {
-            return Err(ReceiveError::Unavailable("a state of a leader of the past".to_owned()));
+            return Err(ReceiveError::Unavailable(
+                "a snapshot from the leader of an earlier term".to_owned(),
+            ));
         }
         let (fresh, ready) = (sibling(directory, FRESH), sibling(directory, READY));
         let made = {
@@ -216,7 +216,7 @@ impl Rebuild {
         let last = blocking(made).await?;
         if last < install.meta.last_log_id || last < log.purged() {
             return Err(ReceiveError::Unavailable(format!(
-                "the received state ends at {last:?}, which is not far enough"
+                "the received snapshot ends at {last:?}, before the announced entry or the log"
             )));
         }
         log.clone().save_vote(&install.vote).await.map_err(unavailable)?;
@@ -261,7 +261,11 @@ pub async fn finish_rebuild(
     let placed = move || {
         if directory.exists() {
             rename(&directory, &sibling(&directory, DAMAGED))?;
-            tracing::warn!(kept = %sibling(&directory, DAMAGED).display(), "a damaged store was moved aside, and may be removed");
+            let kept = sibling(&directory, DAMAGED);
+            tracing::warn!(
+                kept = %kept.display(),
+                "a damaged store was moved aside; it may be removed"
+            );
         }
         rename(&ready, &directory)
     };
@@ -322,7 +326,7 @@ impl Group {
                 Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
             tokio::spawn(async move {
                 if let Err(error) = snapshot::send(&peer, vote, state).await {
-                    tracing::warn!(to, %error, "a state that was asked for is not sent");
+                    tracing::warn!(to, %error, "a requested snapshot cannot be sent");
                 }
             });
         }

@@ -18,7 +18,7 @@ use super::types::{LogId, RaftId, Types, Vote};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiveError {
     /// The message is for a replica that was removed, or is not here yet.
-    #[error("replica {0} is not here")]
+    #[error("no such replica here: {0}")]
     NoSuchReplica(u64),
     /// The message does not decode.
     #[error("{0}")]
@@ -77,7 +77,7 @@ impl Inner {
         let _admitted = match is_busy.then(|| self.append_lock.try_lock()) {
             Some(Err(_taken)) => {
                 return Err(ReceiveError::Unavailable(
-                    "entries that came before are not taken in yet".to_owned(),
+                    "the entries before these are still being processed".to_owned(),
                 ));
             }
             admitted => admitted,
@@ -132,10 +132,10 @@ impl Inner {
     fn readiness(&self) -> Result<Bytes, ReceiveError> {
         let why = match () {
             () if Instant::now() < self.guard_until => {
-                "this replica has just started and may have promised its vote"
+                "this replica has just started and may have promised not to vote"
             }
             () if self.abstains() => {
-                "this replica was not stopped in order and may lack what it had acknowledged"
+                "this replica was not shut down properly and may lack acknowledged entries"
             }
             () => {
                 return message::encode(&Readiness::of(&self.log)).map_err(ReceiveError::Malformed);
@@ -172,7 +172,7 @@ impl Inner {
                 self.leader_stepped_down(request.from_leader(), from);
                 if *request.to_node_id() == self.id {
                     self.note_cause(format!(
-                        "member {} has handed it over",
+                        "member {} transferred leadership to this replica",
                         request.from_leader().leader_id.node_id
                     ));
                 }

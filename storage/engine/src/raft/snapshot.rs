@@ -23,9 +23,9 @@
 //!
 //! # Invariants
 //! - Only files that equal the checkpoint are installed (`tests/raft_snapshots.rs`,
-//!   `a_piece_that_was_damaged_on_the_way_is_sent_again`).
+//!   `damaged_snapshot_chunk_is_sent_again`).
 //! - Bytes that have arrived are not sent twice (`tests/raft_snapshots.rs`,
-//!   `a_broken_transfer_goes_on_where_it_was`).
+//!   `broken_snapshot_transfer_resumes`).
 
 mod manifest;
 mod receive;

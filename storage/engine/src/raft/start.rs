@@ -104,7 +104,7 @@ impl Group {
             };
             let group = Self::build(start).await?;
             let raft = &group.inner.raft;
-            group.inner.note_cause("it is the only member".to_owned());
+            group.inner.note_cause("this replica is the only member".to_owned());
             let elected = async {
                 match raft.initialize(initial).await {
                     Ok(()) => {}
@@ -150,7 +150,7 @@ impl Group {
             } = options;
             if number != log.id() {
                 return Err(GroupError::Fatal(format!(
-                    "group {number} was given the log of group {}",
+                    "group {number} was started with the log of group {}",
                     log.id()
                 )));
             }
@@ -333,7 +333,9 @@ impl Transport for NoTransport {
         _to: &Node,
         _letter: RaftMessage,
     ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
-        std::future::ready(Err(TransportError::NotSent("this group has one member".to_owned())))
-            .boxed()
+        std::future::ready(Err(TransportError::NotSent(
+            "this group has no other member".to_owned(),
+        )))
+        .boxed()
     }
 }

@@ -25,9 +25,9 @@
 //!
 //! # Invariants
 //! - No acknowledged write is lost while a majority has lost nothing
-//!   (`tests/raft_data_loss.rs`, `a_replica_that_lost_its_logs_tail_elects_nobody`).
+//!   (`tests/raft_data_loss.rs`, `replica_that_lost_its_log_tail_elects_no_leader`).
 //! - When all members have lost something, those with the longest log are elected after
-//!   [`SUSPECT_WAIT`] (`when_all_may_have_lost_something_the_longest_log_leads`, there).
+//!   [`SUSPECT_WAIT`] (`longest_log_leads_when_all_members_are_suspects`, there).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -145,8 +145,8 @@ impl Inner {
         if before == Participation::Abstains {
             tracing::info!(
                 group = self.name,
-                "a replica that was not stopped in order has all that was acknowledged, and votes \
-                 again"
+                "this replica was not shut down properly; it has all acknowledged entries now, and \
+                 votes again"
             );
         }
     }
@@ -247,17 +247,17 @@ impl Inner {
                 .increment(1);
             tracing::error!(
                 group = self.name,
-                "more members of a group than it can spare were not stopped in order, under a \
-                 durability that acknowledges before the disk has it: they vote by what is left \
-                 of their logs. What was acknowledged shortly before the stop (interval: its \
-                 length; os: what the kernel had not written yet) may be lost"
+                "too many members of a group were not shut down properly, with a durability that \
+                 acknowledges writes before they are on disk: the members vote by what is left of \
+                 their logs. Writes acknowledged shortly before the stop (interval: during the \
+                 last interval; os: not yet written by the kernel) may be lost"
             );
         } else if should_warn {
             tracing::warn!(
                 group = self.name,
                 ?missing,
-                "this replica was not stopped in order and may lack what it had acknowledged: it \
-                 does not vote before a leader has brought it up to date, or all members answer"
+                "this replica was not shut down properly and may lack acknowledged entries: it \
+                 does not vote until a leader has brought it up to date or all members answer"
             );
         }
     }
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn suspects_vote_only_when_all_answer_and_the_others_are_no_majority() {
+    fn suspects_vote_only_if_all_answer_and_no_others_can_elect() {
         let config = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<_>>();
         let three = [config(&[1, 2, 3])];
         let known =

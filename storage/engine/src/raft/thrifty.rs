@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_are_prompt_as_make_a_majority_and_the_overtaken_are_replaced() {
+    fn thrifty_quorum_is_a_majority_and_replaces_the_overtaken() {
         let (quorum, start) = (ThriftyQuorum::default(), Instant::now());
         assert!(quorum.is_in_quorum(2) && quorum.is_in_quorum(3), "nothing is known yet");
         quorum.set_voters(BTreeSet::from([2, 3]), true);

@@ -33,16 +33,16 @@
 //! # Invariants
 //! - After a machine was suspended, acknowledgements from before confirm no leader
 //!   (`tests/raft_leases.rs`,
-//!   `a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before`).
+//!   `acks_from_before_a_suspend_confirm_no_leader`).
 //! - When a transfer fails, another member campaigns long before the lease is over
-//!   (`tests/raft_groups.rs`, `a_handover_to_one_that_is_gone_ends_in_an_election`).
+//!   (`tests/raft_groups.rs`, `transfer_to_a_dead_member_ends_in_an_election`).
 //! - A replica that has voted - also a leader that is transferring - does not campaign
 //!   before the candidate has had time to win and to send a heartbeat
-//!   (`tests/raft_groups.rs`, `who_gave_its_vote_lets_the_other_win`).
+//!   (`tests/raft_groups.rs`, `voter_lets_its_candidate_win`).
 //! - Followers of a quiescent leader are quiescent
-//!   (`followers_rest_before_their_leader`).
+//!   (`followers_quiesce_before_their_leader`).
 //! - No vote is given within one lease of the last contact with an earlier leader, across
-//!   restarts (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
+//!   restarts (`tests/raft_leases.rs`, `restarted_voter_keeps_its_promise`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -412,12 +412,14 @@ impl ElectionTimer {
         self.not_before = now + VOTE_ROUND + random_below(VOTE_ROUND);
         self.jitter = random_below(CAMPAIGN_STAGGER);
         Some(match (self.leader_seen, self.leader_stepped_down) {
-            (_, Some(_)) => "the last leader gave up, and nobody else leads".to_owned(),
+            (_, Some(_)) => {
+                "the last leader transferred its leadership, and no other leads".to_owned()
+            }
             (Some(leader_seen), None) => format!(
-                "no leader was heard of for {} ms",
+                "no message from a leader for {} ms",
                 now.saturating_duration_since(leader_seen).as_millis()
             ),
-            (None, None) => "no leader was heard of since the start".to_owned(),
+            (None, None) => "no message from a leader since the start".to_owned(),
         })
     }
 }
@@ -436,7 +438,7 @@ mod tests {
     /// One lost heartbeat, with the next one late by a tick, makes no follower campaign:
     /// in use, while becoming quiescent, and quiescent.
     #[test]
-    fn followers_rest_before_their_leader() {
+    fn followers_quiesce_before_their_leader() {
         let (heartbeats, start) = (HeartbeatPacer::default(), Instant::now());
         let mut election_timer = ElectionTimer::new(start, None);
         let next_heartbeat = |number: u32| start + HEARTBEAT_INTERVAL * number;

@@ -141,12 +141,12 @@ impl RaftMessage {
     /// The reason why the bytes are no message.
     pub fn decode(mut bytes: Bytes) -> Result<RaftMessage, &'static str> {
         if bytes.len() < HEADER {
-            return Err("a letter is shorter than its header");
+            return Err("a message is shorter than its header");
         }
         if bytes.get_u8() != VERSION {
-            return Err("a letter of an unknown version");
+            return Err("a message of an unknown version");
         }
-        let kind = MessageKind::of(bytes.get_u8()).ok_or("a letter of an unknown kind")?;
+        let kind = MessageKind::of(bytes.get_u8()).ok_or("a message of an unknown kind")?;
         let (group, from, target) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
         Ok(RaftMessage { group, from, target, kind, body: bytes, timeout: Duration::ZERO })
     }
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_come_back_as_they_were() {
+    fn messages_round_trip() {
         for kind in (0..=u8::MAX).filter_map(MessageKind::of) {
             let message = RaftMessage {
                 group: 7,

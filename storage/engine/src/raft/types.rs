@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_term_is_later_than_the_one_before_and_than_all_that_a_copy_has_not_seen() {
+    fn term_exceeds_its_predecessor_and_all_from_before_a_restore() {
         assert_eq!(Term(0).next_at(1_700_000_000), Term(1_700_000_000));
         assert_eq!(
             Term(1_700_000_000).next_at(1_700_000_000),

@@ -125,7 +125,7 @@ fn appends() -> Vec<Sample> {
     ]
 }
 
-fn receive_election() -> Vec<Sample> {
+fn election_samples() -> Vec<Sample> {
     let candidate = Vote { leader_id: leader(), committed: false };
     let request: VoteRequest<Types> = VoteRequest::new(candidate, Some(log_id(7)));
     let authorised =
@@ -160,7 +160,7 @@ fn samples() -> Vec<Sample> {
     let installed: SnapshotResponse<Types> = SnapshotResponse::new(vote());
     let mut samples = messages();
     samples.extend(appends());
-    samples.extend(receive_election());
+    samples.extend(election_samples());
     samples.extend(members::samples());
     samples.extend(snapshot::samples());
     samples.push(Sample::body("snapshot install reply", &installed));

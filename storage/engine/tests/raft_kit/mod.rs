@@ -1,5 +1,5 @@
 //! Servers in one process over a network in memory that can be cut, slowed and made to
-//! lose letters.
+//! lose messages.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,20 +28,20 @@ pub struct Network {
     groups: Mutex<BTreeMap<(u64, u64), Group>>,
     faults: Mutex<Faults>,
     dice: AtomicU64,
-    /// Letters delivered, by kind.
-    pub letters: Mutex<BTreeMap<u8, u64>>,
+    /// Messages delivered, by kind.
+    pub delivered_by_kind: Mutex<BTreeMap<u8, u64>>,
 }
 
-type Mangle = Box<dyn FnMut(&mut RaftMessage) -> bool + Send>;
+type MessageFilter = Box<dyn FnMut(&mut RaftMessage) -> bool + Send>;
 
 #[derive(Default)]
 struct Faults {
-    /// From, to: what is cut, one way.
+    /// From, to: connections that are cut, one way.
     cut: BTreeSet<(u64, u64)>,
     delay: Duration,
     loss_percent: u64,
-    /// Sees each letter first; false loses it.
-    mangle: Option<Mangle>,
+    /// Sees each message first; false loses it.
+    filter_messages: Option<MessageFilter>,
 }
 
 impl Network {
@@ -66,9 +66,13 @@ impl Network {
         (faults.delay, faults.loss_percent) = (delay, loss_percent);
     }
 
-    /// Looks at each letter, may change it, and loses it by answering false.
-    pub fn mangle(&self, mangle: impl FnMut(&mut RaftMessage) -> bool + Send + 'static) {
-        self.faults.lock().mangle = Some(Box::new(mangle));
+    /// Shows each message to `filter_messages`, which may change it, and loses it by
+    /// returning false.
+    pub fn filter_messages(
+        &self,
+        filter_messages: impl FnMut(&mut RaftMessage) -> bool + Send + 'static,
+    ) {
+        self.faults.lock().filter_messages = Some(Box::new(filter_messages));
     }
 
     fn is_lost(&self) -> bool {
@@ -81,12 +85,12 @@ impl Network {
 }
 
 /// One server's end of the network.
-struct End {
+struct NetworkEnd {
     server: u64,
     network: Arc<Network>,
 }
 
-impl Transport for End {
+impl Transport for NetworkEnd {
     fn send(
         &self,
         to: &Node,
@@ -97,7 +101,11 @@ impl Transport for End {
             let network = &self.network;
             let delay = {
                 let mut faults = network.faults.lock();
-                if faults.mangle.as_mut().is_some_and(|mangle| !mangle(&mut message)) {
+                if faults
+                    .filter_messages
+                    .as_mut()
+                    .is_some_and(|filter_messages| !filter_messages(&mut message))
+                {
                     return Err(TransportError::Lost("mangled".into()));
                 }
                 faults.delay
@@ -118,10 +126,10 @@ impl Transport for End {
             let Some(group) = group else {
                 return Err(TransportError::Refused("no such group here".into()));
             };
-            *network.letters.lock().entry(message.kind as u8).or_default() += 1;
-            // Through bytes, as in life.
+            *network.delivered_by_kind.lock().entry(message.kind as u8).or_default() += 1;
+            // Through bytes, as between processes.
             let message = RaftMessage::decode(message.encode()).unwrap();
-            // The receiver goes on with it whether the sender waits or not.
+            // The receiver continues whether the sender waits or not.
             let received = tokio::spawn(async move { group.receive(message).await });
             let reply = tokio::time::timeout(timeout, received).await;
             if is_cut(to, self.server) || network.is_lost() {
@@ -137,15 +145,15 @@ impl Transport for End {
     }
 }
 
-/// A machine's clocks, after it has stood still for a while.
+/// A machine's clocks, after it was suspended for a while.
 #[derive(Default)]
-pub struct Jumping {
-    /// By how much its boot and its wall clock are ahead, ms.
+pub struct JumpingClocks {
+    /// The lead of its boot and its wall clock, ms.
     pub boot_ms: AtomicU64,
     pub wall_ms: AtomicU64,
 }
 
-impl Clocks for Jumping {
+impl Clocks for JumpingClocks {
     fn monotonic(&self) -> Duration {
         SystemClocks.monotonic()
     }
@@ -159,14 +167,14 @@ impl Clocks for Jumping {
     }
 }
 
-/// A server with some groups: log, stores, clock.
+/// A server with some groups: log, stores, ticker.
 pub struct Server {
     pub id: u64,
     pub path: PathBuf,
     pub log: Arc<Log>,
     pub shared: SharedResources,
     pub ticker: Arc<Ticker>,
-    pub clocks: Arc<Jumping>,
+    pub clocks: Arc<JumpingClocks>,
     network: Arc<Network>,
 }
 
@@ -199,7 +207,7 @@ impl Server {
         durability: Durability,
         disk: Arc<dyn Disk>,
     ) -> Server {
-        let clocks = Arc::<Jumping>::default();
+        let clocks = Arc::<JumpingClocks>::default();
         let ticker = Ticker::start_with(clocks.clone());
         let mut options = LogOptions::new(path.join("log"));
         (options.durability, options.disk) = (durability, disk);
@@ -251,7 +259,7 @@ impl Server {
             name: format!("group {number} on {}", self.id),
             log: self.log.group_log(number),
             store: store.clone(),
-            transport: Arc::new(End { server: self.id, network: self.network.clone() }),
+            transport: Arc::new(NetworkEnd { server: self.id, network: self.network.clone() }),
             initial,
             ticker: self.ticker.clone(),
         };
@@ -301,7 +309,7 @@ pub struct Three {
 /// A disk that a test can make slow, full, or fail.
 #[derive(Debug, Default)]
 pub struct TestDisk {
-    /// How long each sync takes, ms.
+    /// Duration of each sync, ms.
     pub slow_ms: AtomicU64,
     pub used_percent: AtomicU64,
 }
@@ -375,19 +383,19 @@ impl Three {
             (self.servers.remove(&id).unwrap(), self.replicas.remove(&id).unwrap());
         server.stop(GROUP, replica).await;
         server.log.flush().await.unwrap();
-        // Raft's tasks let go of the log a little after its core has ended; only then may
-        // it be opened again.
+        // Raft's tasks drop the log a little after its core has ended; only then may it
+        // be opened again.
         wait_for("nobody uses the log", || Arc::strong_count(&server.log) == 1).await;
     }
 
-    /// Copies a server's directory, as a backup would. What a server that runs has not
+    /// Copies a server's directory, as a backup would. Data that a running server has not
     /// written yet is not in it.
     pub fn back_up(&self, id: u64) {
         copy(&self.path(id), &self.path(1000 + id));
     }
 
-    /// Puts the copy in place of the directory of a server that does not run.
-    pub fn put_back(&self, id: u64) {
+    /// Replaces the directory of a stopped server by its backup.
+    pub fn restore_backup(&self, id: u64) {
         std::fs::remove_dir_all(self.path(id)).unwrap();
         copy(&self.path(1000 + id), &self.path(id));
     }
@@ -396,12 +404,13 @@ impl Three {
         self.replicas[&server].group.clone()
     }
 
-    /// Waits for a leader that can lead, and says where.
+    /// Waits for a leader that can lead, and returns its server.
     pub async fn leader(&self) -> u64 {
         self.leader_among(&SERVERS).await
     }
 
-    /// A leader may first have to send a whole state to one that it needs.
+    /// As [`Three::leader`], among `servers`. A leader may first have to send a snapshot
+    /// to a member that it needs.
     pub async fn leader_among(&self, servers: &[u64]) -> u64 {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -421,7 +430,7 @@ impl Three {
         }
     }
 
-    /// Writes through whoever leads among `servers`.
+    /// Writes through the leader.
     pub async fn put(&self, key: u64, value: &[u8]) {
         let leader = self.leader().await;
         put(&self.group(leader), key, value).await.unwrap();
@@ -480,7 +489,7 @@ pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|_| next()).collect()
 }
 
-/// How many letters of a kind were delivered.
-pub fn delivered(network: &Network, kind: MessageKind) -> u64 {
-    network.letters.lock().get(&(kind as u8)).copied().unwrap_or(0)
+/// The number of messages of a kind that were delivered.
+pub fn delivered_messages(network: &Network, kind: MessageKind) -> u64 {
+    network.delivered_by_kind.lock().get(&(kind as u8)).copied().unwrap_or(0)
 }

@@ -77,15 +77,15 @@ impl SnapshotChunk {
 
     pub(super) fn decode(mut bytes: Bytes) -> Result<SnapshotChunk, String> {
         if bytes.len() < CHUNK_HEADER || bytes.get_u8() != CHUNK_VERSION {
-            return Err("a piece of an unknown version".to_owned());
+            return Err("a chunk of an unknown version".to_owned());
         }
         let (id, file, offset, crc) =
             (bytes.get_u64_le(), bytes.get_u32_le(), bytes.get_u64_le(), bytes.get_u32_le());
         if bytes.len() > CHUNK_BYTES {
-            return Err("a piece is too large".to_owned());
+            return Err("a chunk is too large".to_owned());
         }
         if crc32c::crc32c(&bytes) != crc {
-            return Err("a piece was damaged on the way".to_owned());
+            return Err("a chunk was damaged in transit: checksum mismatch".to_owned());
         }
         Ok(SnapshotChunk { id, file, offset, data: bytes })
     }
@@ -100,7 +100,7 @@ pub(super) fn list(directory: &Path) -> std::io::Result<Vec<SnapshotFile>> {
         let name = entry
             .file_name()
             .into_string()
-            .map_err(|_| std::io::Error::other("a file of a checkpoint has a strange name"))?;
+            .map_err(|_| std::io::Error::other("a file name in a checkpoint is not UTF-8"))?;
         let mut file = File::open(entry.path())?;
         let (mut bytes, mut crc) = (0, 0);
         loop {
@@ -120,7 +120,7 @@ pub(super) fn list(directory: &Path) -> std::io::Result<Vec<SnapshotFile>> {
 /// Fails unless all names stay in their directory and occur once.
 pub(super) fn check(files: &[SnapshotFile]) -> Result<(), String> {
     if files.len() > FILES_MAX {
-        return Err(format!("{} files are too many", files.len()));
+        return Err(format!("{} files are more than {FILES_MAX}", files.len()));
     }
     let is_plain = |name: &str| {
         let is_in_place = !name.starts_with('.') && (1..=NAME_BYTES_MAX).contains(&name.len());
@@ -128,17 +128,17 @@ pub(super) fn check(files: &[SnapshotFile]) -> Result<(), String> {
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
     if let Some(file) = files.iter().find(|file| !is_plain(&file.name)) {
-        return Err(format!("{:?} is no file's name", file.name));
+        return Err(format!("{:?} is not a valid file name", file.name));
     }
     // The names are sorted, so that equal ones are neighbours.
     if files.windows(2).any(|pair| pair[0].name >= pair[1].name) {
-        return Err("the files are not in order".to_owned());
+        return Err("the files are not sorted by name, or one occurs twice".to_owned());
     }
     files
         .iter()
         .try_fold(0u64, |sum, file| sum.checked_add(file.bytes))
         .map(drop)
-        .ok_or_else(|| "too many bytes".to_owned())
+        .ok_or_else(|| "the sizes overflow".to_owned())
 }
 
 /// Messages of this file, for their frozen bytes.
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_that_stay_in_their_directory_are_taken() {
+    fn manifest_names_stay_in_their_directory() {
         let files = |names: &[&str]| {
             names
                 .iter()
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_comes_back_as_it_was_or_not_at_all() {
+    fn chunk_round_trips_and_damage_is_refused() {
         let chunk = SnapshotChunk { id: 1, file: 2, offset: 3, data: Bytes::from_static(b"data") };
         let bytes = chunk.encode();
         assert_eq!(SnapshotChunk::decode(bytes.clone()).unwrap(), chunk);

@@ -75,11 +75,11 @@ impl Inner {
                 let installed = self.raft.install_full_snapshot(install.vote, snapshot).await;
                 let response =
                     installed.map_err(|error| ReceiveError::Stopped(error.to_string()))?;
-                tracing::info!(group = self.number, "a state has arrived and is in place");
+                tracing::info!(group = self.number, "a snapshot was received and installed");
                 // Consumed, or of no use: a later state is here already.
                 incoming.clear();
                 blocking(move || {
-                    remove(&directory).map_err(unavailable("remove what was received"))
+                    remove(&directory).map_err(unavailable("remove the received files"))
                 })
                 .await?;
                 drop(incoming);
@@ -96,7 +96,7 @@ impl Inner {
                 if let Some(partial) = incoming.0.take()
                     && let Err(error) = remove(&partial.directory)
                 {
-                    tracing::warn!(%error, "remove what was received");
+                    tracing::warn!(%error, "remove the received files");
                 }
             }));
         }
@@ -137,7 +137,7 @@ impl IncomingSnapshot {
         manifest::check(&offer.files).map_err(ReceiveError::Malformed)?;
         if offer.vote.leader_id.term.0 < term {
             return Err(ReceiveError::Unavailable(format!(
-                "an offer of term {}, and this is {term}",
+                "an offer of term {}, while the current term is {term}",
                 offer.vote.leader_id.term
             )));
         }
@@ -181,7 +181,7 @@ impl IncomingSnapshot {
     fn of(&mut self, id: u64) -> Result<&mut PartialSnapshot, ReceiveError> {
         let partial = self.0.as_mut().filter(|partial| partial.id == id);
         partial.ok_or_else(|| {
-            ReceiveError::Unavailable("that transfer is not under way here".to_owned())
+            ReceiveError::Unavailable("no such snapshot transfer is in progress here".to_owned())
         })
     }
 }
@@ -194,7 +194,8 @@ impl PartialSnapshot {
         directory: PathBuf,
     ) -> Result<&mut PartialSnapshot, ReceiveError> {
         let old = incoming.0.take().map(|partial| partial.files).unwrap_or_default();
-        std::fs::create_dir_all(&directory).map_err(unavailable("make room for a state"))?;
+        std::fs::create_dir_all(&directory)
+            .map_err(unavailable("create the directory for a snapshot"))?;
         let mut kept: std::collections::HashMap<String, PartialFile> = old
             .into_iter()
             .filter(|file| file.bytes > 0)
@@ -205,14 +206,16 @@ impl PartialSnapshot {
             let arrival = kept.remove(&entry.name).filter(|kept| kept.entry == entry);
             files.push(arrival.unwrap_or(PartialFile { entry, bytes: 0, crc: 0, file: None }));
         }
-        for found in std::fs::read_dir(&directory).map_err(unavailable("list what was received"))? {
-            let found = found.map_err(unavailable("list what was received"))?;
+        for found in
+            std::fs::read_dir(&directory).map_err(unavailable("list the received files"))?
+        {
+            let found = found.map_err(unavailable("list the received files"))?;
             let is_kept = |file: &PartialFile| {
                 file.bytes > 0 && found.file_name() == file.entry.name.as_str()
             };
             if !files.iter().any(is_kept) {
                 std::fs::remove_file(found.path())
-                    .map_err(unavailable("remove what was received"))?;
+                    .map_err(unavailable("remove the received files"))?;
             }
         }
         // Empty files have no chunks.
@@ -229,16 +232,15 @@ impl PartialSnapshot {
 
     fn write(&mut self, chunk: &SnapshotChunk) -> Result<(), ReceiveError> {
         self.touched = Instant::now();
-        let arrival = self
-            .files
-            .get_mut(chunk.file as usize)
-            .ok_or_else(|| ReceiveError::Malformed("a piece of no file".to_owned()))?;
+        let arrival = self.files.get_mut(chunk.file as usize).ok_or_else(|| {
+            ReceiveError::Malformed("a chunk of no file of the snapshot".to_owned())
+        })?;
         let end = chunk
             .offset
             .checked_add(chunk.data.len() as u64)
             .filter(|end| *end <= arrival.entry.bytes);
         let end = end.ok_or_else(|| {
-            ReceiveError::Malformed("a piece beyond the end of its file".to_owned())
+            ReceiveError::Malformed("a chunk beyond the end of its file".to_owned())
         })?;
         if end <= arrival.bytes {
             // A repeated chunk, whose first reply was lost.
@@ -246,7 +248,7 @@ impl PartialSnapshot {
         }
         if chunk.offset != arrival.bytes {
             return Err(ReceiveError::Unavailable(format!(
-                "{} is here up to byte {}, and not {}",
+                "{} was received up to byte {}, not {}",
                 arrival.entry.name, arrival.bytes, chunk.offset
             )));
         }
@@ -258,7 +260,7 @@ impl PartialSnapshot {
                 arrival.file.insert(opened.map_err(unavailable("create a file"))?)
             }
         };
-        file.write_all_at(&chunk.data, chunk.offset).map_err(unavailable("write a piece"))?;
+        file.write_all_at(&chunk.data, chunk.offset).map_err(unavailable("write a chunk"))?;
         arrival.bytes = end;
         arrival.crc = crc32c::crc32c_append(arrival.crc, &chunk.data);
         if arrival.bytes == arrival.entry.bytes
@@ -269,7 +271,9 @@ impl PartialSnapshot {
             if arrival.crc != arrival.entry.crc {
                 let name = arrival.entry.name.clone();
                 (arrival.bytes, arrival.crc) = (0, 0);
-                return Err(ReceiveError::Unavailable(format!("{name} is not what was offered")));
+                return Err(ReceiveError::Unavailable(format!(
+                    "{name} differs from the offer: checksum mismatch"
+                )));
             }
         }
         Ok(())
@@ -283,10 +287,10 @@ impl PartialSnapshot {
             .iter()
             .find(|file| file.bytes != file.entry.bytes || file.crc != file.entry.crc)
         {
-            return Err(ReceiveError::Unavailable(format!("{} is not whole", file.entry.name)));
+            return Err(ReceiveError::Unavailable(format!("{} is incomplete", file.entry.name)));
         }
         File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
-            .map_err(unavailable("sync what was received"))
+            .map_err(unavailable("sync the received files"))
     }
 }

@@ -50,7 +50,7 @@ pub(in crate::raft) async fn send(
     snapshot: Snapshot<LeaderId, u64, Node, SnapshotSource>,
 ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
     let SnapshotSource::Local(store) = snapshot.snapshot else {
-        return Err(Unreachable::from_string("only a replica's own state can be sent").into());
+        return Err(Unreachable::from_string("only a replica's own store can be sent").into());
     };
     let meta = snapshot.meta;
     // Without this question a checkpoint would be flushed and read for a dead member,
@@ -71,7 +71,7 @@ pub(in crate::raft) async fn send(
         target,
         bytes = total,
         files = checkpoint.files.len(),
-        "sending a state"
+        "sending a snapshot"
     );
 
     let offer = message::encode(&SnapshotOffer { id, vote, files: checkpoint.files.clone() })
@@ -82,7 +82,7 @@ pub(in crate::raft) async fn send(
         .map_err(transport_error)?;
     let have: SnapshotOfferReply = message::decode(&reply).map_err(aborted)?;
     if have.bytes.len() != checkpoint.files.len() {
-        return Err(aborted("the receiver tells of other files".to_owned()));
+        return Err(aborted("the receiver's reply is about other files".to_owned()));
     }
     for (at, (file, have)) in checkpoint.files.iter().zip(have.bytes).enumerate() {
         send_file(peer, id, &checkpoint, at, file, have).await?;
@@ -139,7 +139,12 @@ async fn send_chunk(peer: &Peer, chunk: Bytes) -> Result<(), StreamingError<Type
             Ok(_) => return Ok(()),
             Err(error) if tries >= CHUNK_TRIES => return Err(transport_error(error)),
             Err(error) => {
-                tracing::warn!(group = peer.peers.group, target = peer.target, %error, "a piece of a state is sent again")
+                tracing::warn!(
+                    group = peer.peers.group,
+                    target = peer.target,
+                    %error,
+                    "a chunk of a snapshot is sent again"
+                )
             }
         }
     }

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn pieces_leave_at_the_pace_that_was_set() {
+    async fn chunks_are_sent_at_the_configured_rate() {
         let throttle = SnapshotThrottle::default();
         throttle.set_rate(1_000_000);
         let started = Instant::now();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lowest_hold_counts_and_outlives_its_transfer_a_little() {
+    fn lowest_pin_counts_and_outlives_its_transfer() {
         let pins = Arc::<LogPins>::default();
         assert_eq!(pins.lowest_pinned(), None);
         let first = pins.pin(1, 10);
