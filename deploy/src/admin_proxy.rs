@@ -25,14 +25,14 @@ pub(crate) fn router(process: Arc<ProcessInfo>) -> Router {
 }
 
 async fn status(State(process): State<Arc<ProcessInfo>>, request: Request) -> Response {
-    match meta::admin::let_in(&request, &*process) {
+    match meta::admin::authorize(&request, &*process) {
         Ok(()) => Json(process.status()).into_response(),
         Err(refused) => refused,
     }
 }
 
 async fn forward(State(process): State<Arc<ProcessInfo>>, request: Request) -> Response {
-    if let Err(refused) = meta::admin::let_in(&request, &*process) {
+    if let Err(refused) = meta::admin::authorize(&request, &*process) {
         return refused;
     }
     let failed = |status: StatusCode, why: String| {

@@ -261,12 +261,12 @@ pub(crate) async fn open(
     let mut tasks = Vec::new();
     tasks.push(spawn({
         let (routes, published) = (routes.clone(), meta_client.routes());
-        async move { routes.keep(published).await }
+        async move { routes.run(published).await }
     }));
     tasks.push(spawn({
         let (catalogue, tables, leader) =
             (catalogue.clone(), meta_client.tables(), meta_client.leader());
-        async move { catalogue.keep(tables, leader).await }
+        async move { catalogue.run(tables, leader).await }
     }));
 
     tasks.push(spawn(warn_on_mixed_durability(meta_client.clone())));
@@ -317,10 +317,10 @@ pub(crate) async fn open(
     };
     if roles.proxy {
         let tables = first_value(meta_client.tables()).await?;
-        catalogue.follow(tables.values());
+        catalogue.apply_all(tables.values());
         // Routes arrive before tables.
         if let Some(all) = meta_client.routes().borrow().as_ref() {
-            routes.follow(all);
+            routes.apply_all(all);
         }
     }
     let replicas = node.clone().map(|node| -> Arc<dyn LocalReplicas<Request, Response>> { node });

@@ -12,7 +12,7 @@ use std::time::Duration;
 use cluster::meta_client::{Assignments, MetaClient};
 use cluster::meta_protocol::Instruction;
 use cluster::{Placement, Table, TableId};
-use meta::{Meta, Tables};
+use meta::{CommittedTables, Meta};
 use storage::{Assignment, Node};
 use tokio::sync::mpsc;
 
@@ -35,7 +35,7 @@ async fn destroy(node: &Node, table: &Table) -> bool {
 
 /// Standalone: reconciles once with a version of the catalogue; false when a retry is
 /// needed.
-pub(crate) async fn reconcile_tables(meta: &Meta, node: &Node, tables: &Tables) -> bool {
+pub(crate) async fn reconcile_tables(meta: &Meta, node: &Node, tables: &CommittedTables) -> bool {
     let placements = |table: &Arc<Table>| {
         let placements = tables.placements.iter().filter(|(id, _)| id.table == table.id);
         placements.map(|(_, placement)| Placement::clone(placement)).collect()

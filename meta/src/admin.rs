@@ -61,14 +61,14 @@ use cluster::meta_protocol::ServerStats;
 use cluster::{PartitionId, ServerId};
 pub use types::*;
 
-use crate::catalogue::{Meta, MetaMode};
 use crate::envs;
 use crate::error::MetaError;
-use crate::picture::Picture;
-use crate::state::{Record, Refusal, Status};
+use crate::image::MetadataImage;
+use crate::meta::{Meta, MetaMode};
+use crate::state::{Refusal, TablePhase, TableRecord};
 
 /// What who sends neither is told.
-const WANTED: &str = "the server's password or the cluster's secret is wanted (Authorization: \
+const PASSWORD_REQUIRED: &str = "the server's password or the cluster's secret is wanted (Authorization: \
                       Bearer <password>; bridle admin --password-file); a cluster that has only \
                       certificates must be given one of them to be administered, and a server \
                       that has neither lets in only who is on its own machine, while protected \
@@ -94,15 +94,15 @@ pub trait HostProcess: Send + Sync + 'static {
 
 /// A refusal or failure as an answer.
 #[derive(Debug)]
-struct Failed(StatusCode, String);
+struct ApiError(StatusCode, String);
 
-impl IntoResponse for Failed {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         (self.0, Json(serde_json::json!({ "error": self.1 }))).into_response()
     }
 }
 
-impl From<MetaError> for Failed {
+impl From<MetaError> for ApiError {
     fn from(error: MetaError) -> Self {
         let status = match &error {
             MetaError::Refused(
@@ -117,7 +117,7 @@ impl From<MetaError> for Failed {
                 | Refusal::Alive(_)
                 | Refusal::HoldsReplicas { .. },
             ) => StatusCode::CONFLICT,
-            MetaError::Refused(Refusal::NotEnough(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            MetaError::Refused(Refusal::NotEnoughServers(_)) => StatusCode::SERVICE_UNAVAILABLE,
             MetaError::Refused(_) => StatusCode::BAD_REQUEST,
             MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::DiskFull(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -127,19 +127,19 @@ impl From<MetaError> for Failed {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
-        Failed(status, error.to_string())
+        ApiError(status, error.to_string())
     }
 }
 
-impl From<envs::BadEnv> for Failed {
-    fn from(error: envs::BadEnv) -> Self {
-        Failed(StatusCode::BAD_REQUEST, error.to_string())
+impl From<envs::EnvError> for ApiError {
+    fn from(error: envs::EnvError) -> Self {
+        ApiError(StatusCode::BAD_REQUEST, error.to_string())
     }
 }
 
-impl From<JsonRejection> for Failed {
+impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
-        Failed(rejection.status(), rejection.body_text())
+        ApiError(rejection.status(), rejection.body_text())
     }
 }
 
@@ -160,7 +160,7 @@ pub fn router(meta: Arc<Meta>, local: Arc<dyn HostProcess>) -> Router {
 }
 
 /// The same for requests that another meta has let in.
-pub(crate) fn inner(meta: Arc<Meta>, local: Arc<dyn HostProcess>) -> Router {
+pub(crate) fn unguarded_router(meta: Arc<Meta>, local: Arc<dyn HostProcess>) -> Router {
     routes().with_state(Api { meta, local })
 }
 
@@ -206,17 +206,20 @@ pub fn authorization(password: &[u8]) -> String {
 /// # Errors
 /// The answer to whoever is not let in.
 #[allow(clippy::result_large_err, reason = "it is the answer, and made once")]
-pub fn let_in(request: &Request, local: &dyn HostProcess) -> Result<(), Response> {
+pub fn authorize(request: &Request, local: &dyn HostProcess) -> Result<(), Response> {
     let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
-        return Err(Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into())
-            .into_response());
+        return Err(ApiError(
+            StatusCode::FORBIDDEN,
+            "requests from web pages are not served".into(),
+        )
+        .into_response());
     }
     let password = headers.get(header::AUTHORIZATION).and_then(|value| password(value.as_bytes()));
     let from =
         request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
     if !local.authorised(from, password.as_deref()) {
-        let failed = Failed(StatusCode::UNAUTHORIZED, WANTED.into());
+        let failed = ApiError(StatusCode::UNAUTHORIZED, PASSWORD_REQUIRED.into());
         return Err(([(header::WWW_AUTHENTICATE, "Bearer")], failed).into_response());
     }
     Ok(())
@@ -224,7 +227,7 @@ pub fn let_in(request: &Request, local: &dyn HostProcess) -> Result<(), Response
 
 /// Has those in who may be, and passes requests on to the meta that leads.
 async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if let Err(refused) = let_in(&request, &*api.local) {
+    if let Err(refused) = authorize(&request, &*api.local) {
         return refused;
     }
     if request.uri().path() == "/v1/status" {
@@ -234,7 +237,7 @@ async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response
     let body = match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
         Ok(body) => body,
         Err(error) => {
-            return Failed(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()).into_response();
+            return ApiError(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()).into_response();
         }
     };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
@@ -244,31 +247,31 @@ async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
-        Some(Err(error)) => Failed::from(error).into_response(),
+        Some(Err(error)) => ApiError::from(error).into_response(),
     }
 }
 
 impl Api {
-    fn picture(&self) -> Result<Arc<Picture>, Failed> {
-        Ok(self.meta.picture()?)
+    fn image(&self) -> Result<Arc<MetadataImage>, ApiError> {
+        Ok(self.meta.image()?)
     }
 
-    fn record(&self, picture: &Picture, name: &str) -> Result<Record, Failed> {
+    fn record(&self, image: &MetadataImage, name: &str) -> Result<TableRecord, ApiError> {
         // While one is being dropped, another may have its name: the one that serves is
         // meant.
-        let dropping = || picture.state.tables.values().find(|record| record.table.name == name);
-        let record = picture.state.named(name).or_else(dropping);
+        let dropping = || image.state.tables.values().find(|record| record.table.name == name);
+        let record = image.state.named(name).or_else(dropping);
         record
             .cloned()
-            .ok_or_else(|| Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
+            .ok_or_else(|| ApiError::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
     }
 
-    fn serving(&self, name: &str) -> Result<Arc<Table>, Failed> {
-        let record = self.record(&*self.picture()?, name)?;
+    fn serving(&self, name: &str) -> Result<Arc<Table>, ApiError> {
+        let record = self.record(&*self.image()?, name)?;
         match record.status {
-            Status::Ready | Status::Creating => Ok(record.table),
-            Status::Dropping => {
-                Err(Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
+            TablePhase::Ready | TablePhase::Creating => Ok(record.table),
+            TablePhase::Dropping => {
+                Err(ApiError::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
             }
         }
     }
@@ -277,12 +280,12 @@ impl Api {
         matches!(self.meta.options.mode, MetaMode::Standalone(_))
     }
 
-    fn describe(&self, picture: &Picture, record: &Record) -> TableStatus {
+    fn describe(&self, image: &MetadataImage, record: &TableRecord) -> TableStatus {
         let table = &record.table;
         let figures = if self.is_alone() {
             self.local.figures(table)
         } else {
-            self.meta.figures_of(picture, table)
+            self.meta.table_stats(image, table)
         };
         TableStatus {
             id: table.id.0,
@@ -290,7 +293,7 @@ impl Api {
             number: table.number,
             partitions: table.partitions,
             replicas: table.replicas,
-            status: self.meta.word(record.status, table).to_owned(),
+            status: self.meta.status_name(record.status, table).to_owned(),
             created_at_ms: record.created_at_ms,
             envs: table.envs.clone(),
             figures,
@@ -302,20 +305,20 @@ async fn status(State(api): State<Api>) -> Json<NodeStatus> {
     Json(api.local.status())
 }
 
-async fn cluster_status(State(api): State<Api>) -> Result<Json<ClusterStatus>, Failed> {
-    Ok(Json(api.meta.cluster_status(&*api.picture()?)))
+async fn cluster_status(State(api): State<Api>) -> Result<Json<ClusterStatus>, ApiError> {
+    Ok(Json(api.meta.cluster_status(&*api.image()?)))
 }
 
-async fn nodes(State(api): State<Api>) -> Result<Json<Vec<ServerStatus>>, Failed> {
+async fn nodes(State(api): State<Api>) -> Result<Json<Vec<ServerStatus>>, ApiError> {
     if api.is_alone() {
-        api.meta.hear_the_only_server(api.local.server_figures());
+        api.meta.record_local_stats(api.local.server_figures());
     }
-    Ok(Json(api.meta.server_statuses(&*api.picture()?)))
+    Ok(Json(api.meta.server_statuses(&*api.image()?)))
 }
 
-fn server_id(text: &str) -> Result<ServerId, Failed> {
+fn server_id(text: &str) -> Result<ServerId, ApiError> {
     let bad = |_| {
-        Failed(
+        ApiError(
             StatusCode::BAD_REQUEST,
             format!("'{text}' is not a server's id: these are 16 hex digits"),
         )
@@ -323,7 +326,10 @@ fn server_id(text: &str) -> Result<ServerId, Failed> {
     u64::from_str_radix(text, 16).map(ServerId).map_err(bad)
 }
 
-async fn remove_node(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Failed> {
+async fn remove_node(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
     api.meta.remove_server(server_id(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -331,40 +337,42 @@ async fn remove_node(State(api): State<Api>, Path(id): Path<String>) -> Result<S
 async fn release_meta_index(
     State(api): State<Api>,
     Path(index): Path<u32>,
-) -> Result<StatusCode, Failed> {
+) -> Result<StatusCode, ApiError> {
     api.meta.release_meta_index(index).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn list(State(api): State<Api>) -> Result<Json<Vec<TableStatus>>, Failed> {
-    let picture = api.picture()?;
-    Ok(Json(picture.state.tables.values().map(|record| api.describe(&picture, record)).collect()))
+async fn list(State(api): State<Api>) -> Result<Json<Vec<TableStatus>>, ApiError> {
+    let image = api.image()?;
+    Ok(Json(image.state.tables.values().map(|record| api.describe(&image, record)).collect()))
 }
 
 async fn create(
     State(api): State<Api>,
     body: Result<Json<NewTable>, JsonRejection>,
-) -> Result<Response, Failed> {
+) -> Result<Response, ApiError> {
     let Json(new) = body?;
     api.meta.create(&new.name, new.partitions, new.replicas, new.envs).await?;
-    let picture = api.picture()?;
-    Ok((StatusCode::CREATED, Json(api.describe(&picture, &api.record(&picture, &new.name)?)))
+    let image = api.image()?;
+    Ok((StatusCode::CREATED, Json(api.describe(&image, &api.record(&image, &new.name)?)))
         .into_response())
 }
 
 async fn one(
     State(api): State<Api>,
     Path(name): Path<String>,
-) -> Result<Json<TableStatus>, Failed> {
-    let picture = api.picture()?;
-    Ok(Json(api.describe(&picture, &api.record(&picture, &name)?)))
+) -> Result<Json<TableStatus>, ApiError> {
+    let image = api.image()?;
+    Ok(Json(api.describe(&image, &api.record(&image, &name)?)))
 }
 
-async fn drop_table(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Failed> {
-    let picture = api.picture()?;
-    let record = api.record(&picture, &name)?;
-    let described =
-        TableStatus { status: "dropping".to_owned(), ..api.describe(&picture, &record) };
+async fn drop_table(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let image = api.image()?;
+    let record = api.record(&image, &name)?;
+    let described = TableStatus { status: "dropping".to_owned(), ..api.describe(&image, &record) };
     api.meta.drop_table(&name).await?;
     Ok((StatusCode::ACCEPTED, Json(described)).into_response())
 }
@@ -372,41 +380,41 @@ async fn drop_table(State(api): State<Api>, Path(name): Path<String>) -> Result<
 async fn partitions(
     State(api): State<Api>,
     Path(name): Path<String>,
-) -> Result<Json<Vec<PartitionStatus>>, Failed> {
+) -> Result<Json<Vec<PartitionStatus>>, ApiError> {
     let table = api.serving(&name)?;
-    Ok(Json(api.meta.partition_statuses(&*api.picture()?, &table)))
+    Ok(Json(api.meta.partition_statuses(&*api.image()?, &table)))
 }
 
 async fn transfer(
     State(api): State<Api>,
     Path((name, index)): Path<(String, u32)>,
     body: Result<Json<NewLeader>, JsonRejection>,
-) -> Result<Json<PartitionStatus>, Failed> {
+) -> Result<Json<PartitionStatus>, ApiError> {
     let Json(new) = body?;
     let table = api.serving(&name)?;
     api.meta.transfer(PartitionId { table: table.id, index }, server_id(&new.to)?).await?;
-    let partitions = api.meta.partition_statuses(&*api.picture()?, &table);
-    let gone = || Failed::from(MetaError::Refused(Refusal::NoPartition(index)));
+    let partitions = api.meta.partition_statuses(&*api.image()?, &table);
+    let gone = || ApiError::from(MetaError::Refused(Refusal::NoPartition(index)));
     partitions.into_iter().find(|partition| partition.index == index).map(Json).ok_or_else(gone)
 }
 
 async fn all_envs(
     State(api): State<Api>,
     Path(name): Path<String>,
-) -> Result<Json<BTreeMap<String, String>>, Failed> {
+) -> Result<Json<BTreeMap<String, String>>, ApiError> {
     Ok(Json(api.serving(&name)?.envs.clone()))
 }
 
 async fn one_env(
     State(api): State<Api>,
     Path((name, key)): Path<(String, String)>,
-) -> Result<Json<EnvValue>, Failed> {
+) -> Result<Json<EnvValue>, ApiError> {
     let table = api.serving(&name)?;
     envs::find(&key)?;
     match table.envs.get(&key) {
         Some(value) => Ok(Json(EnvValue { value: value.clone() })),
         None => {
-            Err(Failed(StatusCode::NOT_FOUND, format!("'{key}' is not set for table '{name}'")))
+            Err(ApiError(StatusCode::NOT_FOUND, format!("'{key}' is not set for table '{name}'")))
         }
     }
 }
@@ -415,7 +423,7 @@ async fn set_env(
     State(api): State<Api>,
     Path((name, key)): Path<(String, String)>,
     body: Result<Json<EnvValue>, JsonRejection>,
-) -> Result<Json<BTreeMap<String, String>>, Failed> {
+) -> Result<Json<BTreeMap<String, String>>, ApiError> {
     let Json(EnvValue { value }) = body?;
     Ok(Json(api.meta.set_env(&name, &key, Some(&value)).await?.envs.clone()))
 }
@@ -423,39 +431,39 @@ async fn set_env(
 async fn delete_env(
     State(api): State<Api>,
     Path((name, key)): Path<(String, String)>,
-) -> Result<Json<BTreeMap<String, String>>, Failed> {
+) -> Result<Json<BTreeMap<String, String>>, ApiError> {
     Ok(Json(api.meta.set_env(&name, &key, None).await?.envs.clone()))
 }
 
-async fn compact(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Failed> {
+async fn compact(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let table = api.serving(&name)?;
     if api.is_alone() {
         return Ok((StatusCode::ACCEPTED, Json(api.local.compact(&table))).into_response());
     }
     api.meta.compact(&table)?;
-    Ok((StatusCode::ACCEPTED, Json(api.meta.compaction(&*api.picture()?, &table))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(api.meta.compaction(&*api.image()?, &table))).into_response())
 }
 
 async fn compaction(
     State(api): State<Api>,
     Path(name): Path<String>,
-) -> Result<Json<CompactionStatus>, Failed> {
+) -> Result<Json<CompactionStatus>, ApiError> {
     let table = api.serving(&name)?;
     if api.is_alone() {
         return Ok(Json(api.local.compaction(&table)));
     }
-    Ok(Json(api.meta.compaction(&*api.picture()?, &table)))
+    Ok(Json(api.meta.compaction(&*api.image()?, &table)))
 }
 
-async fn unknown() -> Failed {
-    Failed(
+async fn unknown() -> ApiError {
+    ApiError(
         StatusCode::NOT_FOUND,
         "there is nothing here; the API is described in meta/src/admin.rs".into(),
     )
 }
 
-async fn wrong_method() -> Failed {
-    Failed(
+async fn wrong_method() -> ApiError {
+    ApiError(
         StatusCode::METHOD_NOT_ALLOWED,
         "this can't be done here; the API is described in meta/src/admin.rs".into(),
     )

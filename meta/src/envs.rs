@@ -28,7 +28,7 @@ pub const ENVS: &[Env] = &[Env {
 
 /// An unknown env, or a value that it does not take.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadEnv {
+pub enum EnvError {
     /// Not in [`ENVS`].
     #[error("no such env '{0}'; there are: {known}", known = names())]
     Unknown(String),
@@ -49,18 +49,20 @@ fn names() -> String {
 }
 
 /// An env by name.
-pub fn find(name: &str) -> Result<&'static Env, BadEnv> {
-    ENVS.iter().find(|env| env.name == name).ok_or_else(|| BadEnv::Unknown(name.to_owned()))
+pub fn find(name: &str) -> Result<&'static Env, EnvError> {
+    ENVS.iter().find(|env| env.name == name).ok_or_else(|| EnvError::Unknown(name.to_owned()))
 }
 
 /// Refuses unknown envs and values that they do not take.
-pub fn check(name: &str, value: &str) -> Result<(), BadEnv> {
+pub fn check(name: &str, value: &str) -> Result<(), EnvError> {
     let env = find(name)?;
     match (env.check)(value) {
         true => Ok(()),
-        false => {
-            Err(BadEnv::BadValue { name: env.name, summary: env.summary, value: value.to_owned() })
-        }
+        false => Err(EnvError::BadValue {
+            name: env.name,
+            summary: env.summary,
+            value: value.to_owned(),
+        }),
     }
 }
 
@@ -74,7 +76,7 @@ mod tests {
             assert_eq!(check(DEFAULT_TTL, fine), Ok(()), "{fine}");
         }
         for bad in ["", "0", "-1", "+1", "1.5", "4294967296", "1h", " 1"] {
-            assert!(matches!(check(DEFAULT_TTL, bad), Err(BadEnv::BadValue { .. })), "{bad}");
+            assert!(matches!(check(DEFAULT_TTL, bad), Err(EnvError::BadValue { .. })), "{bad}");
         }
     }
 

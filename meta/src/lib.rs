@@ -9,18 +9,18 @@
 //! # What is kept and what is only known
 //! What must survive is the group's state ([`state`]): servers, tables, placements, how
 //! far creations and drops are. Who leads a partition, who is alive and how far replicas
-//! are is what servers report ([`roster`]): the leader keeps it in memory, and the next
+//! are is what servers report ([`liveness`]): the leader keeps it in memory, and the next
 //! one hears it anew.
 //!
 //! # Life of a change
-//! 1. A command ([`state::Command`]) comes from the admin API ([`admin`]), from the first
+//! 1. A command ([`state::MetaCommand`]) comes from the admin API ([`admin`]), from the first
 //!    write to `db0` to `db15` ([`Catalogue::ensure`](cluster::Catalogue::ensure)), from
 //!    a server that registers, or from the leader itself.
 //! 2. Meta's leader stamps it and decides it on the applied state: a pure function gives
 //!    changes or a refusal ([`state::State::decide`]); where replicas go is another one
 //!    ([`placement`]).
-//! 3. The changes become one entry, a finished write batch ([`record`]), of meta's group.
-//! 4. Once applied, state and reports are published as a [`picture::Picture`]. Every
+//! 3. The changes become one entry, a finished write batch ([`codec`]), of meta's group.
+//! 4. Once applied, state and reports are published as a [`image::MetadataImage`]. Every
 //!    server and proxy holds a channel to the leader and is told what is new to it:
 //!    assignments, tables, routes, addresses ([`cluster::meta_protocol`]).
 //! 5. Servers make it so and report. When every partition of a new table has a leader,
@@ -49,20 +49,20 @@
 //!   (`integration/tests/tidy/layers.rs`).
 
 pub mod admin;
-mod alone;
-mod catalogue;
-mod commands;
+pub mod codec;
+mod controller;
+mod embedded;
 pub mod envs;
 mod error;
-mod facts;
-mod leading;
-pub mod picture;
+pub mod image;
+pub mod liveness;
+mod meta;
+mod operations;
 pub mod placement;
-pub mod record;
-pub mod roster;
-mod session;
+mod server_channel;
 pub mod state;
+mod status;
 
-pub use alone::Tables;
-pub use catalogue::{GROUP, Meta, MetaMode, MetaOptions};
+pub use embedded::CommittedTables;
 pub use error::MetaError;
+pub use meta::{GROUP, Meta, MetaMode, MetaOptions};

@@ -39,13 +39,13 @@ pub struct Candidate {
     /// Partitions that it is to lead.
     pub leaders: u64,
     /// Whether its disk is slow, full or failed: it should lead nothing for the moment.
-    pub is_ailing: bool,
+    pub is_unhealthy: bool,
 }
 
 /// Fewer servers than replicas.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{replicas} replicas need {replicas} storage servers that are alive, and there {}", are(*.live))]
-pub struct NotEnough {
+pub struct NotEnoughServers {
     /// Replicas wanted of each partition.
     pub replicas: u32,
     /// Servers that are alive.
@@ -70,14 +70,14 @@ struct Zone {
 /// The servers of each partition of a new table, the one that is to lead first.
 ///
 /// # Errors
-/// [`NotEnough`].
+/// [`NotEnoughServers`].
 pub fn place(
     partitions: u32,
     replicas: u32,
     candidates: &[Candidate],
-) -> Result<Vec<Vec<ServerId>>, NotEnough> {
+) -> Result<Vec<Vec<ServerId>>, NotEnoughServers> {
     if candidates.len() < replicas as usize {
-        return Err(NotEnough { replicas, live: candidates.len() });
+        return Err(NotEnoughServers { replicas, live: candidates.len() });
     }
     let mut candidates = candidates.to_vec();
     candidates.sort_by_key(|candidate| candidate.id);
@@ -124,17 +124,17 @@ pub fn place(
     let mut leading: BTreeMap<ServerId, u64> =
         candidates.iter().map(|candidate| (candidate.id, candidate.leaders)).collect();
     // Of a partition all of whose disks ail, somebody has to lead.
-    let ailing: BTreeSet<ServerId> = candidates
+    let unhealthy: BTreeSet<ServerId> = candidates
         .iter()
-        .filter(|candidate| candidate.is_ailing)
+        .filter(|candidate| candidate.is_unhealthy)
         .map(|candidate| candidate.id)
         .collect();
-    let well = |servers: &Vec<ServerId>| -> Vec<ServerId> {
-        let well: Vec<ServerId> =
-            servers.iter().copied().filter(|server| !ailing.contains(server)).collect();
-        if well.is_empty() { servers.clone() } else { well }
+    let healthy = |servers: &Vec<ServerId>| -> Vec<ServerId> {
+        let healthy: Vec<ServerId> =
+            servers.iter().copied().filter(|server| !unhealthy.contains(server)).collect();
+        if healthy.is_empty() { servers.clone() } else { healthy }
     };
-    let able: Vec<Vec<ServerId>> = placed.iter().map(well).collect();
+    let able: Vec<Vec<ServerId>> = placed.iter().map(healthy).collect();
     let mut leaders = Vec::new();
     for servers in &able {
         let leader = servers
@@ -146,7 +146,7 @@ pub fn place(
         leaders.push(Some(leader));
     }
     let choices: Vec<&[ServerId]> = able.iter().map(Vec::as_slice).collect();
-    even_out(&choices, &mut leaders, leading);
+    equalize(&choices, &mut leaders, leading);
     for (servers, leader) in placed.iter_mut().zip(leaders) {
         let first = servers
             .iter()
@@ -159,7 +159,7 @@ pub fn place(
 
 /// A partition whose leader can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Led {
+pub struct LedPartition {
     /// Which.
     pub partition: PartitionId,
     /// Who leads it, if anybody is known to.
@@ -176,10 +176,11 @@ pub struct Led {
 /// Where the preferred leader is able, it is the first choice; others stay where they
 /// are. Then leaders are evened out from there. Nobody is moved when that makes nothing
 /// better.
-pub fn balance(partitions: &[Led]) -> Vec<(PartitionId, ServerId)> {
-    let mut sorted: Vec<&Led> = partitions.iter().filter(|led| led.leader.is_some()).collect();
+pub fn balance(partitions: &[LedPartition]) -> Vec<(PartitionId, ServerId)> {
+    let mut sorted: Vec<&LedPartition> =
+        partitions.iter().filter(|led| led.leader.is_some()).collect();
     sorted.sort_by_key(|led| led.partition);
-    let first_choice = |led: &&Led| {
+    let first_choice = |led: &&LedPartition| {
         let able = |server: &ServerId| led.able.contains(server);
         Some(led.preferred).filter(able).or(led.leader.filter(able)).or(led.able.first().copied())
     };
@@ -190,7 +191,7 @@ pub fn balance(partitions: &[Led]) -> Vec<(PartitionId, ServerId)> {
         *leading.entry(*leader).or_default() += 1;
     }
     let choices: Vec<&[ServerId]> = sorted.iter().map(|led| led.able.as_slice()).collect();
-    even_out(&choices, &mut leaders, leading);
+    equalize(&choices, &mut leaders, leading);
     let ordered =
         || sorted.iter().zip(&leaders).filter_map(|(led, leader)| Some((*led, (*leader)?)));
     // Ways to be even are many: only what is better is worth a move, or one might lead to
@@ -206,7 +207,7 @@ pub fn balance(partitions: &[Led]) -> Vec<(PartitionId, ServerId)> {
 
 /// How far from what is wanted it is when these lead: first, how many can't do it well;
 /// then how uneven they are; then how many are not preferred.
-fn cost<'l>(leaders: impl Iterator<Item = (&'l Led, ServerId)>) -> (usize, u64, usize) {
+fn cost<'l>(leaders: impl Iterator<Item = (&'l LedPartition, ServerId)>) -> (usize, u64, usize) {
     let (mut unable, mut others) = (0, 0);
     let mut leading: BTreeMap<ServerId, u64> = BTreeMap::new();
     for (led, leader) in leaders {
@@ -219,7 +220,7 @@ fn cost<'l>(leaders: impl Iterator<Item = (&'l Led, ServerId)>) -> (usize, u64, 
 
 /// Passes leaders on until no server leads two more than one that it could pass on to.
 /// `choices[n]` are those who could lead partition `n`, `leaders[n]` is one of them.
-fn even_out(
+fn equalize(
     choices: &[&[ServerId]],
     leaders: &mut [Option<ServerId>],
     mut leading: BTreeMap<ServerId, u64>,

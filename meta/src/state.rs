@@ -3,7 +3,7 @@
 //!
 //! Only what must survive is here: servers, tables, where replicas are, and how far
 //! tables are being made or destroyed. Who leads, who is alive and how far replicas are
-//! is not; it is what servers report ([`crate::roster`]).
+//! is not; it is what servers report ([`crate::liveness`]).
 //!
 //! # Life of a table
 //! `Creating` with all placements from the first moment; `Ready` once every partition has
@@ -43,7 +43,7 @@ use cluster::{DATABASES, PartitionId, Placement, ServerId, Table, TableId};
 use serde::{Deserialize, Serialize};
 
 use crate::envs;
-use crate::placement::NotEnough;
+use crate::placement::NotEnoughServers;
 
 /// The most partitions of a table.
 pub const PARTITIONS_MAX: u32 = 1024;
@@ -66,7 +66,7 @@ pub const FIRST_RAFT_ID: u64 = 2;
 /// How far a table is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum TablePhase {
     /// It serves, as soon as its partitions are open.
     Ready,
     /// Its partitions are being destroyed; then it is forgotten.
@@ -77,11 +77,11 @@ pub enum Status {
 
 /// A table and what only meta needs to know of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct TableRecord {
     /// As everybody knows it.
     pub table: Arc<Table>,
     /// How far it is in its life.
-    pub status: Status,
+    pub status: TablePhase,
     /// When it was created, ms since the epoch by the meta leader's stamp.
     pub created_at_ms: u64,
     /// While it is being dropped: the servers that have not yet said that nothing is left
@@ -91,7 +91,7 @@ pub struct Record {
 
 /// A server and when it came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registered {
+pub struct RegisteredServer {
     /// As everybody knows it.
     pub server: Server,
     /// When it was seen first, ms since the epoch by the meta leader's stamp.
@@ -100,9 +100,9 @@ pub struct Registered {
 
 /// What can be asked of the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
+pub enum MetaCommand {
     /// Gives the cluster its id, unless it has one.
-    Found {
+    BootstrapCluster {
         /// A random number.
         cluster: u64,
     },
@@ -144,10 +144,10 @@ pub enum Command {
         /// Servers that may hold replicas: those that are alive.
         live: Vec<ServerId>,
         /// Those of them whose disks are slow, full or failed.
-        ailing: Vec<ServerId>,
+        unhealthy: Vec<ServerId>,
     },
     /// Last step of a new table: every partition has had a leader.
-    Created {
+    MarkReady {
         /// Which.
         id: TableId,
     },
@@ -158,7 +158,7 @@ pub enum Command {
     },
     /// A step of a drop: nothing of the table is left on a server. The last one forgets
     /// the table.
-    Destroyed {
+    MarkDestroyed {
         /// Which.
         id: TableId,
         /// Where.
@@ -199,7 +199,7 @@ pub enum Refusal {
     BadReplicas,
     /// Fewer servers are alive than a partition is to have replicas.
     #[error(transparent)]
-    NotEnough(#[from] NotEnough),
+    NotEnoughServers(#[from] NotEnoughServers),
     /// Another table has the name.
     #[error("table '{0}' exists")]
     Exists(String),
@@ -236,7 +236,7 @@ pub enum Refusal {
     NoIds,
     /// An unknown env, or a value that it does not take.
     #[error(transparent)]
-    Env(#[from] envs::BadEnv),
+    Env(#[from] envs::EnvError),
     /// [`SERVERS_MAX`] or [`REMOVED_MAX`] is reached.
     #[error(
         "there are {SERVERS_MAX} servers or {REMOVED_MAX} were removed, and no more are possible"
@@ -289,19 +289,19 @@ pub enum Refusal {
 
 /// What a command changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum MetaChange {
     /// The cluster has this id.
-    Cluster(u64),
+    SetCluster(u64),
     /// A server is so now.
-    Server(Registered),
+    PutServer(RegisteredServer),
     /// A server is gone for good, since then (ms).
     RemoveServer(ServerId, u64),
     /// A table is so now.
-    Put(Record),
+    PutTable(TableRecord),
     /// A partition's replicas are there now.
-    Place(Arc<Placement>),
+    PutPlacement(Arc<Placement>),
     /// A table and its placements are forgotten.
-    Forget(TableId),
+    ForgetTable(TableId),
     /// The next id to give.
     NextId(u32),
     /// The next Raft id to give.
@@ -314,16 +314,16 @@ pub enum Change {
 
 /// What came of a command that was not refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decided {
+pub struct Decision {
     /// In order; none when everything is so already.
-    pub changes: Vec<Change>,
+    pub changes: Vec<MetaChange>,
     /// The table afterwards (of a drop: as it was), when the command was about one.
     pub table: Option<Arc<Table>>,
 }
 
 /// All that meta knows for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
+pub struct MetaState {
     /// The cluster's id, once it has one.
     pub cluster: Option<u64>,
     /// The next table id to give; ids begin at 1.
@@ -335,20 +335,20 @@ pub struct State {
     /// The latest stamp by which something was decided; stamps never run backwards.
     pub stamp_ms: u64,
     /// By id.
-    pub servers: BTreeMap<ServerId, Registered>,
+    pub servers: BTreeMap<ServerId, RegisteredServer>,
     /// Servers that were removed, and when, ms since the epoch.
     pub removed: BTreeMap<ServerId, u64>,
     /// Whose the meta group's seats are: a seat's votes are those of one directory.
     pub meta_members: BTreeMap<u32, ServerId>,
     /// By id.
-    pub tables: BTreeMap<TableId, Record>,
+    pub tables: BTreeMap<TableId, TableRecord>,
     /// Of every partition of every table.
     pub placements: BTreeMap<PartitionId, Arc<Placement>>,
 }
 
-impl Default for State {
+impl Default for MetaState {
     fn default() -> Self {
-        State {
+        MetaState {
             cluster: None,
             next_id: 1,
             next_raft_id: FIRST_RAFT_ID,
@@ -374,12 +374,12 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-impl State {
+impl MetaState {
     /// The table that serves, or is to serve, under a name.
-    pub fn named(&self, name: &str) -> Option<&Record> {
+    pub fn named(&self, name: &str) -> Option<&TableRecord> {
         self.tables
             .values()
-            .find(|record| record.status != Status::Dropping && record.table.name == name)
+            .find(|record| record.status != TablePhase::Dropping && record.table.name == name)
     }
 
     /// The placements of a table, by partition.
@@ -390,33 +390,35 @@ impl State {
     }
 
     /// Makes changes that were decided.
-    pub fn apply(&mut self, changes: &[Change], stamp_ms: u64) {
+    pub fn apply(&mut self, changes: &[MetaChange], stamp_ms: u64) {
         self.stamp_ms = self.stamp_ms.max(stamp_ms);
         for change in changes {
             match change {
-                Change::Cluster(cluster) => self.cluster = Some(*cluster),
-                Change::Server(registered) => {
+                MetaChange::SetCluster(cluster) => self.cluster = Some(*cluster),
+                MetaChange::PutServer(registered) => {
                     drop(self.servers.insert(registered.server.id, registered.clone()))
                 }
-                Change::RemoveServer(server, since_ms) => {
+                MetaChange::RemoveServer(server, since_ms) => {
                     self.servers.remove(server);
                     self.removed.insert(*server, *since_ms);
                 }
-                Change::Put(record) => drop(self.tables.insert(record.table.id, record.clone())),
-                Change::Place(placement) => {
+                MetaChange::PutTable(record) => {
+                    drop(self.tables.insert(record.table.id, record.clone()))
+                }
+                MetaChange::PutPlacement(placement) => {
                     drop(self.placements.insert(placement.partition, placement.clone()))
                 }
-                Change::Forget(id) => {
+                MetaChange::ForgetTable(id) => {
                     self.tables.remove(id);
                     self.placements.retain(|partition, _| partition.table != *id);
                 }
-                Change::NextId(next_id) => self.next_id = *next_id,
-                Change::NextRaftId(next_raft_id) => self.next_raft_id = *next_raft_id,
-                Change::NextNumber(next_number) => self.next_number = *next_number,
-                Change::MetaIndex(index, Some(server)) => {
+                MetaChange::NextId(next_id) => self.next_id = *next_id,
+                MetaChange::NextRaftId(next_raft_id) => self.next_raft_id = *next_raft_id,
+                MetaChange::NextNumber(next_number) => self.next_number = *next_number,
+                MetaChange::MetaIndex(index, Some(server)) => {
                     self.meta_members.insert(*index, *server);
                 }
-                Change::MetaIndex(index, None) => drop(self.meta_members.remove(index)),
+                MetaChange::MetaIndex(index, None) => drop(self.meta_members.remove(index)),
             }
         }
     }

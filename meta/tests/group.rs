@@ -13,7 +13,7 @@ use ::cluster::net::{Destination, Net, NetOptions, Service};
 use ::cluster::{PartitionId, ServerId, Table};
 use bytes::Bytes;
 use kit::cluster::{OneMeta, Servers, leader, metas, until};
-use meta::state::Status;
+use meta::state::TablePhase;
 
 mod kit;
 
@@ -34,8 +34,8 @@ async fn ask(net: &Arc<Net>, address: &str, ask: MetaRequest) -> MetaResponse {
     meta_protocol::decode::<MetaResponse>(&answer.unwrap()).unwrap()
 }
 
-async fn status_of(meta: &meta::Meta, name: &str) -> Status {
-    let status = || Some(meta.picture().ok()?.state.named(name)?.status);
+async fn status_of(meta: &meta::Meta, name: &str) -> TablePhase {
+    let status = || Some(meta.image().ok()?.state.named(name)?.status);
     until("the table is known", status).await
 }
 
@@ -49,10 +49,10 @@ async fn a_create_is_finished_by_the_next_leader() {
     let meta = meta_of(&metas, first);
     let creating = tokio::spawn(async move { meta.create("a", None, None, no_envs()).await });
     let meta = meta_of(&metas, first);
-    assert_eq!(status_of(&meta, "a").await, Status::Creating);
+    assert_eq!(status_of(&meta, "a").await, TablePhase::Creating);
     let (cluster, before) = {
-        let picture = meta.picture().unwrap();
-        (picture.state.cluster, picture.state.placements.clone())
+        let image = meta.image().unwrap();
+        (image.state.cluster, image.state.placements.clone())
     };
     drop(meta);
     metas[first].take().unwrap().kill().await;
@@ -62,13 +62,13 @@ async fn a_create_is_finished_by_the_next_leader() {
     let second = leader(&metas).await;
     let meta = meta_of(&metas, second);
     until("the table is made ready", || {
-        let picture = meta.picture().ok()?;
-        (picture.state.named("a")?.status == Status::Ready).then_some(())
+        let image = meta.image().ok()?;
+        (image.state.named("a")?.status == TablePhase::Ready).then_some(())
     })
     .await;
-    let picture = meta.picture().unwrap();
+    let image = meta.image().unwrap();
     assert_eq!(
-        (picture.state.cluster, &picture.state.placements),
+        (image.state.cluster, &image.state.placements),
         (cluster, &before),
         "the same cluster, the same placements"
     );
@@ -129,9 +129,9 @@ async fn reports_rebuild_routes_and_a_drop_is_resumed() {
     meta.set_env("a", "default_ttl", Some("60")).await.unwrap();
     // A leadership goes where it is sent.
     let partition = PartitionId { table: table.id, index: 0 };
-    let to = meta.picture().unwrap().state.placements[&partition].members[2].server;
+    let to = meta.image().unwrap().state.placements[&partition].members[2].server;
     meta.transfer(partition, to).await.unwrap();
-    let led_by = |meta: &meta::Meta| Some(meta.picture().ok()?.routes.get(&partition)?.leader);
+    let led_by = |meta: &meta::Meta| Some(meta.image().ok()?.routes.get(&partition)?.leader);
     let leader_before =
         until("the route follows", || led_by(&meta).flatten().filter(|leader| leader.server == to))
             .await;
@@ -143,13 +143,13 @@ async fn reports_rebuild_routes_and_a_drop_is_resumed() {
     let meta = meta_of(&metas, leader(&metas).await);
     let leader_now = until("routes are there again", || led_by(&meta).flatten()).await;
     assert_eq!(leader_now, leader_before);
-    assert_eq!(meta.picture().unwrap().state.tables.len(), 2, "what is dropped is still known");
+    assert_eq!(meta.image().unwrap().state.tables.len(), 2, "what is dropped is still known");
     servers.behaviour.destroys_nothing.store(false, Ordering::Relaxed);
     until("the dropped table is forgotten", || {
-        (meta.picture().ok()?.state.tables.len() == 1).then_some(())
+        (meta.image().ok()?.state.tables.len() == 1).then_some(())
     })
     .await;
-    let statuses = meta.server_statuses(&meta.picture().unwrap());
+    let statuses = meta.server_statuses(&meta.image().unwrap());
     assert!(
         statuses.iter().all(|server| server.state == "up" && server.replicas == 4),
         "{statuses:?}"
@@ -230,7 +230,7 @@ async fn a_leader_that_is_cut_off_from_the_other_metas_lets_its_servers_go() {
     all_follow(first).await;
     let cut = &metas[first].as_ref().unwrap().cut;
     cut.store(true, Ordering::Relaxed);
-    let leads = |meta: usize| meta_of(&metas, meta).picture().is_ok();
+    let leads = |meta: usize| meta_of(&metas, meta).image().is_ok();
     let second =
         until("another meta leads", || (0..3).find(|meta| *meta != first && leads(*meta))).await;
     all_follow(second).await;
@@ -265,13 +265,13 @@ async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
     let meta = meta_of(&metas, first);
     let creating = tokio::spawn(async move { meta.create("a", None, None, no_envs()).await });
     let meta = meta_of(&metas, first);
-    assert_eq!(status_of(&meta, "a").await, Status::Creating);
+    assert_eq!(status_of(&meta, "a").await, TablePhase::Creating);
     // The last step is proposed, and nobody hears of it.
     let cut = &metas[first].as_ref().unwrap().cut;
     cut.store(true, Ordering::Relaxed);
     servers.behaviour.leads_nothing.store(false, Ordering::Relaxed);
     let began = std::time::Instant::now();
-    until("it resigns", || meta.picture().is_err().then_some(())).await;
+    until("it resigns", || meta.image().is_err().then_some(())).await;
     assert!(began.elapsed() < std::time::Duration::from_secs(6), "{:?}", began.elapsed());
     assert!(creating.await.unwrap().is_err());
     let rest = metas
@@ -280,9 +280,9 @@ async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
         .filter(|(index, _)| *index != first)
         .map(|(_, one)| one.as_ref().unwrap().meta.clone());
     let rest: Vec<_> = rest.collect();
-    let next = until("another leads", || rest.iter().find(|meta| meta.picture().is_ok())).await;
+    let next = until("another leads", || rest.iter().find(|meta| meta.image().is_ok())).await;
     until("the table is made ready", || {
-        (next.picture().ok()?.state.named("a")?.status == Status::Ready).then_some(())
+        (next.image().ok()?.state.named("a")?.status == TablePhase::Ready).then_some(())
     })
     .await;
     // Back again, it follows: it is not stuck in what it had begun.
@@ -357,8 +357,8 @@ async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
     );
     let meta = meta_of(&metas, first);
     until("the old one is down", || {
-        let picture = meta.picture().ok()?;
-        meta.server_statuses(&picture).iter().all(|server| server.state != "up").then_some(())
+        let image = meta.image().ok()?;
+        meta.server_statuses(&image).iter().all(|server| server.state != "up").then_some(())
     })
     .await;
     meta.release_meta_index(3).await.unwrap();

@@ -435,7 +435,7 @@ impl Session {
                 // arguments.
                 let may_be_long = resolved.command.is(flags::ADMIN) || span.argc >= LONG_PLAN_ARGS;
                 let reply = match may_be_long {
-                    true => blocking::polled_in_place(self.call(call)).await,
+                    true => blocking::poll_in_place(self.call(call)).await,
                     false => self.call(call).await,
                 };
                 if self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command) {
@@ -661,7 +661,7 @@ impl Session {
             if reply.bytes() > bytes_max.bytes {
                 reply = errors::answer_too_large(bytes_max);
             }
-            let encoding_ns = reply.encoding_ns(blocking::LONG_NS);
+            let encoding_ns = reply.encoding_ns(blocking::LONG_WORK_NS);
             worked_ns += ENTRY_NS + encoding_ns;
             if worked_ns >= SLICE_NS {
                 tokio::task::yield_now().await;
@@ -679,8 +679,8 @@ impl Session {
                 // Freeing a million elements takes time as well.
                 drop(reply);
             };
-            if encoding_ns >= blocking::LONG_NS {
-                blocking::in_turn(encode).await
+            if encoding_ns >= blocking::LONG_WORK_NS {
+                blocking::block_in_place_with_permit(encode).await
             } else {
                 encode()
             }
@@ -816,7 +816,7 @@ pub(crate) fn plan_command(
         argv.len() >= LONG_PLAN_ARGS || command.is(flags::LONG_PLAN) && bytes >= LONG_PLAN_BYTES;
     let name_args = 1 + usize::from(command.parts().is_some());
     let plan = move || (command.plan)(Args::new(argv, name_args, seed));
-    if is_long { blocking::in_place(plan) } else { plan() }
+    if is_long { blocking::block_in_place(plan) } else { plan() }
 }
 
 /// Estimated cost of a command besides its own work.
@@ -824,8 +824,8 @@ const ENTRY_NS: u64 = 500;
 
 /// The reply to the outcomes. Long work is done while other tasks run.
 pub(crate) async fn reply_to(builder: ReplyBuilder, outcomes: Vec<Outcome>) -> Reply {
-    match builder.work_ns(&outcomes) >= blocking::LONG_NS {
-        true => blocking::in_turn(|| builder.build(outcomes)).await,
+    match builder.work_ns(&outcomes) >= blocking::LONG_WORK_NS {
+        true => blocking::block_in_place_with_permit(|| builder.build(outcomes)).await,
         false => builder.build(outcomes),
     }
 }
@@ -848,10 +848,10 @@ async fn build_reply(
             Err(error) => return errors::call_error(&error),
         };
         count(std::slice::from_ref(&outcome));
-        if builder.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_NS {
+        if builder.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_WORK_NS {
             return builder.build([outcome]);
         }
-        return blocking::in_turn(|| builder.build([outcome])).await;
+        return blocking::block_in_place_with_permit(|| builder.build([outcome])).await;
     }
     let mut outcomes = Vec::with_capacity(indexes.len());
     let mut failed = None;

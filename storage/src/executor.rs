@@ -358,7 +358,7 @@ impl Executor {
         waiting.sort_by_key(|waiting| waiting.writes);
         let evaluated =
             match reads::are_long(&self.replica, waiting.iter().map(|waiting| &waiting.request)) {
-                true => cluster::blocking::in_place(|| self.evaluate(&waiting)),
+                true => cluster::blocking::block_in_place(|| self.evaluate(&waiting)),
                 false => self.evaluate(&waiting),
             };
         let left = waiting.split_off(*evaluated.as_ref().unwrap_or(&waiting.len()));

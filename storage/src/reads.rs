@@ -95,7 +95,7 @@ impl<'a> ReadView<'a> {
     /// Walks past so many more records, or takes as long for something else; `false`:
     /// there is no time for it.
     fn charge(&self, records: u64) -> bool {
-        blocking::give_way();
+        blocking::yield_permit();
         self.cells_left.set(self.cells_left.get().saturating_sub(records));
         !self.is_over_budget()
     }

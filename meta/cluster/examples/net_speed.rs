@@ -51,7 +51,7 @@ async fn main() {
         async move { served.serve(listener, Arc::new(Echo), CancellationToken::new()).await },
     );
     let net = Net::new(NetOptions::new(ServerId(1), "nowhere:1")).unwrap();
-    net.learn(ServerId(2), &address);
+    net.set_address(ServerId(2), &address);
     println!("answer  in flight    calls/s  CPU us/call    p50 us    p99 us");
     for service in [Service::Rows, Service::Raft] {
         for in_flight in [1usize, 8, 50, 512] {

@@ -2,10 +2,10 @@
 //!
 //! Each of these threads serves many clients, so nothing may compute on one for long: the
 //! others, the links to other servers among them, would wait. Such work is done while
-//! another thread takes over what the calling one serves ([`in_place`]). There is no use
+//! another thread takes over what the calling one serves ([`block_in_place`]). There is no use
 //! in more of it at a time than there are cores, and harm to those who serve: so it takes
-//! turns ([`turn`]), and what takes very long gives others theirs in between
-//! ([`give_way`]).
+//! turns ([`acquire`]), and what takes very long gives others theirs in between
+//! ([`yield_permit`]).
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -18,47 +18,47 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinError;
 
 /// From so many ns on, work is not done where others wait for it.
-pub const LONG_NS: u64 = 2_000_000;
+pub const LONG_WORK_NS: u64 = 2_000_000;
 
 /// A turn is passed on after so long, if others wait; the clock is looked at once in so
 /// many steps.
-const TURN_MAX: Duration = Duration::from_millis(10);
-const TURN_STEPS: u32 = 256;
+const PERMIT_HOLD_MAX: Duration = Duration::from_millis(10);
+const STEPS_PER_CHECK: u32 = 256;
 
-static TURNS: LazyLock<Semaphore> = LazyLock::new(|| {
+static PERMITS: LazyLock<Semaphore> = LazyLock::new(|| {
     Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2))
 });
 
 /// The right to compute for long, until it is dropped.
 #[derive(Debug)]
-pub struct Turn(Option<SemaphorePermit<'static>>);
+pub struct ComputePermit(Option<SemaphorePermit<'static>>);
 
-/// Waits for a turn: first come, first served.
-pub async fn turn() -> Turn {
+/// Waits for a permit: first come, first served.
+pub async fn acquire() -> ComputePermit {
     // Nobody closes it.
-    Turn(TURNS.acquire().await.ok())
+    ComputePermit(PERMITS.acquire().await.ok())
 }
 
-impl Turn {
+impl ComputePermit {
     /// Lets the others that wait have theirs first. On a thread that may block.
-    fn pass(&mut self) {
+    fn pass_on(&mut self) {
         self.0 = None;
-        self.0 = Handle::current().block_on(TURNS.acquire()).ok();
+        self.0 = Handle::current().block_on(PERMITS.acquire()).ok();
     }
 }
 
 /// The turn of this thread's work.
-struct Taken {
-    turn: Turn,
+struct HeldPermit {
+    permit: ComputePermit,
     since: Instant,
     steps: u32,
 }
 
 thread_local! {
-    static TAKEN: RefCell<Option<Taken>> = const { RefCell::new(None) };
+    static HELD_PERMIT: RefCell<Option<HeldPermit>> = const { RefCell::new(None) };
 }
 
-/// Does work that takes long on a thread of its own, in a [`turn`]. If it may take very
+/// Does work that takes long on a thread of its own, in a [`acquire`]. If it may take very
 /// long, it is to [give way](give_way) at each of its steps.
 ///
 /// # Errors
@@ -70,26 +70,26 @@ pub async fn spawn<R: Send + 'static>(
     struct End;
     impl Drop for End {
         fn drop(&mut self) {
-            TAKEN.set(None);
+            HELD_PERMIT.set(None);
         }
     }
-    let turn = turn().await;
-    let in_turn = move || {
-        TAKEN.set(Some(Taken { turn, since: Instant::now(), steps: 0 }));
+    let permit = acquire().await;
+    let block_in_place_with_permit = move || {
+        HELD_PERMIT.set(Some(HeldPermit { permit, since: Instant::now(), steps: 0 }));
         let _end = End;
         work()
     };
-    tokio::task::spawn_blocking(in_turn).await
+    tokio::task::spawn_blocking(block_in_place_with_permit).await
 }
 
 /// A step of [spawned](spawn) work: it passes its turn on if it has had it for long.
 /// Nothing happens to other work.
-pub fn give_way() {
-    TAKEN.with_borrow_mut(|taken| {
-        let Some(Taken { turn, since, steps }) = taken else { return };
+pub fn yield_permit() {
+    HELD_PERMIT.with_borrow_mut(|taken| {
+        let Some(HeldPermit { permit, since, steps }) = taken else { return };
         *steps += 1;
-        if *steps % TURN_STEPS == 0 && since.elapsed() > TURN_MAX {
-            turn.pass();
+        if *steps % STEPS_PER_CHECK == 0 && since.elapsed() > PERMIT_HOLD_MAX {
+            permit.pass_on();
             *since = Instant::now();
         }
     });
@@ -97,23 +97,24 @@ pub fn give_way() {
 
 /// Does work that takes long, while another thread takes over what this one serves. (A
 /// runtime of one thread, as tests have, is held up.)
-pub fn in_place<R>(work: impl FnOnce() -> R) -> R {
+pub fn block_in_place<R>(work: impl FnOnce() -> R) -> R {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
         _ => work(),
     }
 }
 
-/// As [`in_place`], in a [`turn`].
-pub async fn in_turn<R>(work: impl FnOnce() -> R) -> R {
-    let _turn = turn().await;
-    in_place(work)
+/// As [`block_in_place`], in a [`acquire`].
+pub async fn block_in_place_with_permit<R>(work: impl FnOnce() -> R) -> R {
+    let _turn = acquire().await;
+    block_in_place(work)
 }
 
-/// Polls a future that may compute for long between two waits as [`in_place`] does it.
-pub async fn polled_in_place<R>(future: impl Future<Output = R>) -> R {
+/// Polls a future that may compute for long between two waits as [`block_in_place`] does it.
+pub async fn poll_in_place<R>(future: impl Future<Output = R>) -> R {
     let mut future = pin!(future);
-    std::future::poll_fn(|context| -> Poll<R> { in_place(|| future.as_mut().poll(context)) }).await
+    std::future::poll_fn(|context| -> Poll<R> { block_in_place(|| future.as_mut().poll(context)) })
+        .await
 }
 
 #[cfg(test)]
@@ -132,9 +133,11 @@ mod tests {
             .build()
             .expect("a runtime");
         runtime.block_on(async {
-            let computes = tokio::spawn(in_turn(|| std::thread::sleep(Duration::from_secs(2))));
+            let computes = tokio::spawn(block_in_place_with_permit(|| {
+                std::thread::sleep(Duration::from_secs(2))
+            }));
             let polled =
-                tokio::spawn(polled_in_place(async { std::thread::sleep(Duration::from_secs(2)) }));
+                tokio::spawn(poll_in_place(async { std::thread::sleep(Duration::from_secs(2)) }));
             let began = Instant::now();
             let other = tokio::spawn(async { tokio::time::sleep(Duration::from_millis(10)).await });
             other.await.expect("it ends");
@@ -158,12 +161,12 @@ mod tests {
                 let is_over = is_over.clone();
                 move || {
                     while !is_over.load(Ordering::Relaxed) {
-                        give_way();
+                        yield_permit();
                         std::hint::spin_loop();
                     }
                 }
             };
-            let all: Vec<_> = (0..TURNS.available_permits() + 2)
+            let all: Vec<_> = (0..PERMITS.available_permits() + 2)
                 .map(|_| tokio::spawn(spawn(endless())))
                 .collect();
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -26,20 +26,20 @@ use tokio::sync::watch;
 
 use crate::meta_protocol::{self, MetaRequest, MetaResponse};
 use crate::net::{Destination, Net, NetError, Service};
-use crate::single_flight::Shared;
+use crate::single_flight::SingleFlight;
 use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
 
 /// How long one meta may take to do something: a table is made before it answers.
-const DO_TIMEOUT: Duration = Duration::from_secs(5);
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one meta may take for what an operator asks it to change: servers follow
 /// before it answers.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one meta may take to say what there is. Others lead within a second or so
 /// when it has frozen.
-const SAY_TIMEOUT: Duration = Duration::from_secs(1);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Metas asked for one question, at most.
-const HOPS_MAX: usize = 8;
+const METAS_ASKED_MAX: usize = 8;
 
 /// What carries questions to metas: the network, or a test's.
 pub trait MetaQueries: Send + Sync + 'static {
@@ -66,7 +66,7 @@ impl MetaQueries for Arc<Net> {
 
 /// Tables as of one moment.
 #[derive(Default)]
-struct Known {
+struct CachedTables {
     version: u64,
     tables: BTreeMap<String, Arc<Table>>,
 }
@@ -78,15 +78,15 @@ pub struct RemoteCatalogue {
     metas: Vec<String>,
     /// The meta that led when it was asked last.
     leader: Mutex<Option<String>>,
-    known: ArcSwap<Known>,
+    cached: ArcSwap<CachedTables>,
     /// How often meta has told of all tables.
-    pages: AtomicU64,
-    /// Changes of `known` one after another.
+    deltas_applied: AtomicU64,
+    /// Changes of `cached` one after another.
     changing: Mutex<()>,
     /// One question at a time: a crowd of clients of a new table asks once.
-    asking: tokio::sync::Mutex<()>,
+    creating: tokio::sync::Mutex<()>,
     /// Clients of an empty database that ask at one time, too.
-    finding: Shared<Result<Option<Arc<Table>>, CallError>>,
+    lookups: SingleFlight<Result<Option<Arc<Table>>, CallError>>,
 }
 
 impl RemoteCatalogue {
@@ -96,24 +96,24 @@ impl RemoteCatalogue {
             questions: Box::new(questions),
             metas,
             leader: Mutex::default(),
-            known: ArcSwap::from_pointee(Known { version: 1, tables: BTreeMap::new() }),
-            pages: AtomicU64::new(0),
+            cached: ArcSwap::from_pointee(CachedTables { version: 1, tables: BTreeMap::new() }),
+            deltas_applied: AtomicU64::new(0),
             changing: Mutex::default(),
-            asking: tokio::sync::Mutex::default(),
-            finding: Shared::default(),
+            creating: tokio::sync::Mutex::default(),
+            lookups: SingleFlight::default(),
         }
     }
 
     /// Takes in all tables that serve, as meta tells them.
-    pub fn follow<'a>(&self, all: impl IntoIterator<Item = &'a Table>) {
+    pub fn apply_all<'a>(&self, all: impl IntoIterator<Item = &'a Table>) {
         self.change(|tables| {
-            self.pages.fetch_add(1, Ordering::AcqRel);
+            self.deltas_applied.fetch_add(1, Ordering::AcqRel);
             let mut before = std::mem::take(tables);
             *tables = all
                 .into_iter()
                 .map(|table| {
                     // What has not changed stays the same allocation.
-                    let same = before.remove(&table.name).filter(|known| **known == *table);
+                    let same = before.remove(&table.name).filter(|cached| **cached == *table);
                     (table.name.clone(), same.unwrap_or_else(|| Arc::new(table.clone())))
                 })
                 .collect();
@@ -122,7 +122,7 @@ impl RemoteCatalogue {
 
     /// Stays in step with the news ([`MetaClient::tables`](crate::meta_client::Follow::tables),
     /// [`MetaClient::leader`](crate::meta_client::Follow::leader)) until these end.
-    pub async fn keep(
+    pub async fn run(
         &self,
         mut tables: watch::Receiver<Option<Arc<BTreeMap<TableId, Table>>>>,
         mut leader: watch::Receiver<Option<String>>,
@@ -130,7 +130,7 @@ impl RemoteCatalogue {
         loop {
             let all = tables.borrow_and_update().clone();
             if let Some(all) = all {
-                self.follow(all.values());
+                self.apply_all(all.values());
             }
             let leads = leader.borrow_and_update().clone();
             if leads.is_some() {
@@ -148,17 +148,17 @@ impl RemoteCatalogue {
 
     fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Arc<Table>>)) {
         let _one_at_a_time = self.changing.lock();
-        let known = self.known.load();
-        let mut tables = known.tables.clone();
+        let cached = self.cached.load();
+        let mut tables = cached.tables.clone();
         change(&mut tables);
-        if tables != known.tables {
-            self.known.store(Arc::new(Known { version: known.version + 1, tables }));
+        if tables != cached.tables {
+            self.cached.store(Arc::new(CachedTables { version: cached.version + 1, tables }));
         }
     }
 
     /// A table by id, from memory.
     pub fn table_of(&self, id: TableId) -> Option<Arc<Table>> {
-        self.known.load().tables.values().find(|table| table.id == id).cloned()
+        self.cached.load().tables.values().find(|table| table.id == id).cloned()
     }
 
     /// Asks the meta that leads.
@@ -172,13 +172,13 @@ impl RemoteCatalogue {
             MetaRequest::FindTable { .. }
             | MetaRequest::ListTables
             | MetaRequest::NewTable
-            | MetaRequest::MetaIndex { .. } => (SAY_TIMEOUT, false),
+            | MetaRequest::MetaIndex { .. } => (QUERY_TIMEOUT, false),
             MetaRequest::Admin { method, .. } if method != "GET" => (ADMIN_TIMEOUT, true),
-            MetaRequest::EnsureTable { .. } | MetaRequest::Admin { .. } => (DO_TIMEOUT, false),
+            MetaRequest::EnsureTable { .. } | MetaRequest::Admin { .. } => (CHANGE_TIMEOUT, false),
         };
         let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
         let mut hint = self.leader.lock().clone();
-        for _ in 0..HOPS_MAX {
+        for _ in 0..METAS_ASKED_MAX {
             let hinted = hint.take().filter(|address| !tried.contains(address));
             let Some(address) =
                 hinted.or_else(|| self.metas.iter().find(|meta| !tried.contains(meta)).cloned())
@@ -214,37 +214,39 @@ impl RemoteCatalogue {
         Err(why)
     }
 
-    async fn make(&self, name: &str) -> Result<Arc<Table>, CallError> {
-        let _one_at_a_time = self.asking.lock().await;
+    async fn create(&self, name: &str) -> Result<Arc<Table>, CallError> {
+        let _one_at_a_time = self.creating.lock().await;
         if let Some(table) = self.table(name) {
             return Ok(table);
         }
-        let pages = self.pages.load(Ordering::Acquire);
+        let deltas_applied = self.deltas_applied.load(Ordering::Acquire);
         match self.ask(&MetaRequest::EnsureTable { name: name.to_owned() }).await {
-            Ok(MetaResponse::Table(table)) => Ok(self.take_in(table, pages)),
+            Ok(MetaResponse::Table(table)) => Ok(self.cache_table(table, deltas_applied)),
             other => Err(no_answer(other)),
         }
     }
 
-    async fn seek(&self, name: &str) -> Result<Option<Arc<Table>>, CallError> {
-        let pages = self.pages.load(Ordering::Acquire);
+    async fn look_up(&self, name: &str) -> Result<Option<Arc<Table>>, CallError> {
+        let deltas_applied = self.deltas_applied.load(Ordering::Acquire);
         match self.ask(&MetaRequest::FindTable { name: name.to_owned() }).await {
-            Ok(MetaResponse::Found(found)) => Ok(found.map(|table| self.take_in(table, pages))),
+            Ok(MetaResponse::Found(found)) => {
+                Ok(found.map(|table| self.cache_table(table, deltas_applied)))
+            }
             other => Err(no_answer(other)),
         }
     }
 
     /// Takes in a table that meta has told of before its news, when they stood at
-    /// `pages`. The answer may be read long after it was given, and the table be dropped
+    /// `deltas_applied`. The answer may be read long after it was given, and the table be dropped
     /// and made anew by then: ids grow, so a larger one is the later; and where the news
     /// have come meanwhile and know of none, nobody here can tell, and it is asked for
     /// again.
-    fn take_in(&self, table: Table, pages: u64) -> Arc<Table> {
+    fn cache_table(&self, table: Table, deltas_applied: u64) -> Arc<Table> {
         let table = Arc::new(table);
         let mut told = table.clone();
         self.change(|tables| match tables.get(&table.name) {
-            Some(known) if known.id >= table.id => told = known.clone(),
-            None if self.pages.load(Ordering::Acquire) != pages => {}
+            Some(cached) if cached.id >= table.id => told = cached.clone(),
+            None if self.deltas_applied.load(Ordering::Acquire) != deltas_applied => {}
             Some(_) | None => drop(tables.insert(table.name.clone(), table.clone())),
         });
         told
@@ -264,11 +266,11 @@ fn no_answer(told: Result<MetaResponse, String>) -> CallError {
 
 impl Catalogue for RemoteCatalogue {
     fn table(&self, name: &str) -> Option<Arc<Table>> {
-        self.known.load().tables.get(name).cloned()
+        self.cached.load().tables.get(name).cloned()
     }
 
     fn tables(&self) -> Vec<Arc<Table>> {
-        self.known.load().tables.values().cloned().collect()
+        self.cached.load().tables.values().cloned().collect()
     }
 
     fn find(&self, name: &str) -> Boxed<'_, Result<Option<Arc<Table>>, CallError>> {
@@ -280,7 +282,7 @@ impl Catalogue for RemoteCatalogue {
         Box::pin(async move {
             match self.table(&name) {
                 Some(table) => Ok(Some(table)),
-                None => self.finding.ask(&name, self.seek(&name)).await,
+                None => self.lookups.call(&name, self.look_up(&name)).await,
             }
         })
     }
@@ -299,7 +301,7 @@ impl Catalogue for RemoteCatalogue {
         Box::pin(async move {
             match self.table(&name) {
                 Some(table) => Ok(table),
-                None => self.make(&name).await,
+                None => self.create(&name).await,
             }
         })
     }
@@ -314,7 +316,7 @@ impl Catalogue for RemoteCatalogue {
     }
 
     fn version(&self) -> u64 {
-        self.known.load().version
+        self.cached.load().version
     }
 }
 
@@ -328,14 +330,14 @@ mod tests {
 
     /// Answers in turn, and notes who was asked.
     #[derive(Default)]
-    struct Metas {
+    struct FakeMetas {
         answers: Mutex<VecDeque<Result<MetaResponse, NetError>>>,
         asked: Mutex<Vec<String>>,
         /// Nobody understands the answers.
         garbled: AtomicBool,
     }
 
-    impl MetaQueries for Arc<Metas> {
+    impl MetaQueries for Arc<FakeMetas> {
         fn ask(
             &self,
             address: &str,
@@ -344,16 +346,19 @@ mod tests {
         ) -> Boxed<'_, Result<Bytes, NetError>> {
             match meta_protocol::decode(&question).unwrap() {
                 MetaRequest::EnsureTable { name } => {
-                    assert_eq!((name.as_str(), timeout), ("db3", DO_TIMEOUT))
+                    assert_eq!((name.as_str(), timeout), ("db3", CHANGE_TIMEOUT))
                 }
                 MetaRequest::FindTable { name } => {
-                    assert_eq!((name.as_str(), timeout), ("db3", SAY_TIMEOUT))
+                    assert_eq!((name.as_str(), timeout), ("db3", QUERY_TIMEOUT))
                 }
                 MetaRequest::ListTables | MetaRequest::NewTable | MetaRequest::MetaIndex { .. } => {
-                    assert_eq!(timeout, SAY_TIMEOUT)
+                    assert_eq!(timeout, QUERY_TIMEOUT)
                 }
                 MetaRequest::Admin { method, .. } => {
-                    assert_eq!(timeout, if method == "GET" { DO_TIMEOUT } else { ADMIN_TIMEOUT })
+                    assert_eq!(
+                        timeout,
+                        if method == "GET" { CHANGE_TIMEOUT } else { ADMIN_TIMEOUT }
+                    )
                 }
             }
             self.asked.lock().push(address.to_owned());
@@ -381,8 +386,11 @@ mod tests {
         }
     }
 
-    fn catalogue(answers: Vec<Result<MetaResponse, NetError>>) -> (RemoteCatalogue, Arc<Metas>) {
-        let metas = Arc::new(Metas { answers: Mutex::new(answers.into()), ..Metas::default() });
+    fn catalogue(
+        answers: Vec<Result<MetaResponse, NetError>>,
+    ) -> (RemoteCatalogue, Arc<FakeMetas>) {
+        let metas =
+            Arc::new(FakeMetas { answers: Mutex::new(answers.into()), ..FakeMetas::default() });
         let meta_members = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
         (RemoteCatalogue::new(metas.clone(), meta_members), metas)
     }
@@ -395,18 +403,18 @@ mod tests {
     async fn what_is_known_changes_with_the_news() {
         let (catalogue, _) = catalogue(Vec::new());
         let before = catalogue.version();
-        catalogue.follow(&[table(1, "db0"), table(2, "users")]);
+        catalogue.apply_all(&[table(1, "db0"), table(2, "users")]);
         assert!(catalogue.version() > before);
         let (version, users) = (catalogue.version(), catalogue.table("users"));
-        catalogue.follow(&[table(1, "db0"), table(2, "users")]);
+        catalogue.apply_all(&[table(1, "db0"), table(2, "users")]);
         assert_eq!(catalogue.version(), version, "nothing new");
         let mut other = table(1, "db0");
         other.envs.insert("default_ttl".into(), "3".into());
-        catalogue.follow(&[other.clone(), table(2, "users")]);
+        catalogue.apply_all(&[other.clone(), table(2, "users")]);
         assert!(catalogue.version() > version);
         assert_eq!(catalogue.table("db0").as_deref(), Some(&other));
         assert!(Arc::ptr_eq(&users.unwrap(), &catalogue.table("users").unwrap()));
-        catalogue.follow(&[other]);
+        catalogue.apply_all(&[other]);
         assert_eq!(
             (catalogue.table("users"), catalogue.tables().len(), catalogue.table_of(TableId(2))),
             (None, 1, None)
@@ -429,18 +437,18 @@ mod tests {
         assert_eq!(catalogue.ensure("db3").await.as_deref(), Ok(&made));
         assert_eq!(metas.asked.lock().len(), 4, "from memory");
         // It was dropped: the one that led is asked first.
-        catalogue.follow(&[]);
+        catalogue.apply_all(&[]);
         metas.answers.lock().extend((0..100).map(|n| not_leading(Some(&format!("lie:{n}")))));
         assert!(matches!(catalogue.ensure("db3").await, Err(CallError::NoLeader(_))));
         let asked = metas.asked.lock().clone();
-        assert_eq!((asked[4].as_str(), asked.len()), ("c:1", 4 + HOPS_MAX));
+        assert_eq!((asked[4].as_str(), asked.len()), ("c:1", 4 + METAS_ASKED_MAX));
     }
 
     #[tokio::test]
     async fn the_news_are_kept_up_with_until_they_end() {
         let (catalogue, metas) = catalogue(vec![Ok(MetaResponse::NotNow("starting".into()))]);
         let (tables, leader) = (watch::Sender::new(None), watch::Sender::new(None));
-        let keeping = catalogue.keep(tables.subscribe(), leader.subscribe());
+        let keeping = catalogue.run(tables.subscribe(), leader.subscribe());
         let hear = async {
             let _ = catalogue.ensure("db3").await;
             leader.send_replace(Some("d:1".to_owned()));
@@ -502,7 +510,7 @@ mod tests {
         assert_eq!(catalogue.find("db3").await, Ok(Some(Arc::new(there.clone()))));
         assert_eq!(metas.asked.lock().len(), 3, "a yes is");
         // News of before the answer: it is asked for once more.
-        catalogue.follow(&[]);
+        catalogue.apply_all(&[]);
         metas.answers.lock().push_back(Ok(MetaResponse::Found(Some(there))));
         assert!(catalogue.find("db3").await.unwrap().is_some());
         assert_eq!(metas.asked.lock().len(), 4);
@@ -536,7 +544,7 @@ mod tests {
     async fn all_tables_are_asked_for() {
         let (catalogue, metas) =
             catalogue(vec![Ok(MetaResponse::Tables(vec![table(1, "db0"), table(2, "users")]))]);
-        catalogue.follow(&[table(1, "db0")]);
+        catalogue.apply_all(&[table(1, "db0")]);
         let all = catalogue.find_all().await.unwrap();
         assert_eq!(
             all.iter().map(|table| table.name.as_str()).collect::<Vec<_>>(),
@@ -587,22 +595,23 @@ mod tests {
     #[tokio::test]
     async fn a_late_answer_does_not_bring_back_a_dropped_table() {
         let (catalogue, _) = catalogue(Vec::new());
-        let pages = |catalogue: &RemoteCatalogue| catalogue.pages.load(Ordering::Acquire);
+        let deltas_applied =
+            |catalogue: &RemoteCatalogue| catalogue.deltas_applied.load(Ordering::Acquire);
         // Asked before its successor was heard of.
-        let asked = pages(&catalogue);
-        catalogue.follow(&[table(9, "db3")]);
-        assert_eq!(catalogue.take_in(table(7, "db3"), asked).id, TableId(9));
+        let asked = deltas_applied(&catalogue);
+        catalogue.apply_all(&[table(9, "db3")]);
+        assert_eq!(catalogue.cache_table(table(7, "db3"), asked).id, TableId(9));
         assert_eq!(catalogue.table("db3").map(|table| table.id), Some(TableId(9)));
         // Asked before it was heard that it is gone.
-        let asked = pages(&catalogue);
-        catalogue.follow(&[]);
-        catalogue.take_in(table(9, "db3"), asked);
+        let asked = deltas_applied(&catalogue);
+        catalogue.apply_all(&[]);
+        catalogue.cache_table(table(9, "db3"), asked);
         assert_eq!(catalogue.table("db3"), None, "it is asked for again");
         // The successor itself, before the news.
-        catalogue.take_in(table(10, "db3"), pages(&catalogue));
-        let asked = pages(&catalogue);
-        catalogue.follow(&[table(10, "db3")]);
-        assert_eq!(catalogue.take_in(table(11, "db3"), asked).id, TableId(11));
+        catalogue.cache_table(table(10, "db3"), deltas_applied(&catalogue));
+        let asked = deltas_applied(&catalogue);
+        catalogue.apply_all(&[table(10, "db3")]);
+        assert_eq!(catalogue.cache_table(table(11, "db3"), asked).id, TableId(11));
         assert_eq!(catalogue.table("db3").map(|table| table.id), Some(TableId(11)));
     }
 }

@@ -29,11 +29,11 @@ use crate::{PartitionId, ServerId, Table, TableId};
 /// A sign of life is given at least so often.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// A meta that says nothing for so long is left.
-const SILENCE_MAX: Duration = Duration::from_secs(4);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Before the next meta is tried.
-const PAUSE: Duration = Duration::from_millis(150);
+const RETRY_DELAY: Duration = Duration::from_millis(150);
 /// After a meta has refused: something must change first.
-const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+const REJECTED_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// What the process says of itself.
 pub trait ReportSource: Send + Sync + 'static {
@@ -65,20 +65,20 @@ pub struct MetaClient {
     routes: watch::Sender<Option<Arc<BTreeMap<PartitionId, Route>>>>,
     changed: Notify,
     /// A report that is being gathered.
-    gathering: tokio::sync::Mutex<Option<JoinHandle<Report>>>,
+    pending_report: tokio::sync::Mutex<Option<JoinHandle<Report>>>,
 }
 
 /// What is being told under one channel.
 #[derive(Default)]
-struct Hearing {
-    servers: Book<ServerId, Server>,
-    tables: Book<TableId, Table>,
-    assignments: Book<TableId, Assignment>,
-    routes: Book<PartitionId, Route>,
+struct OpenChannel {
+    servers: DeltaMap<ServerId, Server>,
+    tables: DeltaMap<TableId, Table>,
+    assignments: DeltaMap<TableId, Assignment>,
+    routes: DeltaMap<PartitionId, Route>,
 }
 
 /// How a channel ended.
-struct Ended {
+struct ChannelEnd {
     /// Who leads, as the other side knows.
     leader: Option<String>,
     pause: Duration,
@@ -150,12 +150,12 @@ impl MetaClient {
         source: &Arc<dyn ReportSource>,
         orders: &mpsc::Sender<Instruction>,
     ) {
-        let (mut hint, mut turn) = (None::<String>, 0);
+        let (mut hint, mut apply) = (None::<String>, 0);
         // Why each could not be reached, as it was said last.
         let mut said = BTreeMap::<String, String>::new();
         loop {
-            let address = hint.take().or_else(|| metas.get(turn % metas.len().max(1)).cloned());
-            turn += 1;
+            let address = hint.take().or_else(|| metas.get(apply % metas.len().max(1)).cloned());
+            apply += 1;
             let Some(address) = address else { return };
             let register_request = meta_protocol::encode(&source.register_request());
             let ended = match net
@@ -165,7 +165,7 @@ impl MetaClient {
                 Ok(channel) => {
                     said.remove(&address);
                     let (sender, receiver) = channel.split();
-                    self.listen(net, &address, source, orders, sender, receiver).await
+                    self.serve_channel(net, &address, source, orders, sender, receiver).await
                 }
                 Err(error) => {
                     let why = error.to_string();
@@ -176,7 +176,7 @@ impl MetaClient {
                         said.retain(|address, _| metas.contains(address));
                         said.insert(address.clone(), why);
                     }
-                    Ended { leader: None, pause: PAUSE }
+                    ChannelEnd { leader: None, pause: RETRY_DELAY }
                 }
             };
             self.leader.send_if_modified(|leader| leader.take().is_some());
@@ -186,7 +186,7 @@ impl MetaClient {
     }
 
     /// One channel, from its first word to its end.
-    async fn listen(
+    async fn serve_channel(
         &self,
         net: &Arc<Net>,
         address: &str,
@@ -194,9 +194,9 @@ impl MetaClient {
         orders: &mpsc::Sender<Instruction>,
         sender: ChannelSender,
         mut receiver: ChannelReceiver,
-    ) -> Ended {
-        let lost = |leader| Ended { leader, pause: PAUSE };
-        let first = match timeout(SILENCE_MAX, receiver.recv()).await {
+    ) -> ChannelEnd {
+        let lost = |leader| ChannelEnd { leader, pause: RETRY_DELAY };
+        let first = match timeout(HEARTBEAT_TIMEOUT, receiver.recv()).await {
             Ok(Some(first)) => meta_protocol::decode::<MetaMessage>(&first),
             Ok(None) | Err(_) => return lost(None),
         };
@@ -204,31 +204,32 @@ impl MetaClient {
             Ok(MetaMessage::RegisterAccepted(welcome)) => {
                 let before = self.cluster.borrow().or(source.register_request().cluster);
                 if before.is_some_and(|before| before != welcome.cluster) {
-                    return self.refuse(format!("the meta at {address} is of another cluster"));
+                    return self.reject(format!("the meta at {address} is of another cluster"));
                 }
                 self.cluster.send_replace(Some(welcome.cluster));
                 net.join(ClusterId(welcome.cluster));
             }
             Ok(MetaMessage::NotLeading(other)) => {
                 // Somebody else may well lead: at once.
-                let pause = if other.leader.is_some() { Duration::from_millis(10) } else { PAUSE };
-                return Ended { leader: other.leader, pause };
+                let pause =
+                    if other.leader.is_some() { Duration::from_millis(10) } else { RETRY_DELAY };
+                return ChannelEnd { leader: other.leader, pause };
             }
-            Ok(MetaMessage::Refused(why)) => return self.refuse(why),
-            Ok(_) => return self.refuse(format!("the meta at {address} has no manners")),
-            Err(bad) => return self.refuse(bad.to_string()),
+            Ok(MetaMessage::Refused(why)) => return self.reject(why),
+            Ok(_) => return self.reject(format!("the meta at {address} has no manners")),
+            Err(bad) => return self.reject(bad.to_string()),
         }
         self.refused.send_if_modified(|refused| refused.take().is_some());
         self.leader.send_replace(Some(address.to_owned()));
         tracing::info!(address, "following the meta that leads");
-        let mut hearing = Hearing::default();
+        let mut hearing = OpenChannel::default();
         tokio::select! {
-            () = self.speak(source, &sender) => lost(None),
-            leader = self.hear(net, &mut hearing, orders, &mut receiver) => lost(leader),
+            () = self.send_reports(source, &sender) => lost(None),
+            leader = self.receive(net, &mut hearing, orders, &mut receiver) => lost(leader),
         }
     }
 
-    fn refuse(&self, why: String) -> Ended {
+    fn reject(&self, why: String) -> ChannelEnd {
         let new = self.refused.send_if_modified(|refused| {
             let new = refused.as_ref() != Some(&why);
             *refused = Some(why.clone());
@@ -237,22 +238,22 @@ impl MetaClient {
         if new {
             tracing::warn!(why, "meta does not want this process");
         }
-        Ended { leader: None, pause: REFUSED_PAUSE }
+        ChannelEnd { leader: None, pause: REJECTED_RETRY_DELAY }
     }
 
     /// Reports until the channel ends. What is reported is gathered elsewhere, as it may
     /// have to be read from a disk; while that takes long, signs of life are given.
-    async fn speak(&self, source: &Arc<dyn ReportSource>, sender: &ChannelSender) {
-        let mut gathering = self.gathering.lock().await;
+    async fn send_reports(&self, source: &Arc<dyn ReportSource>, sender: &ChannelSender) {
+        let mut pending_report = self.pending_report.lock().await;
         // What an earlier channel waited for counts as told: first it must be over.
-        if gathering.is_some() && gathered(&mut gathering, sender).await.is_none() {
+        if pending_report.is_some() && await_report(&mut pending_report, sender).await.is_none() {
             return;
         }
         let mut whole = true;
         loop {
             let source = source.clone();
-            *gathering = Some(tokio::task::spawn_blocking(move || source.report(whole)));
-            let Some(report) = gathered(&mut gathering, sender).await else { return };
+            *pending_report = Some(tokio::task::spawn_blocking(move || source.report(whole)));
+            let Some(report) = await_report(&mut pending_report, sender).await else { return };
             let report = ServerMessage::Report(Report { whole, ..report });
             if sender.send(meta_protocol::encode(&report)).await.is_err() {
                 return;
@@ -264,15 +265,15 @@ impl MetaClient {
     }
 
     /// Takes in what is told until the channel ends; who leads then, if that was said.
-    async fn hear(
+    async fn receive(
         &self,
         net: &Net,
-        hearing: &mut Hearing,
+        hearing: &mut OpenChannel,
         orders: &mpsc::Sender<Instruction>,
         receiver: &mut ChannelReceiver,
     ) -> Option<String> {
         loop {
-            let message = match timeout(SILENCE_MAX, receiver.recv()).await {
+            let message = match timeout(HEARTBEAT_TIMEOUT, receiver.recv()).await {
                 Ok(Some(message)) => message,
                 Ok(None) => return None,
                 Err(_) => {
@@ -280,12 +281,12 @@ impl MetaClient {
                     return None;
                 }
             };
-            match self.take_in(hearing, &message) {
+            match self.apply_message(hearing, &message) {
                 Ok(Some(MetaMessage::NotLeading(other))) => return other.leader,
                 Ok(Some(MetaMessage::Servers(_))) => {
                     for server in self.servers.borrow().iter().flat_map(|servers| servers.values())
                     {
-                        net.learn(server.id, &server.address);
+                        net.set_address(server.id, &server.address);
                     }
                 }
                 Ok(Some(MetaMessage::Instruction(order))) => {
@@ -304,32 +305,32 @@ impl MetaClient {
 
     /// Takes in pages; gives back what is for somebody else, and the address book's page
     /// when it was the last of its kind (emptied).
-    fn take_in(
+    fn apply_message(
         &self,
-        hearing: &mut Hearing,
+        hearing: &mut OpenChannel,
         message: &Bytes,
     ) -> Result<Option<MetaMessage>, String> {
         match meta_protocol::decode::<MetaMessage>(message).map_err(|bad| bad.to_string())? {
             MetaMessage::Servers(page) => {
                 let last = Delta { upserts: BTreeMap::new(), removed: Vec::new(), ..page };
-                if let Some(servers) = hearing.servers.turn(page)? {
+                if let Some(servers) = hearing.servers.apply(page)? {
                     self.servers.send_replace(Some(Arc::new(servers)));
                     return Ok(Some(MetaMessage::Servers(last)));
                 }
             }
             MetaMessage::Tables(page) => {
-                if let Some(tables) = hearing.tables.turn(page)? {
+                if let Some(tables) = hearing.tables.apply(page)? {
                     self.tables.send_replace(Some(Arc::new(tables)));
                 }
             }
             MetaMessage::Routes(page) => {
-                if let Some(routes) = hearing.routes.turn(page)? {
+                if let Some(routes) = hearing.routes.apply(page)? {
                     self.routes.send_replace(Some(Arc::new(routes)));
                 }
             }
             MetaMessage::Assignments(page) => {
                 let version = page.version;
-                if let Some(tables) = hearing.assignments.turn(page)? {
+                if let Some(tables) = hearing.assignments.apply(page)? {
                     self.assignments.send_replace(Some(Arc::new(Assignments { version, tables })));
                 }
             }
@@ -343,14 +344,14 @@ impl MetaClient {
 
 /// Waits for what is being gathered, and gives signs of life meanwhile; `None`: the
 /// channel has ended, or the report is none.
-async fn gathered(
-    gathering: &mut Option<JoinHandle<Report>>,
+async fn await_report(
+    pending_report: &mut Option<JoinHandle<Report>>,
     sender: &ChannelSender,
 ) -> Option<Report> {
     loop {
-        match timeout(HEARTBEAT_INTERVAL, gathering.as_mut()?).await {
+        match timeout(HEARTBEAT_INTERVAL, pending_report.as_mut()?).await {
             Ok(report) => {
-                *gathering = None;
+                *pending_report = None;
                 return report.inspect_err(|error| tracing::error!(%error, "what there is to report can't be gathered")).ok();
             }
             Err(_) => sender
@@ -362,20 +363,20 @@ async fn gathered(
 }
 
 /// A map that is told in pages.
-struct Book<K: Ord, V> {
+struct DeltaMap<K: Ord, V> {
     /// `None` before the first fresh page.
     entries: Option<BTreeMap<K, V>>,
 }
 
-impl<K: Ord, V> Default for Book<K, V> {
+impl<K: Ord, V> Default for DeltaMap<K, V> {
     fn default() -> Self {
-        Book { entries: None }
+        DeltaMap { entries: None }
     }
 }
 
-impl<K: Ord + Clone, V: Clone> Book<K, V> {
+impl<K: Ord + Clone, V: Clone> DeltaMap<K, V> {
     /// Takes a page in; the whole map when it was the last one.
-    fn turn(&mut self, page: Delta<K, V>) -> Result<Option<BTreeMap<K, V>>, String> {
+    fn apply(&mut self, page: Delta<K, V>) -> Result<Option<BTreeMap<K, V>>, String> {
         if page.is_snapshot {
             self.entries = Some(BTreeMap::new());
         }
@@ -409,20 +410,20 @@ mod tests {
 
     #[test]
     fn half_a_picture_is_not_shown() {
-        let mut book = Book::default();
-        assert!(book.turn(page(false, false, &[(1, 1)], &[])).is_err());
-        assert_eq!(book.turn(page(true, true, &[(1, 1)], &[])), Ok(None));
+        let mut book = DeltaMap::default();
+        assert!(book.apply(page(false, false, &[(1, 1)], &[])).is_err());
+        assert_eq!(book.apply(page(true, true, &[(1, 1)], &[])), Ok(None));
         assert_eq!(
-            book.turn(page(false, false, &[(2, 2)], &[])),
+            book.apply(page(false, false, &[(2, 2)], &[])),
             Ok(Some(BTreeMap::from([(1, 1), (2, 2)])))
         );
-        assert_eq!(book.turn(page(false, true, &[(3, 3)], &[1])), Ok(None));
+        assert_eq!(book.apply(page(false, true, &[(3, 3)], &[1])), Ok(None));
         assert_eq!(
-            book.turn(page(false, false, &[], &[])),
+            book.apply(page(false, false, &[], &[])),
             Ok(Some(BTreeMap::from([(2, 2), (3, 3)])))
         );
         assert_eq!(
-            book.turn(page(true, false, &[(9, 9)], &[])),
+            book.apply(page(true, false, &[(9, 9)], &[])),
             Ok(Some(BTreeMap::from([(9, 9)])))
         );
     }

@@ -38,17 +38,17 @@
 //!   `garbage_closes_the_connection_and_nothing_else`).
 
 mod channel;
+mod connection;
 mod frame;
-mod hello;
-mod line;
-mod link;
+mod handshake;
 mod outbox;
+mod peer_connection;
 mod reader;
 mod serve;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
-mod wire;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -59,9 +59,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 pub use channel::{Channel, ChannelReceiver, ChannelSender};
-use line::{Lane, Line};
-use link::{CallBlock, Link};
+use connection::{CallRefused, Connection};
 use parking_lot::Mutex;
+use peer_connection::{Lane, PeerConnection};
 use serde::{Deserialize, Serialize};
 use slab::Slab;
 pub use tls::NetTls;
@@ -134,11 +134,11 @@ pub struct NetOptions {
     pub half_open_max: usize,
     /// Of these, how many from one address: a stranger must not keep out those who belong
     /// here.
-    pub half_open_each_max: usize,
+    pub half_open_per_ip_max: usize,
     /// Connections of others in all.
     pub connections_max: usize,
     /// When it stops, calls that have come may take so long to be answered.
-    pub farewell: Duration,
+    pub drain_timeout: Duration,
     /// Where the connections for Raft's messages are handled; `None`: where all others
     /// are. Clients' load must not hold up heartbeats, and a message is cheaper where
     /// Raft itself runs.
@@ -162,9 +162,9 @@ impl NetOptions {
             handshake_timeout: Duration::from_secs(3),
             ping_every: Duration::from_millis(400),
             half_open_max: HALF_OPEN_MAX,
-            half_open_each_max: 32,
+            half_open_per_ip_max: 32,
             connections_max: 4096,
-            farewell: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(5),
             raft_runtime: None,
             rows_runtime: None,
         }
@@ -326,9 +326,9 @@ pub struct Net {
     cluster: Mutex<Option<ClusterId>>,
     addresses: Mutex<HashMap<ServerId, String>>,
     /// Bounded by the servers that were ever learned and the configured addresses.
-    lines: ArcSwap<HashMap<(Destination, Lane), Arc<Line>>>,
-    lines_change: Mutex<()>,
-    accepted: Mutex<Slab<Arc<Link>>>,
+    peer_connections: ArcSwap<HashMap<(Destination, Lane), Arc<PeerConnection>>>,
+    peer_connections_change: Mutex<()>,
+    accepted: Mutex<Slab<Arc<Connection>>>,
     stopped: CancellationToken,
 }
 
@@ -349,8 +349,8 @@ impl Net {
             runtime,
             cluster: Mutex::new(options.cluster),
             addresses: Mutex::default(),
-            lines: ArcSwap::default(),
-            lines_change: Mutex::new(()),
+            peer_connections: ArcSwap::default(),
+            peer_connections_change: Mutex::new(()),
             accepted: Mutex::default(),
             stopped: CancellationToken::new(),
             options,
@@ -371,11 +371,17 @@ impl Net {
     /// it was not, are closed.
     pub fn join(&self, cluster: ClusterId) {
         *self.cluster.lock() = Some(cluster);
-        let dialed: Vec<_> = self.lines.load().values().filter_map(|line| line.up()).collect();
-        let accepted: Vec<_> = self.accepted.lock().iter().map(|(_, link)| link.clone()).collect();
-        for link in dialed.iter().chain(&accepted) {
-            if let Some(theirs) = link.peer.cluster.filter(|theirs| *theirs != cluster) {
-                link.close(&format!(
+        let dialed: Vec<_> = self
+            .peer_connections
+            .load()
+            .values()
+            .filter_map(|peer_connection| peer_connection.current())
+            .collect();
+        let accepted: Vec<_> =
+            self.accepted.lock().iter().map(|(_, connection)| connection.clone()).collect();
+        for connection in dialed.iter().chain(&accepted) {
+            if let Some(theirs) = connection.peer.cluster.filter(|theirs| *theirs != cluster) {
+                connection.close(&format!(
                     "this server belongs to cluster {cluster}, the other to {theirs}"
                 ));
             }
@@ -384,12 +390,13 @@ impl Net {
 
     /// Address book: where a server is, host:port. May change at any time; names are
     /// resolved at each connect. A connection that is up stays.
-    pub fn learn(&self, server: ServerId, address: &str) {
+    pub fn set_address(&self, server: ServerId, address: &str) {
         let before = self.addresses.lock().insert(server, address.to_owned());
         if before.as_deref() != Some(address) {
-            let lines = self.lines.load();
-            let all = Lane::ALL.map(|lane| lines.get(&(Destination::Server(server), lane)));
-            all.into_iter().flatten().for_each(|line| line.moved());
+            let peer_connections = self.peer_connections.load();
+            let all =
+                Lane::ALL.map(|lane| peer_connections.get(&(Destination::Server(server), lane)));
+            all.into_iter().flatten().for_each(|peer_connection| peer_connection.address_changed());
         }
     }
 
@@ -400,11 +407,14 @@ impl Net {
 
     /// Whether the connection for calls is up.
     pub fn is_connected(&self, to: &Destination) -> bool {
-        self.lines.load().get(&(to.clone(), Lane::Calls)).is_some_and(|line| line.up().is_some())
+        self.peer_connections
+            .load()
+            .get(&(to.clone(), Lane::Calls))
+            .is_some_and(|peer_connection| peer_connection.current().is_some())
     }
 
     /// Serves others until `stop`, and then until what they asked is answered
-    /// ([`NetOptions::farewell`] at most).
+    /// ([`NetOptions::drain_timeout`] at most).
     pub async fn serve(
         self: &Arc<Self>,
         listener: TcpListener,
@@ -424,15 +434,15 @@ impl Net {
         timeout: Duration,
     ) -> Result<Bytes, NetError> {
         let deadline = Instant::now() + timeout;
-        let line = self.line(to, service.lane());
+        let peer_connection = self.peer_connection(to, service.lane());
         loop {
-            let link = line.connected(self, deadline).await?;
-            if body.len() > link.frame_bytes_max() {
-                return Err(link.too_large("request", body.len()));
+            let connection = peer_connection.connected(self, deadline).await?;
+            if body.len() > connection.frame_bytes_max() {
+                return Err(connection.too_large("request", body.len()));
             }
-            match link.call(service, &body) {
+            match connection.call(service, &body) {
                 Ok(call) => return call.answer(deadline).await,
-                Err(blocked) => wait(&link, blocked, deadline).await?,
+                Err(blocked) => wait(&connection, blocked, deadline).await?,
             }
         }
     }
@@ -479,29 +489,32 @@ impl Net {
         // Longer than any connection takes to be made.
         let deadline =
             Instant::now() + 2 * (self.options.connect_timeout + self.options.handshake_timeout);
-        let line = self.line(to, service.lane());
+        let peer_connection = self.peer_connection(to, service.lane());
         loop {
-            let link = line.connected(self, deadline).await?;
-            if hello.len() > link.frame_bytes_max() {
-                return Err(link.too_large("greeting", hello.len()));
+            let connection = peer_connection.connected(self, deadline).await?;
+            if hello.len() > connection.frame_bytes_max() {
+                return Err(connection.too_large("greeting", hello.len()));
             }
-            match link.open(service, &hello) {
+            match connection.open(service, &hello) {
                 Ok(channel) => return Ok(channel),
-                Err(blocked) => wait(&link, blocked, deadline).await?,
+                Err(blocked) => wait(&connection, blocked, deadline).await?,
             }
         }
     }
 
-    fn line(&self, to: Destination, lane: Lane) -> Arc<Line> {
+    fn peer_connection(&self, to: Destination, lane: Lane) -> Arc<PeerConnection> {
         let key = (to, lane);
-        if let Some(line) = self.lines.load().get(&key) {
-            return line.clone();
+        if let Some(peer_connection) = self.peer_connections.load().get(&key) {
+            return peer_connection.clone();
         }
-        let _changing = self.lines_change.lock();
-        let mut lines = HashMap::clone(&self.lines.load());
-        let line = lines.entry(key.clone()).or_insert_with(|| Line::new(key.0, key.1)).clone();
-        self.lines.store(Arc::new(lines));
-        line
+        let _changing = self.peer_connections_change.lock();
+        let mut peer_connections = HashMap::clone(&self.peer_connections.load());
+        let peer_connection = peer_connections
+            .entry(key.clone())
+            .or_insert_with(|| PeerConnection::new(key.0, key.1))
+            .clone();
+        self.peer_connections.store(Arc::new(peer_connections));
+        peer_connection
     }
 
     fn runtime(&self, lane: Lane) -> &tokio::runtime::Handle {
@@ -520,8 +533,8 @@ impl Net {
         }
     }
 
-    fn card(&self) -> hello::Card {
-        hello::Card {
+    fn peer_info(&self) -> handshake::PeerInfo {
+        handshake::PeerInfo {
             cluster: self.cluster(),
             server: self.options.server,
             address: self.options.address.clone(),
@@ -537,14 +550,18 @@ impl Drop for Net {
 }
 
 /// Waits until it is worth trying again.
-async fn wait(link: &Link, blocked: CallBlock, deadline: Instant) -> Result<(), NetError> {
+async fn wait(
+    connection: &Connection,
+    blocked: CallRefused,
+    deadline: Instant,
+) -> Result<(), NetError> {
     match blocked {
-        CallBlock::Full(room) => tokio::time::timeout_at(deadline, room)
+        CallRefused::Full(room) => tokio::time::timeout_at(deadline, room)
             .await
-            .map_err(|_| NetError::NotSent(format!("{} takes nothing in", link.peer.server))),
+            .map_err(|_| NetError::NotSent(format!("{} takes nothing in", connection.peer.server))),
         // Its task ends, and dials again.
-        CallBlock::Gone(why) if Instant::now() >= deadline => Err(NetError::NotSent(why)),
-        CallBlock::Gone(_) => {
+        CallRefused::Gone(why) if Instant::now() >= deadline => Err(NetError::NotSent(why)),
+        CallRefused::Gone(_) => {
             tokio::task::yield_now().await;
             Ok(())
         }

@@ -22,7 +22,7 @@ use crate::{Leader, PartitionId, Placement, ServerId, TableId};
 
 /// A server that could not be reached is not asked again for so long, unless it is heard
 /// of as the leader of a later term.
-const AVOIDED: Duration = Duration::from_millis(500);
+const AVOID_FOR: Duration = Duration::from_millis(500);
 
 /// So many dropped tables are remembered, to tell "dropped" from "not heard of yet".
 const DROPPED_MAX: usize = 1024;
@@ -67,7 +67,7 @@ impl Routes {
 
     /// Takes in everything that meta knows. Tables that are not in it any more were
     /// dropped.
-    pub fn follow(&self, all: &BTreeMap<PartitionId, PublishedRoute>) {
+    pub fn apply_all(&self, all: &BTreeMap<PartitionId, PublishedRoute>) {
         for (partition, route) in all {
             self.place(&route.placement);
             if let Some(leader) = route.leader {
@@ -91,14 +91,14 @@ impl Routes {
 
     /// Stays in step with the news ([`MetaClient::routes`](crate::meta_client::Follow::routes))
     /// until these end.
-    pub async fn keep(
+    pub async fn run(
         &self,
         mut published: watch::Receiver<Option<Arc<BTreeMap<PartitionId, PublishedRoute>>>>,
     ) {
         loop {
             let all = published.borrow_and_update().clone();
             if let Some(all) = all {
-                self.follow(&all);
+                self.apply_all(&all);
             }
             if published.changed().await.is_err() {
                 return;
@@ -151,7 +151,7 @@ impl Routes {
     pub fn avoid(&self, partition: PartitionId, server: ServerId) {
         if let Some(route) = self.routes.write().get_mut(&partition) {
             route.leader = route.leader.filter(|leader| *leader != server);
-            route.avoided = Some((server, Instant::now() + AVOIDED));
+            route.avoided = Some((server, Instant::now() + AVOID_FOR));
         }
     }
 
@@ -186,7 +186,7 @@ impl Routes {
     }
 
     /// Whether the partition's replicas are known.
-    pub fn knows(&self, partition: PartitionId) -> bool {
+    pub fn has_members(&self, partition: PartitionId) -> bool {
         self.routes.read().get(&partition).is_some_and(|route| !route.members.is_empty())
     }
 
@@ -273,7 +273,7 @@ mod tests {
         routes.learn(P, leader(1, 2));
         assert_eq!(routes.next(P, &[]), Some(ServerId(1)));
         routes.avoid(P, ServerId(1));
-        std::thread::sleep(AVOIDED);
+        std::thread::sleep(AVOID_FOR);
         assert_eq!(routes.next(P, &[ServerId(2)]), Some(ServerId(1)), "time heals");
     }
 
@@ -292,10 +292,10 @@ mod tests {
         );
         let published =
             PublishedRoute { placement: servers(&[1, 2, 4], 3), leader: Some(leader(4, 8)) };
-        routes.follow(&BTreeMap::from([(P, published)]));
+        routes.apply_all(&BTreeMap::from([(P, published)]));
         assert_eq!((routes.leader(P), routes.count()), (Some(leader(4, 8)), (1, 1)));
-        routes.follow(&BTreeMap::new());
-        assert_eq!((routes.knows(P), routes.count()), (false, (0, 0)));
+        routes.apply_all(&BTreeMap::new());
+        assert_eq!((routes.has_members(P), routes.count()), (false, (0, 0)));
         assert!(routes.is_dropped(P.table) && !routes.is_dropped(TableId(2)));
     }
 }

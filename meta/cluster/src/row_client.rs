@@ -39,7 +39,7 @@ use crate::{Boxed, CallError, CallPartition, Leader, PartitionId, ServerId, bloc
 const VERSION: u8 = 1;
 
 /// Servers asked in one call, at most.
-const HOPS_MAX: usize = 5;
+const REDIRECTS_MAX: usize = 5;
 
 /// A question to the server of a replica, whether it leads or not ([`Service::Sync`]): to
 /// be answered with nothing once the replica has applied an entry and has its log on
@@ -80,7 +80,7 @@ pub trait LocalReplicas<Q, A>: CallPartition<Q, A> {
 /// What carries bodies to other servers: the network, or a test's.
 pub trait RowTransport: Send + Sync + 'static {
     /// Sends a request and waits for its response.
-    fn carry(
+    fn send(
         &self,
         to: ServerId,
         body: Bytes,
@@ -93,7 +93,7 @@ pub trait RowTransport: Send + Sync + 'static {
 }
 
 impl RowTransport for Arc<Net> {
-    async fn carry(&self, to: ServerId, body: Bytes, timeout: Duration) -> Result<Bytes, NetError> {
+    async fn send(&self, to: ServerId, body: Bytes, timeout: Duration) -> Result<Bytes, NetError> {
         self.call(Destination::Server(to), Service::Rows, body, timeout).await
     }
 
@@ -104,7 +104,7 @@ impl RowTransport for Arc<Net> {
 
 /// What a server says to a request.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-enum Said<A> {
+enum RowResponse<A> {
     /// The answer.
     Answer(A),
     /// No answer, and why; never `NoLeader`.
@@ -113,12 +113,12 @@ enum Said<A> {
     /// doing.
     NotLeader { hint: Option<Leader>, why: String },
     /// Nothing was done: it cannot read the request.
-    Strange(String),
+    Malformed(String),
 }
 
 /// The door to the rows of all servers.
 pub struct RowClient<Q, A, C = Arc<Net>> {
-    carrier: C,
+    transport: C,
     routes: Arc<Routes>,
     local: Option<Arc<dyn LocalReplicas<Q, A>>>,
     is_read: fn(&Q) -> bool,
@@ -138,16 +138,16 @@ where
     /// it. `timeout`: after so long a request that was sent is given up; dead connections
     /// are noticed sooner.
     pub fn new(
-        carrier: C,
+        transport: C,
         routes: Arc<Routes>,
         local: Option<Arc<dyn LocalReplicas<Q, A>>>,
         is_read: fn(&Q) -> bool,
         timeout: Duration,
     ) -> Self {
-        RowClient { carrier, routes, local, is_read, timeout }
+        RowClient { transport, routes, local, is_read, timeout }
     }
 
-    async fn carry(&self, partition: PartitionId, request: Q) -> Result<A, CallError> {
+    async fn call_leader(&self, partition: PartitionId, request: Q) -> Result<A, CallError> {
         if let Some(local) = &self.local {
             match local.leader(partition) {
                 Some(leader) if leader.server == local.server() => {
@@ -162,7 +162,7 @@ where
         let mut tried = SmallVec::<[ServerId; 4]>::new();
         let mut term = self.routes.term(partition);
         let mut why = String::new();
-        for _ in 0..HOPS_MAX {
+        for _ in 0..REDIRECTS_MAX {
             let Some(server) = self.routes.next(partition, &tried) else { break };
             tried.push(server);
             if let Some(local) = self.local.as_ref().filter(|local| local.server() == server) {
@@ -174,37 +174,41 @@ where
                 Some(body) => Bytes::clone(body),
                 None => body.insert(encode_request(partition, &request)?).clone(),
             };
-            match self.carrier.carry(server, body, self.timeout).await {
-                Ok(response) => match if_large(response.len(), || decode::<Said<A>>(&response)) {
-                    Ok(Said::Answer(answer)) => {
-                        self.routes.confirm(partition, server);
-                        return Ok(answer);
-                    }
-                    Ok(Said::NotLeader { hint, why: told }) => {
-                        self.routes.doubt(partition, server);
-                        if let Some(hint) = hint {
-                            self.routes.learn(partition, hint);
-                            if hint.term > term {
-                                // It may name one that did not lead yet when it was
-                                // asked.
-                                term = hint.term;
-                                tried.retain(|server| *server != hint.server);
-                            }
+            match self.transport.send(server, body, self.timeout).await {
+                Ok(response) => {
+                    match if_large(response.len(), || decode::<RowResponse<A>>(&response)) {
+                        Ok(RowResponse::Answer(answer)) => {
+                            self.routes.confirm(partition, server);
+                            return Ok(answer);
                         }
-                        why = told;
+                        Ok(RowResponse::NotLeader { hint, why: told }) => {
+                            self.routes.doubt(partition, server);
+                            if let Some(hint) = hint {
+                                self.routes.learn(partition, hint);
+                                if hint.term > term {
+                                    // It may name one that did not lead yet when it was
+                                    // asked.
+                                    term = hint.term;
+                                    tried.retain(|server| *server != hint.server);
+                                }
+                            }
+                            why = told;
+                        }
+                        // The replica has moved away, or is not there yet.
+                        Ok(RowResponse::Failed(CallError::NoTable)) => {
+                            self.routes.doubt(partition, server)
+                        }
+                        Ok(RowResponse::Failed(error)) => return Err(error),
+                        Ok(RowResponse::Malformed(told)) => {
+                            self.routes.doubt(partition, server);
+                            why = told;
+                        }
+                        Err(bad) if is_read => return Err(CallError::Fault(bad)),
+                        Err(bad) => return Err(CallError::Unknown(bad)),
                     }
-                    // The replica has moved away, or is not there yet.
-                    Ok(Said::Failed(CallError::NoTable)) => self.routes.doubt(partition, server),
-                    Ok(Said::Failed(error)) => return Err(error),
-                    Ok(Said::Strange(told)) => {
-                        self.routes.doubt(partition, server);
-                        why = told;
-                    }
-                    Err(bad) if is_read => return Err(CallError::Fault(bad)),
-                    Err(bad) => return Err(CallError::Unknown(bad)),
-                },
+                }
                 // It has too much to do. A pause helps, asking others does not.
-                Err(NetError::NotSent(told)) if self.carrier.is_up(server) => {
+                Err(NetError::NotSent(told)) if self.transport.is_up(server) => {
                     return Err(CallError::NoLeader(told));
                 }
                 Err(NetError::NotSent(told)) => {
@@ -218,7 +222,7 @@ where
                 Err(NetError::Refused(told)) => return Err(CallError::Unknown(told)),
                 Err(NetError::Lost(told)) => {
                     self.routes.avoid(partition, server);
-                    return Err(if is_read || sends_twice() {
+                    return Err(if is_read || resends_lost_writes() {
                         CallError::NoLeader(told)
                     } else {
                         CallError::Unknown(told)
@@ -240,12 +244,12 @@ where
 /// In a test build (`storage/engine/src/mutants.rs`) that is to apply a retry twice, a
 /// lost write is sent again.
 #[cfg(feature = "mutants")]
-fn sends_twice() -> bool {
+fn resends_lost_writes() -> bool {
     std::env::var("BRIDLE_MUTANT").is_ok_and(|mutant| mutant == "apply-a-retry-twice")
 }
 
 #[cfg(not(feature = "mutants"))]
-const fn sends_twice() -> bool {
+const fn resends_lost_writes() -> bool {
     false
 }
 
@@ -275,7 +279,7 @@ where
     }
 
     fn call(&self, partition: PartitionId, request: Q) -> Boxed<'_, Result<A, CallError>> {
-        Box::pin(self.carry(partition, request))
+        Box::pin(self.call_leader(partition, request))
     }
 }
 
@@ -292,18 +296,18 @@ where
 {
     let (partition, request) = match decode::<(PartitionId, Q)>(body) {
         Ok(asked) => asked,
-        Err(bad) => return ServiceReply::Now(encode(&Said::<A>::Strange(bad))),
+        Err(bad) => return ServiceReply::Now(encode(&RowResponse::<A>::Malformed(bad))),
     };
     let reads = is_read(&request);
     if reads
         && let Some(answer) = replicas.read_now(partition, &request)
         && !matches!(answer, Err(CallError::NoLeader(_)))
     {
-        return ServiceReply::Now(encode(&said(replicas.as_ref(), partition, answer)));
+        return ServiceReply::Now(encode(&to_response(replicas.as_ref(), partition, answer)));
     }
     let leader = replicas.leader(partition);
     if leader.is_some_and(|leader| leader.server != replicas.server()) {
-        return ServiceReply::Now(encode(&Said::<A>::NotLeader {
+        return ServiceReply::Now(encode(&RowResponse::<A>::NotLeader {
             hint: leader,
             why: "another replica leads".to_owned(),
         }));
@@ -311,9 +315,9 @@ where
     let replicas = replicas.clone();
     ServiceReply::Later(Box::pin(async move {
         let answer = replicas.call(partition, request).await;
-        let said = said(replicas.as_ref(), partition, answer);
+        let to_response = to_response(replicas.as_ref(), partition, answer);
         // How large it is shows only when it is encoded.
-        if reads { blocking::in_place(|| encode(&said)) } else { encode(&said) }
+        if reads { blocking::block_in_place(|| encode(&to_response)) } else { encode(&to_response) }
     }))
 }
 
@@ -321,29 +325,29 @@ where
 const LARGE_BYTES: usize = 1 << 20;
 
 fn if_large<R>(bytes: usize, work: impl FnOnce() -> R) -> R {
-    if bytes >= LARGE_BYTES { blocking::in_place(work) } else { work() }
+    if bytes >= LARGE_BYTES { blocking::block_in_place(work) } else { work() }
 }
 
-fn said<Q: 'static, A: 'static>(
+fn to_response<Q: 'static, A: 'static>(
     replicas: &dyn LocalReplicas<Q, A>,
     partition: PartitionId,
     answer: Result<A, CallError>,
-) -> Said<A> {
+) -> RowResponse<A> {
     match answer {
-        Ok(answer) => Said::Answer(answer),
+        Ok(answer) => RowResponse::Answer(answer),
         Err(CallError::NoLeader(why)) => {
             let other =
                 replicas.leader(partition).filter(|leader| leader.server != replicas.server());
-            Said::NotLeader { hint: other, why }
+            RowResponse::NotLeader { hint: other, why }
         }
-        Err(error) => Said::Failed(error),
+        Err(error) => RowResponse::Failed(error),
     }
 }
 
 /// Postcard straight into the buffer that is sent.
-struct Body(BytesMut);
+struct BytesFlavor(BytesMut);
 
-impl postcard::ser_flavors::Flavor for Body {
+impl postcard::ser_flavors::Flavor for BytesFlavor {
     type Output = Bytes;
 
     fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
@@ -364,7 +368,7 @@ impl postcard::ser_flavors::Flavor for Body {
 fn encode<T: Serialize>(message: &T) -> Result<Bytes, String> {
     let mut body = BytesMut::with_capacity(256);
     body.put_u8(VERSION);
-    postcard::serialize_with_flavor(message, Body(body))
+    postcard::serialize_with_flavor(message, BytesFlavor(body))
         .map_err(|error| format!("a message cannot be encoded: {error}"))
 }
 
@@ -417,16 +421,16 @@ mod tests {
         vectors.push("sync", &sync.encode());
         let hint = Some(Leader { server: ServerId(0x1234), term: 5 });
         let mut responses = vec![
-            ("answer", Said::Answer(300)),
-            ("not-leader", Said::NotLeader { hint: None, why: "f".into() }),
-            ("not-leader-hint", Said::NotLeader { hint, why: "g".into() }),
-            ("strange", Said::Strange("h".into())),
+            ("answer", RowResponse::Answer(300)),
+            ("not-leader", RowResponse::NotLeader { hint: None, why: "f".into() }),
+            ("not-leader-hint", RowResponse::NotLeader { hint, why: "g".into() }),
+            ("strange", RowResponse::Malformed("h".into())),
         ];
-        let failed = errors().into_iter().map(|(label, error)| (label, Said::Failed(error)));
+        let failed = errors().into_iter().map(|(label, error)| (label, RowResponse::Failed(error)));
         responses.extend(failed);
-        let bytes_of = |(label, said): (&'static str, Said<u64>)| {
-            let bytes = encode(&said).unwrap();
-            assert_eq!(decode::<Said<u64>>(&bytes), Ok(said));
+        let bytes_of = |(label, to_response): (&'static str, RowResponse<u64>)| {
+            let bytes = encode(&to_response).unwrap();
+            assert_eq!(decode::<RowResponse<u64>>(&bytes), Ok(to_response));
             (label, bytes.to_vec())
         };
         let responses: Vec<_> = responses.into_iter().map(bytes_of).collect();
@@ -434,7 +438,7 @@ mod tests {
             let is_shown = responses.iter().any(|(_, bytes)| bytes[1..3] == [1, number as u8]);
             assert!(is_shown, "give an example of the error {name}");
         }
-        vectors.add::<Said<u64>>("response", 1, responses);
+        vectors.add::<RowResponse<u64>>("response", 1, responses);
         vectors.hold("rows.txt", include_str!("../tests/vectors/rows.txt"));
     }
 }

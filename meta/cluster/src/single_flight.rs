@@ -20,52 +20,55 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 /// Questions that are under way, by what they are about.
-pub(crate) struct Shared<T> {
-    lines: Mutex<HashMap<String, Weak<Line<T>>>>,
+pub(crate) struct SingleFlight<T> {
+    in_flight: Mutex<HashMap<String, Weak<InFlight<T>>>>,
 }
 
 /// Those who ask about one thing.
-struct Line<T> {
+struct InFlight<T> {
     /// Questions put so far.
-    put: AtomicU64,
+    calls_started: AtomicU64,
     /// The last answer, with the number of its question. Locked while a question is under
     /// way.
     last: tokio::sync::Mutex<Option<(u64, T)>>,
 }
 
-impl<T> Default for Shared<T> {
+impl<T> Default for SingleFlight<T> {
     fn default() -> Self {
-        Shared { lines: Mutex::default() }
+        SingleFlight { in_flight: Mutex::default() }
     }
 }
 
-impl<T: Clone> Shared<T> {
+impl<T: Clone> SingleFlight<T> {
     /// The answer to `question`, or to one that somebody else has put about the same
     /// since this was called.
-    pub(crate) async fn ask(&self, about: &str, question: impl Future<Output = T>) -> T {
-        let line = self.line(about);
-        let before = line.put.load(Ordering::SeqCst);
-        let mut last = line.last.lock().await;
+    pub(crate) async fn call(&self, about: &str, question: impl Future<Output = T>) -> T {
+        let entry = self.entry(about);
+        let before = entry.calls_started.load(Ordering::SeqCst);
+        let mut last = entry.last.lock().await;
         if let Some((number, answer)) = &*last
             && *number > before
         {
             return answer.clone();
         }
-        let number = line.put.fetch_add(1, Ordering::SeqCst) + 1;
+        let number = entry.calls_started.fetch_add(1, Ordering::SeqCst) + 1;
         let answer = question.await;
         *last = Some((number, answer.clone()));
         answer
     }
 
-    fn line(&self, about: &str) -> Arc<Line<T>> {
-        let mut lines = self.lines.lock();
-        if let Some(line) = lines.get(about).and_then(Weak::upgrade) {
-            return line;
+    fn entry(&self, about: &str) -> Arc<InFlight<T>> {
+        let mut in_flight = self.in_flight.lock();
+        if let Some(entry) = in_flight.get(about).and_then(Weak::upgrade) {
+            return entry;
         }
-        lines.retain(|_, line| line.strong_count() > 0);
-        let line = Arc::new(Line { put: AtomicU64::new(0), last: tokio::sync::Mutex::new(None) });
-        lines.insert(about.to_owned(), Arc::downgrade(&line));
-        line
+        in_flight.retain(|_, entry| entry.strong_count() > 0);
+        let entry = Arc::new(InFlight {
+            calls_started: AtomicU64::new(0),
+            last: tokio::sync::Mutex::new(None),
+        });
+        in_flight.insert(about.to_owned(), Arc::downgrade(&entry));
+        entry
     }
 }
 
@@ -78,32 +81,32 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_told_of_a_moment_before_it_came() {
-        let shared = Shared::default();
+        let shared = SingleFlight::default();
         let (answer, answered) = oneshot::channel();
-        let mut first = Box::pin(shared.ask("a", async { answered.await.unwrap() }));
+        let mut first = Box::pin(shared.call("a", async { answered.await.unwrap() }));
         assert_eq!(first.as_mut().now_or_never(), None);
         // They come while the first question is under way, which may be answered as it
         // was before they came.
-        let mut second = Box::pin(shared.ask("a", async { 2 }));
-        let mut third = Box::pin(shared.ask("a", async { 3 }));
+        let mut second = Box::pin(shared.call("a", async { 2 }));
+        let mut third = Box::pin(shared.call("a", async { 3 }));
         assert_eq!((second.as_mut().now_or_never(), third.as_mut().now_or_never()), (None, None));
         assert_eq!(
-            shared.ask("b", async { 4 }).await,
+            shared.call("b", async { 4 }).await,
             4,
             "what others ask about is in nobody's way"
         );
         answer.send(1).unwrap();
         assert_eq!(first.await, 1);
         assert_eq!((second.await, third.await), (2, 2), "one question for both");
-        assert_eq!(shared.ask("a", async { 5 }).await, 5, "an answer is not kept");
+        assert_eq!(shared.call("a", async { 5 }).await, 5, "an answer is not kept");
     }
 
     #[tokio::test]
     async fn who_leaves_holds_nobody_up() {
-        let shared = Shared::default();
-        let mut first = Box::pin(shared.ask("a", std::future::pending()));
+        let shared = SingleFlight::default();
+        let mut first = Box::pin(shared.call("a", std::future::pending()));
         assert_eq!(first.as_mut().now_or_never(), None);
-        let mut second = Box::pin(shared.ask("a", async { 2 }));
+        let mut second = Box::pin(shared.call("a", async { 2 }));
         assert_eq!(second.as_mut().now_or_never(), None);
         drop(first);
         assert_eq!(second.await, 2);
@@ -111,12 +114,12 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_kept_of_what_nobody_asks_about() {
-        let shared = Shared::default();
+        let shared = SingleFlight::default();
         for n in 0..100 {
-            assert_eq!(shared.ask(&n.to_string(), async { n }).await, n);
+            assert_eq!(shared.call(&n.to_string(), async { n }).await, n);
         }
-        let mut left = Box::pin(shared.ask("left", std::future::pending()));
+        let mut left = Box::pin(shared.call("left", std::future::pending()));
         assert_eq!(left.as_mut().now_or_never(), None);
-        assert_eq!(shared.lines.lock().len(), 1, "the one that is under way");
+        assert_eq!(shared.in_flight.lock().len(), 1, "the one that is under way");
     }
 }

@@ -69,7 +69,7 @@ async fn large_frames_pass_and_larger_ones_are_refused() {
     small.frame_bytes_max = 1 << 20;
     let served = serve(small).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     let large = Bytes::from([b"n", &vec![3; (1 << 20) - 1][..]].concat());
     assert_eq!(ask(&net, large.clone()).await.unwrap(), large);
     let Err(NetError::TooLarge(why)) = ask(&net, [&large[..], b"."].concat()).await else {
@@ -109,7 +109,7 @@ fn raft_is_served_while_the_other_runtime_is_stuck() {
     let (served, net) = clients.block_on(async {
         let served = serve(with_raft(2)).await;
         let net = Net::new(with_raft(1)).unwrap();
-        net.learn(ServerId(2), &served.address);
+        net.set_address(ServerId(2), &served.address);
         net.call(two(), Service::Raft, "n".into(), LONG).await.unwrap();
         (served, net)
     });
@@ -135,7 +135,7 @@ fn a_call_that_a_stopping_process_drops_is_lost() {
     let served = servers.block_on(serve(options(2)));
     let (calls, net) = callers.block_on(async {
         let net = Net::new(options(1)).unwrap();
-        net.learn(ServerId(2), &served.address);
+        net.set_address(ServerId(2), &served.address);
         let ask = |net: std::sync::Arc<Net>| async move { ask(&net, "silence").await };
         let calls: Vec<_> = (0..20).map(|_| tokio::spawn(ask(net.clone()))).collect();
         until("the calls have come", || served.echo.calls.load(Ordering::SeqCst) == 20).await;
@@ -167,7 +167,7 @@ fn a_service_that_blocks_silences_no_connection() {
     net.block_on(async {
         let served = serve(quick(2)).await;
         let client = Net::new(quick(1)).unwrap();
-        client.learn(ServerId(2), &served.address);
+        client.set_address(ServerId(2), &served.address);
         ask(&client, "now").await.unwrap();
         let started = Instant::now();
         let long = tokio::spawn({
@@ -186,7 +186,7 @@ fn a_service_that_blocks_silences_no_connection() {
         // Meta is heard, over a connection that is made now.
         client.call(two(), Service::Meta, "n".into(), LONG).await.unwrap();
         let other = Net::new(quick(3)).unwrap();
-        other.learn(ServerId(2), &served.address);
+        other.set_address(ServerId(2), &served.address);
         let greeted = tokio::spawn(async move { ask(&other, "n").await });
         assert!(started.elapsed() < Duration::from_millis(1000), "none of this waits");
         long.await.unwrap().unwrap();
@@ -203,7 +203,7 @@ async fn who_is_killed_in_the_middle_of_a_call_leaves_it_lost() {
     let served = serve(options(2)).await;
     let wire = Wire::to(&served.address).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &wire.address);
+    net.set_address(ServerId(2), &wire.address);
     let call = tokio::spawn({
         let net = net.clone();
         async move { ask(&net, "silence").await }
@@ -238,7 +238,7 @@ async fn who_is_not_there_is_known_at_once_and_found_again_soon() {
         matches!(ask(&net, "now").await, Err(NetError::NotSent(why)) if why.contains("no address"))
     );
     let address = free_address().await;
-    net.learn(ServerId(2), &address);
+    net.set_address(ServerId(2), &address);
     for _ in 0..300 {
         let started = Instant::now();
         let error = ask(&net, "now").await.unwrap_err();
@@ -257,14 +257,14 @@ async fn who_is_not_there_is_known_at_once_and_found_again_soon() {
 async fn an_address_may_change() {
     let first = serve(options(2)).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &free_address().await);
+    net.set_address(ServerId(2), &free_address().await);
     assert!(matches!(ask(&net, "now").await, Err(NetError::NotSent(_))));
-    net.learn(ServerId(2), &first.address);
+    net.set_address(ServerId(2), &first.address);
     ask_again(&net).await;
     first.stop.cancel();
     first.serving.await.unwrap();
     let second = serve(options(2)).await;
-    net.learn(ServerId(2), &second.address.replace("127.0.0.1", "localhost"));
+    net.set_address(ServerId(2), &second.address.replace("127.0.0.1", "localhost"));
     ask_again(&net).await;
     assert_eq!(second.echo.calls.load(Ordering::SeqCst), 1);
 }
@@ -274,7 +274,7 @@ async fn ipv6_is_served() {
     let Ok(_) = TcpListener::bind("[::1]:0").await else { return };
     let served = serve_at(options(2), "[::1]:0").await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     assert_eq!(ask(&net, "now").await.unwrap(), "now");
 }
 
@@ -283,7 +283,7 @@ async fn ipv6_is_served() {
 async fn who_never_greets_holds_up_nobody_else() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (net, _served) = pair().await;
-    net.learn(ServerId(3), &mute.local_addr().unwrap().to_string());
+    net.set_address(ServerId(3), &mute.local_addr().unwrap().to_string());
     let to_mute = net.call(
         Destination::Server(ServerId(3)),
         Service::Rows,
@@ -307,7 +307,7 @@ async fn a_silent_death_is_noticed() {
     let served = serve(options(2)).await;
     let wire = Wire::to(&served.address).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &wire.address);
+    net.set_address(ServerId(2), &wire.address);
     ask(&net, "now").await.unwrap();
     wire.freeze();
     let frozen = Instant::now();
@@ -335,7 +335,7 @@ async fn an_idle_connection_lives() {
     let served = serve(quick.clone()).await;
     quick.server = ServerId(1);
     let net = Net::new(quick).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     let mut channel = net.open(two(), Service::Meta, Bytes::new()).await.unwrap();
     let idle = tokio::time::timeout(Duration::from_millis(1000), channel.recv()).await;
     assert!(idle.is_err(), "the connection was lost: {:?}", channel.failure());
@@ -348,7 +348,7 @@ async fn what_waits_behind_a_full_socket_is_not_sent() {
     let served = serve(options(2)).await;
     let wire = Wire::to(&served.address).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &wire.address);
+    net.set_address(ServerId(2), &wire.address);
     ask(&net, "now").await.unwrap();
     wire.freeze();
     let stuffed = tokio::spawn({

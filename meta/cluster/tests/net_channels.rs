@@ -101,7 +101,7 @@ async fn a_lost_connection_ends_channels_and_says_why() {
     let mut served = serve(options(2)).await;
     let wire = Wire::to(&served.address).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &wire.address);
+    net.set_address(ServerId(2), &wire.address);
     let (mut ours, mut theirs) = both_ends(&net, &mut served).await;
     wire.cut();
     for end in [&mut ours, &mut theirs] {

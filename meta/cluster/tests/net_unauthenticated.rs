@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 async fn meet(dialer: NetOptions, acceptor: NetOptions) -> Result<String, String> {
     let served = serve(acceptor).await;
     let net = Net::new(dialer).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     let answer = match ask(&net, "me").await {
         Ok(answer) => Ok(String::from_utf8_lossy(&answer).into_owned()),
         Err(NetError::NotSent(why)) => Err(why),
@@ -81,7 +81,7 @@ async fn clusters_do_not_mix() {
 async fn joining_a_cluster_ends_connections_with_another() {
     let served = serve(NetOptions { cluster: Some(ClusterId(7)), ..options(2) }).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     ask(&net, "now").await.unwrap();
     net.join(ClusterId(8));
     let Err(NetError::NotSent(why)) = ask(&net, "now").await else { panic!("refused") };
@@ -175,7 +175,7 @@ async fn who_shows_no_certificate_of_ours_is_not_let_in() {
     // Large frames, too.
     let served = serve(with(2, Some(agreed.clone()))).await;
     let net = Net::new(with(1, Some(agreed.clone()))).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     assert_eq!(ask(&net, vec![b'n'; 5_000_000]).await.unwrap().len(), 5_000_000);
     // Files that are none are named.
     let broken = NetTls { key: directory.path().join("none.pem"), ..agreed };
@@ -206,7 +206,7 @@ async fn silent_strangers_are_few_and_short() {
     }
     assert!(started.elapsed() < Duration::from_secs(3) && closed_at_once < 10);
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     ask(&net, "now").await.unwrap();
 }
 
@@ -215,7 +215,7 @@ async fn silent_strangers_are_few_and_short() {
 async fn a_stranger_keeps_nobody_else_out() {
     let served = serve(NetOptions {
         half_open_max: 8,
-        half_open_each_max: 2,
+        half_open_per_ip_max: 2,
         handshake_timeout: LONG,
         ..options(2)
     })
@@ -231,7 +231,7 @@ async fn a_stranger_keeps_nobody_else_out() {
         assert!(matches!(ended, Ok(0) | Err(_)), "one too many from there");
     }
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     ask(&net, "now").await.unwrap();
 }
 
@@ -269,7 +269,7 @@ async fn garbage_closes_the_connection_and_nothing_else() {
     let served =
         serve(NetOptions { handshake_timeout: Duration::from_millis(300), ..options(2) }).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     ask(&net, "now").await.unwrap();
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(150));
     let garbage = prop::collection::vec(any::<u8>(), 1..300);
@@ -308,7 +308,7 @@ async fn garbage_closes_the_connection_and_nothing_else() {
     assert!(net.is_connected(&Destination::Server(ServerId(2))));
     // And a dialer that meets an acceptor who talks garbage.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    net.learn(ServerId(3), &listener.local_addr().unwrap().to_string());
+    net.set_address(ServerId(3), &listener.local_addr().unwrap().to_string());
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;

@@ -113,7 +113,7 @@ impl LocalReplicas<Add, (u64, u64)> for Server {
 struct Wires(Arc<World>);
 
 impl RowTransport for Wires {
-    async fn carry(&self, to: ServerId, body: Bytes, _: Duration) -> Result<Bytes, NetError> {
+    async fn send(&self, to: ServerId, body: Bytes, _: Duration) -> Result<Bytes, NetError> {
         let world = &self.0;
         world.asked.lock().push(to.0);
         world.calls.fetch_add(1, Relaxed);
@@ -390,7 +390,7 @@ async fn a_replica_that_has_moved_away_is_no_dropped_table() {
     assert_eq!(world.asked(), [1, 2]);
     *world.server(2).has_replica.lock() = false;
     assert!(matches!(rows.call(P, write(2)).await, Err(CallError::NoLeader(_))));
-    routes.follow(&Default::default());
+    routes.apply_all(&Default::default());
     assert_eq!(rows.call(P, write(2)).await, Err(CallError::NoTable));
     let unheard = PartitionId { table: TableId(9), index: 0 };
     assert!(
@@ -519,7 +519,7 @@ async fn version_1_is_frozen() {
 struct Keeper(Mutex<Option<tokio::sync::oneshot::Sender<Bytes>>>);
 
 impl RowTransport for Keeper {
-    async fn carry(&self, _: ServerId, body: Bytes, _: Duration) -> Result<Bytes, NetError> {
+    async fn send(&self, _: ServerId, body: Bytes, _: Duration) -> Result<Bytes, NetError> {
         self.0.lock().take().unwrap().send(body).unwrap();
         Ok(Bytes::from_static(b"\x01\x00\x01\x05"))
     }

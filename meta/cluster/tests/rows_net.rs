@@ -95,7 +95,7 @@ async fn start(
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let net = Net::new(NetOptions::new(ServerId(id), &address)).unwrap();
-        client.learn(ServerId(id), &address);
+        client.set_address(ServerId(id), &address);
         let serving =
             Arc::new(Serving(Arc::new(Server { id: ServerId(id), world: world.clone() })));
         let stop = CancellationToken::new();

@@ -14,7 +14,7 @@ fn empty(zones: &[u8]) -> Vec<Candidate> {
         zone: zone.to_string(),
         replicas: 0,
         leaders: 0,
-        is_ailing: false,
+        is_unhealthy: false,
     };
     zones.iter().enumerate().map(candidate).collect()
 }
@@ -45,11 +45,11 @@ fn three_servers_share_everything() {
 
 #[test]
 fn nobody_leads_first_on_a_disk_that_ails() {
-    let leaders = |ailing: &[u64], servers: &[u8], replicas| {
+    let leaders = |unhealthy: &[u64], servers: &[u8], replicas| {
         let mut candidates = empty(servers);
         candidates
             .iter_mut()
-            .for_each(|candidate| candidate.is_ailing = ailing.contains(&candidate.id.0));
+            .for_each(|candidate| candidate.is_unhealthy = unhealthy.contains(&candidate.id.0));
         let placed = place(6, replicas, &candidates).unwrap();
         assert!(
             placed
@@ -146,10 +146,10 @@ proptest! {
     ) {
         prop_assume!(servers >= replicas as usize);
         let placed = place(partitions, replicas, &empty(&vec![0; servers])).unwrap();
-        let mut led: Vec<Led> = placed.iter().zip(0..).map(|(servers, index)| {
+        let mut led: Vec<LedPartition> = placed.iter().zip(0..).map(|(servers, index)| {
             let able: Vec<ServerId> = servers.iter().copied().filter(|server| !dead[server.0 as usize - 1]).collect();
             let leader = (!able.is_empty()).then(|| able[first[index as usize].index(able.len())]);
-            Led { partition: PartitionId { table: TableId(1), index }, leader, preferred: servers[0], able }
+            LedPartition { partition: PartitionId { table: TableId(1), index }, leader, preferred: servers[0], able }
         }).collect();
         let mut rounds = 0;
         loop {
@@ -179,7 +179,7 @@ proptest! {
 #[test]
 fn the_preferred_leads_again() {
     let partition = |index| PartitionId { table: TableId(1), index };
-    let led = |index, leader, preferred| Led {
+    let led = |index, leader, preferred| LedPartition {
         partition: partition(index),
         leader: Some(ServerId(leader)),
         preferred: ServerId(preferred),
@@ -191,7 +191,7 @@ fn the_preferred_leads_again() {
         [(partition(0), ServerId(1)), (partition(1), ServerId(2))]
     );
     // Nobody leads: there is nothing to hand over.
-    assert_eq!(balance(&[Led { leader: None, ..led(0, 1, 1) }]), []);
+    assert_eq!(balance(&[LedPartition { leader: None, ..led(0, 1, 1) }]), []);
     // The preferred one is not able.
-    assert_eq!(balance(&[Led { able: vec![ServerId(1)], ..led(0, 1, 2) }]), []);
+    assert_eq!(balance(&[LedPartition { able: vec![ServerId(1)], ..led(0, 1, 2) }]), []);
 }

@@ -7,8 +7,9 @@ use cluster::meta_protocol::Server;
 use cluster::{DATABASES, Member, PartitionId, Placement, ServerId, Table, TableId};
 
 use super::{
-    Change, Command, DATABASE_MAX, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX,
-    REPLICAS_MAX, Record, Refusal, Registered, SERVERS_MAX, State, Status, TABLES_MAX, check_name,
+    DATABASE_MAX, Decision, MetaChange, MetaCommand, MetaState, PARTITIONS_MAX,
+    PARTITIONS_TOTAL_MAX, REMOVED_MAX, REPLICAS_MAX, Refusal, RegisteredServer, SERVERS_MAX,
+    TABLES_MAX, TablePhase, TableRecord, check_name,
 };
 use crate::envs;
 use crate::placement::{self, Candidate};
@@ -17,95 +18,103 @@ use crate::placement::{self, Candidate};
 const NAMES_SHOWN: usize = 5;
 
 /// What a new table is to be.
-struct New {
+struct NewTableSpec {
     name: String,
     partitions: u32,
     replicas: u32,
     envs: BTreeMap<String, String>,
     live: Vec<ServerId>,
-    ailing: Vec<ServerId>,
+    unhealthy: Vec<ServerId>,
 }
 
-fn about(table: Arc<Table>, changes: Vec<Change>) -> Result<Decided, Refusal> {
-    Ok(Decided { changes, table: Some(table) })
+fn about(table: Arc<Table>, changes: Vec<MetaChange>) -> Result<Decision, Refusal> {
+    Ok(Decision { changes, table: Some(table) })
 }
 
-impl State {
-    fn must_be(&self, name: &str) -> Result<&Record, Refusal> {
+impl MetaState {
+    fn require_table(&self, name: &str) -> Result<&TableRecord, Refusal> {
         self.named(name).ok_or_else(|| Refusal::NoTable(name.to_owned()))
     }
 
     /// What a command would change. `stamp_ms` is not before the last one.
-    pub fn decide(&self, command: Command, stamp_ms: u64) -> Result<Decided, Refusal> {
+    pub fn decide(&self, command: MetaCommand, stamp_ms: u64) -> Result<Decision, Refusal> {
         match command {
-            Command::Found { cluster } => {
+            MetaCommand::BootstrapCluster { cluster } => {
                 let changes = if self.cluster.is_some() {
                     Vec::new()
                 } else {
-                    vec![Change::Cluster(cluster)]
+                    vec![MetaChange::SetCluster(cluster)]
                 };
-                Ok(Decided { changes, table: None })
+                Ok(Decision { changes, table: None })
             }
-            Command::Register(server) => self.register(server, stamp_ms),
-            Command::Remove { server, live } => self.remove(server, live, stamp_ms),
-            Command::ClaimMetaIndex { index, server } => match self.meta_members.get(&index) {
-                None => Ok(Decided {
-                    changes: vec![Change::MetaIndex(index, Some(server))],
+            MetaCommand::Register(server) => self.register(server, stamp_ms),
+            MetaCommand::Remove { server, live } => self.remove(server, live, stamp_ms),
+            MetaCommand::ClaimMetaIndex { index, server } => match self.meta_members.get(&index) {
+                None => Ok(Decision {
+                    changes: vec![MetaChange::MetaIndex(index, Some(server))],
                     table: None,
                 }),
-                Some(known) if *known == server => Ok(Decided { changes: Vec::new(), table: None }),
+                Some(known) if *known == server => {
+                    Ok(Decision { changes: Vec::new(), table: None })
+                }
                 Some(known) => Err(Refusal::MetaIndexTaken { index, server: *known }),
             },
-            Command::ReleaseMetaIndex { index, live } => match self.meta_members.get(&index) {
+            MetaCommand::ReleaseMetaIndex { index, live } => match self.meta_members.get(&index) {
                 None => Err(Refusal::NoMetaIndex(index)),
                 Some(server) if live.contains(server) => Err(Refusal::Alive(*server)),
                 Some(_) => {
-                    Ok(Decided { changes: vec![Change::MetaIndex(index, None)], table: None })
+                    Ok(Decision { changes: vec![MetaChange::MetaIndex(index, None)], table: None })
                 }
             },
-            Command::Create { name, partitions, replicas, envs, live, ailing } => {
-                self.create(New { name, partitions, replicas, envs, live, ailing }, stamp_ms)
-            }
-            Command::Created { id } => match self.tables.get(&id) {
-                Some(record) if record.status == Status::Creating => about(
+            MetaCommand::Create { name, partitions, replicas, envs, live, unhealthy } => self
+                .create(
+                    NewTableSpec { name, partitions, replicas, envs, live, unhealthy },
+                    stamp_ms,
+                ),
+            MetaCommand::MarkReady { id } => match self.tables.get(&id) {
+                Some(record) if record.status == TablePhase::Creating => about(
                     record.table.clone(),
-                    vec![Change::Put(Record { status: Status::Ready, ..record.clone() })],
+                    vec![MetaChange::PutTable(TableRecord {
+                        status: TablePhase::Ready,
+                        ..record.clone()
+                    })],
                 ),
                 _ => Err(Refusal::NotCreating(id)),
             },
-            Command::Drop { name } => {
-                let record = self.must_be(&name)?;
+            MetaCommand::Drop { name } => {
+                let record = self.require_table(&name)?;
                 let holders: BTreeSet<ServerId> = self
                     .placements_of(record.table.id)
                     .flat_map(|placement| placement.members.iter().map(|member| member.server))
                     .collect();
-                let record = Record {
-                    status: Status::Dropping,
+                let record = TableRecord {
+                    status: TablePhase::Dropping,
                     remaining: holders.into_iter().collect(),
                     ..record.clone()
                 };
-                about(record.table.clone(), vec![Change::Put(record)])
+                about(record.table.clone(), vec![MetaChange::PutTable(record)])
             }
-            Command::Destroyed { id, server } => match self.tables.get(&id) {
+            MetaCommand::MarkDestroyed { id, server } => match self.tables.get(&id) {
                 Some(record)
-                    if record.status == Status::Dropping && record.remaining.contains(&server) =>
+                    if record.status == TablePhase::Dropping
+                        && record.remaining.contains(&server) =>
                 {
-                    about(record.table.clone(), vec![without(record, server)])
+                    about(record.table.clone(), vec![without_server(record, server)])
                 }
                 _ => Err(Refusal::NotDropping(id)),
             },
-            Command::SetEnv { name, key, value } => {
+            MetaCommand::SetEnv { name, key, value } => {
                 envs::check(&key, &value)?;
                 self.with_envs(&name, stamp_ms, |envs| envs.insert(key, value))
             }
-            Command::DeleteEnv { name, key } => {
+            MetaCommand::DeleteEnv { name, key } => {
                 envs::find(&key)?;
                 self.with_envs(&name, stamp_ms, |envs| envs.remove(&key))
             }
         }
     }
 
-    fn register(&self, server: Server, stamp_ms: u64) -> Result<Decided, Refusal> {
+    fn register(&self, server: Server, stamp_ms: u64) -> Result<Decision, Refusal> {
         server.check().map_err(Refusal::BadServer)?;
         if self.removed.contains_key(&server.id) {
             return Err(Refusal::Removed(server.id));
@@ -115,13 +124,16 @@ impl State {
             return Err(Refusal::TooManyServers);
         }
         if known.is_some_and(|known| known.server == server) {
-            return Ok(Decided { changes: Vec::new(), table: None });
+            return Ok(Decision { changes: Vec::new(), table: None });
         }
         let since_ms = known.map_or(stamp_ms, |known| known.since_ms);
-        Ok(Decided { changes: vec![Change::Server(Registered { server, since_ms })], table: None })
+        Ok(Decision {
+            changes: vec![MetaChange::PutServer(RegisteredServer { server, since_ms })],
+            table: None,
+        })
     }
 
-    fn remove(&self, server: ServerId, live: bool, stamp_ms: u64) -> Result<Decided, Refusal> {
+    fn remove(&self, server: ServerId, live: bool, stamp_ms: u64) -> Result<Decision, Refusal> {
         if !self.servers.contains_key(&server) {
             return Err(Refusal::NoServer(server));
         }
@@ -138,7 +150,7 @@ impl State {
             if let Some(record) = self
                 .tables
                 .get(&placement.partition.table)
-                .filter(|record| record.status != Status::Dropping)
+                .filter(|record| record.status != TablePhase::Dropping)
             {
                 names.insert(record.table.name.as_str());
                 replicas += 1;
@@ -152,19 +164,19 @@ impl State {
             return Err(Refusal::HoldsReplicas { server, replicas, tables });
         }
         let dropping = self.tables.values().filter(|record| record.remaining.contains(&server));
-        let mut changes = vec![Change::RemoveServer(server, stamp_ms)];
+        let mut changes = vec![MetaChange::RemoveServer(server, stamp_ms)];
         changes.extend(
             self.meta_members
                 .iter()
                 .filter(|(_, sits)| **sits == server)
-                .map(|(index, _)| Change::MetaIndex(*index, None)),
+                .map(|(index, _)| MetaChange::MetaIndex(*index, None)),
         );
-        changes.extend(dropping.map(|record| without(record, server)));
-        Ok(Decided { changes, table: None })
+        changes.extend(dropping.map(|record| without_server(record, server)));
+        Ok(Decision { changes, table: None })
     }
 
-    fn create(&self, new: New, stamp_ms: u64) -> Result<Decided, Refusal> {
-        let New { name, partitions, replicas, envs, live, ailing } = new;
+    fn create(&self, new: NewTableSpec, stamp_ms: u64) -> Result<Decision, Refusal> {
+        let NewTableSpec { name, partitions, replicas, envs, live, unhealthy } = new;
         check_name(&name)?;
         if !(1..=PARTITIONS_MAX).contains(&partitions) {
             return Err(Refusal::BadPartitions);
@@ -187,17 +199,17 @@ impl State {
         let (number, next_number) = self.number(&name)?;
         let next_id = self.next_id.checked_add(1).ok_or(Refusal::NoIds)?;
         let id = TableId(self.next_id);
-        let servers = placement::place(partitions, replicas, &self.candidates(&live, &ailing))?;
+        let servers = placement::place(partitions, replicas, &self.candidates(&live, &unhealthy))?;
         let mut raft_id = self.next_raft_id;
         let mut fresh = |server| {
             raft_id += 1;
             Member { raft_id: raft_id - 1, server }
         };
-        let placements: Vec<Change> = (0..partitions)
+        let placements: Vec<MetaChange> = (0..partitions)
             .zip(servers)
             .map(|(index, servers)| {
                 let members = servers.into_iter().map(&mut fresh).collect();
-                Change::Place(Arc::new(Placement {
+                MetaChange::PutPlacement(Arc::new(Placement {
                     partition: PartitionId { table: id, index },
                     members,
                     epoch: 1,
@@ -214,16 +226,19 @@ impl State {
             envs,
             default_ttl_since_ms: since,
         });
-        let record = Record {
+        let record = TableRecord {
             table: table.clone(),
-            status: Status::Creating,
+            status: TablePhase::Creating,
             created_at_ms: stamp_ms,
             remaining: Vec::new(),
         };
-        let mut changes =
-            vec![Change::NextId(next_id), Change::NextRaftId(raft_id), Change::Put(record)];
+        let mut changes = vec![
+            MetaChange::NextId(next_id),
+            MetaChange::NextRaftId(raft_id),
+            MetaChange::PutTable(record),
+        ];
         if next_number != self.next_number {
-            changes.push(Change::NextNumber(next_number));
+            changes.push(MetaChange::NextNumber(next_number));
         }
         changes.extend(placements);
         about(table, changes)
@@ -246,7 +261,7 @@ impl State {
     }
 
     /// Servers that may be given replicas, with what they have already.
-    fn candidates(&self, live: &[ServerId], ailing: &[ServerId]) -> Vec<Candidate> {
+    fn candidates(&self, live: &[ServerId], unhealthy: &[ServerId]) -> Vec<Candidate> {
         let able = |id: &&ServerId| {
             self.servers.get(id).is_some_and(|registered| registered.server.roles.storage)
         };
@@ -255,14 +270,14 @@ impl State {
             zone: self.servers[id].server.zone.clone(),
             replicas: 0,
             leaders: 0,
-            is_ailing: ailing.contains(id),
+            is_unhealthy: unhealthy.contains(id),
         };
         let mut candidates: BTreeMap<ServerId, Candidate> =
             live.iter().filter(able).map(|id| (*id, candidate(id))).collect();
         let serves = |placement: &&Arc<Placement>| {
             self.tables
                 .get(&placement.partition.table)
-                .is_some_and(|record| record.status != Status::Dropping)
+                .is_some_and(|record| record.status != TablePhase::Dropping)
         };
         for placement in self.placements.values().filter(serves) {
             for (nth, member) in placement.members.iter().enumerate() {
@@ -280,8 +295,8 @@ impl State {
         name: &str,
         stamp_ms: u64,
         edit: impl FnOnce(&mut BTreeMap<String, String>) -> T,
-    ) -> Result<Decided, Refusal> {
-        let record = self.must_be(name)?;
+    ) -> Result<Decision, Refusal> {
+        let record = self.require_table(name)?;
         let mut table = Table::clone(&record.table);
         edit(&mut table.envs);
         if table.envs == record.table.envs {
@@ -294,16 +309,16 @@ impl State {
             table.default_ttl_since_ms = stamp_ms.max(table.default_ttl_since_ms + 1);
         }
         let table = Arc::new(table);
-        about(table.clone(), vec![Change::Put(Record { table, ..record.clone() })])
+        about(table.clone(), vec![MetaChange::PutTable(TableRecord { table, ..record.clone() })])
     }
 }
 
 /// A table that is being dropped, with nothing left on a server.
-fn without(record: &Record, server: ServerId) -> Change {
+fn without_server(record: &TableRecord, server: ServerId) -> MetaChange {
     let remaining: Vec<ServerId> =
         record.remaining.iter().copied().filter(|id| *id != server).collect();
     match remaining.is_empty() {
-        true => Change::Forget(record.table.id),
-        false => Change::Put(Record { remaining, ..record.clone() }),
+        true => MetaChange::ForgetTable(record.table.id),
+        false => MetaChange::PutTable(TableRecord { remaining, ..record.clone() }),
     }
 }

@@ -19,39 +19,39 @@ fn server(id: u64) -> Server {
 fn live() -> Vec<ServerId> {
     vec![ServerId(300)]
 }
-fn create(name: &str) -> Command {
-    Command::Create {
+fn create(name: &str) -> MetaCommand {
+    MetaCommand::Create {
         name: name.into(),
         partitions: 1,
         replicas: 1,
         envs: BTreeMap::new(),
         live: live(),
-        ailing: Vec::new(),
+        unhealthy: Vec::new(),
     }
 }
-fn destroyed(id: u32) -> Command {
-    Command::Destroyed { id: TableId(id), server: ServerId(300) }
+fn destroyed(id: u32) -> MetaCommand {
+    MetaCommand::MarkDestroyed { id: TableId(id), server: ServerId(300) }
 }
-fn with_servers(ids: &[u64]) -> State {
-    let mut state = State::default();
+fn with_servers(ids: &[u64]) -> MetaState {
+    let mut state = MetaState::default();
     for id in ids {
-        let decided = state.decide(Command::Register(server(*id)), 1).unwrap();
+        let decided = state.decide(MetaCommand::Register(server(*id)), 1).unwrap();
         state.apply(&decided.changes, 1);
     }
     state
 }
-fn drop(name: &str) -> Command {
-    Command::Drop { name: name.into() }
+fn drop(name: &str) -> MetaCommand {
+    MetaCommand::Drop { name: name.into() }
 }
-fn set(name: &str, key: &str, value: &str) -> Command {
-    Command::SetEnv { name: name.into(), key: key.into(), value: value.into() }
+fn set(name: &str, key: &str, value: &str) -> MetaCommand {
+    MetaCommand::SetEnv { name: name.into(), key: key.into(), value: value.into() }
 }
-fn delete(name: &str, key: &str) -> Command {
-    Command::DeleteEnv { name: name.into(), key: key.into() }
+fn delete(name: &str, key: &str) -> MetaCommand {
+    MetaCommand::DeleteEnv { name: name.into(), key: key.into() }
 }
 
 /// Runs commands at stamps 1000, 2000, ...; refusals are left in the answer.
-fn run(commands: Vec<Command>) -> (State, Vec<Result<Arc<Table>, Refusal>>) {
+fn run(commands: Vec<MetaCommand>) -> (MetaState, Vec<Result<Arc<Table>, Refusal>>) {
     let mut state = with_servers(&[300]);
     let outcomes = commands.into_iter().zip(1u64..).map(|(command, step)| {
         let before = state.clone();
@@ -102,7 +102,7 @@ fn a_table_with_a_name_has_a_number_that_none_had_before() {
 
 #[test]
 fn refusals() {
-    let cases: Vec<(Vec<Command>, Refusal)> = vec![
+    let cases: Vec<(Vec<MetaCommand>, Refusal)> = vec![
         (vec![create("a"), create("a")], Refusal::Exists("a".into())),
         (vec![create("a"), create("db16")], Refusal::Reserved("db16".into())),
         (vec![create("db20"), drop("db20"), create("db20")], Refusal::Reserved("db20".into())),
@@ -114,24 +114,24 @@ fn refusals() {
         (vec![create("ä")], Refusal::BadName),
         (vec![create(&"x".repeat(65))], Refusal::BadName),
         (
-            vec![Command::Create {
+            vec![MetaCommand::Create {
                 name: "a".into(),
                 partitions: 0,
                 replicas: 1,
                 envs: BTreeMap::new(),
                 live: live(),
-                ailing: Vec::new(),
+                unhealthy: Vec::new(),
             }],
             Refusal::BadPartitions,
         ),
         (
-            vec![Command::Create {
+            vec![MetaCommand::Create {
                 name: "a".into(),
                 partitions: 1025,
                 replicas: 1,
                 envs: BTreeMap::new(),
                 live: live(),
-                ailing: Vec::new(),
+                unhealthy: Vec::new(),
             }],
             Refusal::BadPartitions,
         ),
@@ -169,7 +169,7 @@ fn the_longest_name_and_odd_names_are_fine() {
 #[test]
 fn default_ttl_is_dated_when_its_value_changes() {
     let since =
-        |commands: Vec<Command>| run(commands).0.named("a").unwrap().table.default_ttl_since_ms;
+        |commands: Vec<MetaCommand>| run(commands).0.named("a").unwrap().table.default_ttl_since_ms;
     assert_eq!(since(vec![create("a")]), 0);
     assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5")]), 2000);
     assert_eq!(
@@ -186,13 +186,13 @@ fn default_ttl_is_dated_when_its_value_changes() {
     );
     let envs = BTreeMap::from([("default_ttl".to_owned(), "5".to_owned())]);
     assert_eq!(
-        since(vec![Command::Create {
+        since(vec![MetaCommand::Create {
             name: "a".into(),
             partitions: 1,
             replicas: 1,
             envs,
             live: live(),
-            ailing: Vec::new()
+            unhealthy: Vec::new()
         }]),
         1000
     );
@@ -214,30 +214,30 @@ fn there_is_an_end_to_tables() {
         state.apply(&decided.changes, 1);
     }
     assert_eq!(state.decide(create("one-more"), 1), Err(Refusal::TooMany));
-    let state = State { next_id: u32::MAX, ..with_servers(&[300]) };
+    let state = MetaState { next_id: u32::MAX, ..with_servers(&[300]) };
     assert_eq!(state.decide(create("a"), 1), Err(Refusal::NoIds));
 }
 
 #[test]
 fn the_stamp_does_not_run_backwards() {
-    let mut state = State { stamp_ms: 5, ..State::default() };
+    let mut state = MetaState { stamp_ms: 5, ..MetaState::default() };
     state.apply(&[], 3);
     assert_eq!(state.stamp_ms, 5);
 }
 
-fn three(name: &str, live: &[u64]) -> Command {
+fn three(name: &str, live: &[u64]) -> MetaCommand {
     let live = live.iter().map(|id| ServerId(*id)).collect();
-    Command::Create {
+    MetaCommand::Create {
         name: name.into(),
         partitions: 4,
         replicas: 3,
         envs: BTreeMap::new(),
         live,
-        ailing: Vec::new(),
+        unhealthy: Vec::new(),
     }
 }
 
-fn step(state: &mut State, command: Command) -> Result<Decided, Refusal> {
+fn step(state: &mut MetaState, command: MetaCommand) -> Result<Decision, Refusal> {
     let stamp_ms = state.stamp_ms + 1;
     let decided = state.decide(command, stamp_ms)?;
     state.apply(&decided.changes, stamp_ms);
@@ -247,13 +247,19 @@ fn step(state: &mut State, command: Command) -> Result<Decided, Refusal> {
 #[test]
 fn a_new_table_is_led_where_disks_are_well() {
     let mut state = with_servers(&[300, 301, 302]);
-    let Command::Create { name, partitions, replicas, envs, live, .. } =
+    let MetaCommand::Create { name, partitions, replicas, envs, live, .. } =
         three("a", &[300, 301, 302])
     else {
         unreachable!()
     };
-    let create =
-        Command::Create { name, partitions, replicas, envs, live, ailing: vec![ServerId(301)] };
+    let create = MetaCommand::Create {
+        name,
+        partitions,
+        replicas,
+        envs,
+        live,
+        unhealthy: vec![ServerId(301)],
+    };
     let table = step(&mut state, create).unwrap().table.unwrap();
     let first: Vec<u64> =
         state.placements_of(table.id).map(|placement| placement.members[0].server.0).collect();
@@ -264,11 +270,11 @@ fn a_new_table_is_led_where_disks_are_well() {
 fn a_table_is_made_in_two_steps() {
     let mut state = with_servers(&[300, 301, 302, 303]);
     let refused = step(&mut state, three("a", &[300, 301])).unwrap_err();
-    assert_eq!(refused, Refusal::NotEnough(NotEnough { replicas: 3, live: 2 }));
+    assert_eq!(refused, Refusal::NotEnoughServers(NotEnoughServers { replicas: 3, live: 2 }));
     // One that was never registered does not count.
     assert!(step(&mut state, three("a", &[300, 301, 999])).is_err());
     let table = step(&mut state, three("a", &[300, 301, 303])).unwrap().table.unwrap();
-    assert_eq!((state.tables[&table.id].status, table.replicas), (Status::Creating, 3));
+    assert_eq!((state.tables[&table.id].status, table.replicas), (TablePhase::Creating, 3));
     let placements: Vec<_> = state.placements_of(table.id).cloned().collect();
     assert_eq!(placements.len(), 4);
     let mut raft_ids: Vec<u64> = placements
@@ -286,10 +292,10 @@ fn a_table_is_made_in_two_steps() {
         step(&mut state, three("a", &[300, 301, 302])).unwrap_err(),
         Refusal::Exists("a".into())
     );
-    step(&mut state, Command::Created { id: table.id }).unwrap();
-    assert_eq!(state.tables[&table.id].status, Status::Ready);
+    step(&mut state, MetaCommand::MarkReady { id: table.id }).unwrap();
+    assert_eq!(state.tables[&table.id].status, TablePhase::Ready);
     assert_eq!(
-        step(&mut state, Command::Created { id: table.id }).unwrap_err(),
+        step(&mut state, MetaCommand::MarkReady { id: table.id }).unwrap_err(),
         Refusal::NotCreating(table.id)
     );
     // Placed beside it, the next goes to where there is less.
@@ -309,7 +315,7 @@ fn a_drop_ends_when_the_last_server_has_destroyed() {
     let id = step(&mut state, three("a", &[300, 301, 302])).unwrap().table.unwrap().id;
     step(&mut state, drop("a")).unwrap();
     assert_eq!(state.tables[&id].remaining, [ServerId(300), ServerId(301), ServerId(302)]);
-    let destroyed = |server| Command::Destroyed { id, server: ServerId(server) };
+    let destroyed = |server| MetaCommand::MarkDestroyed { id, server: ServerId(server) };
     step(&mut state, destroyed(301)).unwrap();
     assert_eq!(step(&mut state, destroyed(301)).unwrap_err(), Refusal::NotDropping(id));
     assert_eq!(
@@ -320,17 +326,17 @@ fn a_drop_ends_when_the_last_server_has_destroyed() {
     step(&mut state, destroyed(300)).unwrap();
     // The third is gone for good.
     assert_eq!(
-        step(&mut state, Command::Remove { server: ServerId(302), live: true }).unwrap_err(),
+        step(&mut state, MetaCommand::Remove { server: ServerId(302), live: true }).unwrap_err(),
         Refusal::Alive(ServerId(302))
     );
-    step(&mut state, Command::Remove { server: ServerId(302), live: false }).unwrap();
+    step(&mut state, MetaCommand::Remove { server: ServerId(302), live: false }).unwrap();
     assert!(state.tables.is_empty() && state.placements.is_empty());
 }
 
 #[test]
 fn removed_servers_stay_out() {
     let mut state = with_servers(&[300, 301, 302]);
-    let remove = |id| Command::Remove { server: ServerId(id), live: false };
+    let remove = |id| MetaCommand::Remove { server: ServerId(id), live: false };
     step(&mut state, three("a", &[300, 301, 302])).unwrap();
     let refused = step(&mut state, remove(301)).unwrap_err();
     assert_eq!(
@@ -341,7 +347,7 @@ fn removed_servers_stay_out() {
     let mut state = with_servers(&[300, 301]);
     step(&mut state, remove(301)).unwrap();
     assert_eq!(
-        step(&mut state, Command::Register(server(301))).unwrap_err(),
+        step(&mut state, MetaCommand::Register(server(301))).unwrap_err(),
         Refusal::Removed(ServerId(301))
     );
     assert_eq!(state.servers.len(), 1);
@@ -351,42 +357,42 @@ fn removed_servers_stay_out() {
 fn servers_are_registered_as_they_are() {
     let mut state = with_servers(&[300]);
     assert_eq!(
-        step(&mut state, Command::Register(server(300))).unwrap().changes,
+        step(&mut state, MetaCommand::Register(server(300))).unwrap().changes,
         [],
         "known already"
     );
     let moved = Server { address: "elsewhere:7".into(), ..server(300) };
-    step(&mut state, Command::Register(moved.clone())).unwrap();
-    assert_eq!(state.servers[&ServerId(300)], Registered { server: moved, since_ms: 1 });
+    step(&mut state, MetaCommand::Register(moved.clone())).unwrap();
+    assert_eq!(state.servers[&ServerId(300)], RegisteredServer { server: moved, since_ms: 1 });
     let nowhere = Server { address: String::new(), ..server(301) };
-    assert!(matches!(step(&mut state, Command::Register(nowhere)), Err(Refusal::BadServer(_))));
+    assert!(matches!(step(&mut state, MetaCommand::Register(nowhere)), Err(Refusal::BadServer(_))));
     for id in 1000..1000 + SERVERS_MAX as u64 - 1 {
-        step(&mut state, Command::Register(server(id))).unwrap();
+        step(&mut state, MetaCommand::Register(server(id))).unwrap();
     }
     assert_eq!(
-        step(&mut state, Command::Register(server(5000))).unwrap_err(),
+        step(&mut state, MetaCommand::Register(server(5000))).unwrap_err(),
         Refusal::TooManyServers
     );
 }
 
 #[test]
 fn the_cluster_is_founded_once() {
-    let mut state = State::default();
-    step(&mut state, Command::Found { cluster: 7 }).unwrap();
-    assert_eq!(step(&mut state, Command::Found { cluster: 8 }).unwrap().changes, []);
+    let mut state = MetaState::default();
+    step(&mut state, MetaCommand::BootstrapCluster { cluster: 7 }).unwrap();
+    assert_eq!(step(&mut state, MetaCommand::BootstrapCluster { cluster: 8 }).unwrap().changes, []);
     assert_eq!(state.cluster, Some(7));
 }
 
 #[test]
 fn partitions_of_all_tables_have_an_end() {
     let mut state = with_servers(&[300]);
-    let large = |name: String| Command::Create {
+    let large = |name: String| MetaCommand::Create {
         name,
         partitions: PARTITIONS_MAX,
         replicas: 1,
         envs: BTreeMap::new(),
         live: live(),
-        ailing: Vec::new(),
+        unhealthy: Vec::new(),
     };
     for n in 0..64 {
         step(&mut state, large(format!("t{n}"))).unwrap();
@@ -397,12 +403,12 @@ fn partitions_of_all_tables_have_an_end() {
 #[test]
 fn a_seat_has_one_server_until_it_is_released() {
     let mut state = with_servers(&[300, 301]);
-    let sit = |server| Command::ClaimMetaIndex { index: 2, server: ServerId(server) };
+    let sit = |server| MetaCommand::ClaimMetaIndex { index: 2, server: ServerId(server) };
     step(&mut state, sit(300)).unwrap();
     assert_eq!(step(&mut state, sit(300)).unwrap().changes, [], "it is its own");
     let taken = Refusal::MetaIndexTaken { index: 2, server: ServerId(300) };
     assert_eq!(step(&mut state, sit(301)).unwrap_err(), taken);
-    let release = |index, live: &[u64]| Command::ReleaseMetaIndex {
+    let release = |index, live: &[u64]| MetaCommand::ReleaseMetaIndex {
         index,
         live: live.iter().copied().map(ServerId).collect(),
     };
@@ -414,6 +420,6 @@ fn a_seat_has_one_server_until_it_is_released() {
     step(&mut state, release(2, &[301])).unwrap();
     step(&mut state, sit(301)).unwrap();
     // Who is forgotten keeps none.
-    step(&mut state, Command::Remove { server: ServerId(301), live: false }).unwrap();
+    step(&mut state, MetaCommand::Remove { server: ServerId(301), live: false }).unwrap();
     assert!(state.meta_members.is_empty());
 }

@@ -353,7 +353,7 @@ pub async fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
 /// Which of the metas leads.
 pub async fn leader(metas: &[Option<OneMeta>]) -> usize {
     until("a meta leads", || {
-        metas.iter().position(|one| one.as_ref().is_some_and(|one| one.meta.picture().is_ok()))
+        metas.iter().position(|one| one.as_ref().is_some_and(|one| one.meta.image().is_ok()))
     })
     .await
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::link::{Link, SendBlock};
+use super::connection::{Connection, SendRefused};
 use super::{NetError, Peer};
 
 /// What may wait for a channel's consumer; a last message may go beyond it.
@@ -31,14 +31,14 @@ pub struct Channel {
 /// The half of a [`Channel`] that sends. When it is dropped the other side's `recv` ends,
 /// after the messages sent so far.
 pub struct ChannelSender {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     id: u64,
 }
 
 /// The half of a [`Channel`] that receives. When it is dropped the other side's `send`
 /// fails.
 pub struct ChannelReceiver {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     id: u64,
     inbox: mpsc::UnboundedReceiver<Bytes>, // bounded by the window, which the link enforces
     /// Taken out and not yet given back as credit.
@@ -46,10 +46,14 @@ pub struct ChannelReceiver {
 }
 
 impl Channel {
-    pub(super) fn new(link: Arc<Link>, id: u64, inbox: mpsc::UnboundedReceiver<Bytes>) -> Self {
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        id: u64,
+        inbox: mpsc::UnboundedReceiver<Bytes>,
+    ) -> Self {
         Channel {
-            sender: ChannelSender { link: link.clone(), id },
-            receiver: ChannelReceiver { link, id, inbox, owed: 0 },
+            sender: ChannelSender { connection: connection.clone(), id },
+            receiver: ChannelReceiver { connection, id, inbox, owed: 0 },
         }
     }
 
@@ -86,27 +90,27 @@ impl ChannelSender {
     /// a frame may be. Can be cancelled: then it was not sent.
     pub async fn send(&self, message: Bytes) -> Result<(), NetError> {
         let size = message.len();
-        if size > self.link.frame_bytes_max() {
-            return Err(self.link.too_large("message", size));
+        if size > self.connection.frame_bytes_max() {
+            return Err(self.connection.too_large("message", size));
         }
         loop {
-            match self.link.try_message(self.id, &message) {
+            match self.connection.try_message(self.id, &message) {
                 Ok(()) => return Ok(()),
-                Err(SendBlock::Ended(why)) => return Err(NetError::NotSent(why)),
-                Err(SendBlock::Full(room)) => room.await,
+                Err(SendRefused::Ended(why)) => return Err(NetError::NotSent(why)),
+                Err(SendRefused::Full(room)) => room.await,
             }
         }
     }
 
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
-        &self.link.peer
+        &self.connection.peer
     }
 }
 
 impl Drop for ChannelSender {
     fn drop(&mut self) {
-        self.link.end_sending(self.id);
+        self.connection.end_sending(self.id);
     }
 }
 
@@ -117,24 +121,24 @@ impl ChannelReceiver {
         let message = self.inbox.recv().await?;
         self.owed += cost(&message);
         if self.owed >= WINDOW_BYTES / 4 {
-            self.link.give_credit(self.id, std::mem::take(&mut self.owed));
+            self.connection.give_credit(self.id, std::mem::take(&mut self.owed));
         }
         Some(message)
     }
 
     /// Why the connection was lost, if it was.
     pub fn failure(&self) -> Option<String> {
-        self.link.failure()
+        self.connection.failure()
     }
 
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
-        &self.link.peer
+        &self.connection.peer
     }
 }
 
 impl Drop for ChannelReceiver {
     fn drop(&mut self) {
-        self.link.end_receiving(self.id);
+        self.connection.end_receiving(self.id);
     }
 }

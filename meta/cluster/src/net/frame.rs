@@ -12,19 +12,19 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Bytes before the body.
-pub(super) const HEADER: usize = 14;
+pub(super) const HEADER_BYTES: usize = 14;
 /// Of these, how many the length counts.
-const COUNTED: usize = HEADER - 4;
+const COUNTED_BYTES: usize = HEADER_BYTES - 4;
 /// Room is made for so much more of a frame at a time, as it comes: a length is announced
 /// in no time, and bytes take some.
-const STEP_BYTES: usize = 1 << 20;
+const RESERVE_STEP_BYTES: usize = 1 << 20;
 /// Where the kind stands.
 const KIND_AT: usize = 4;
 
 /// What a frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     /// A request; dialer to acceptor.
     Call = 1,
     /// Its answer.
@@ -44,21 +44,23 @@ pub(super) enum Kind {
     /// I live.
     Ping = 9,
     /// A request that was withdrawn before it went out: nothing.
-    Void = 10,
+    Cancelled = 10,
     /// I am about to stop: ask me nothing more. Said by the acceptor, and back by the
     /// dialer when it has asked its last.
-    Goodbye = 11,
+    GoAway = 11,
 }
 
-/// Detail of [`Kind::End`]: the sender of this frame sends no more messages.
+/// Detail of [`FrameKind::End`]: the sender of this frame sends no more messages.
 pub(super) const ENDS_SENDING: u8 = 1;
-/// Detail of [`Kind::End`]: the sender of this frame takes no more messages.
+/// Detail of [`FrameKind::End`]: the sender of this frame takes no more messages.
 pub(super) const ENDS_RECEIVING: u8 = 2;
 
-impl Kind {
-    fn of(byte: u8) -> Option<Kind> {
-        use Kind::{Answer, Busy, Call, Credit, End, Goodbye, Message, Open, Ping, Refuse, Void};
-        [Call, Answer, Refuse, Busy, Open, Message, Credit, End, Ping, Void, Goodbye]
+impl FrameKind {
+    fn of(byte: u8) -> Option<FrameKind> {
+        use FrameKind::{
+            Answer, Busy, Call, Cancelled, Credit, End, GoAway, Message, Open, Ping, Refuse,
+        };
+        [Call, Answer, Refuse, Busy, Open, Message, Credit, End, Ping, Cancelled, GoAway]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -66,21 +68,21 @@ impl Kind {
 
 /// A frame without its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) kind: Kind,
+pub(super) struct FrameHeader {
+    pub(super) kind: FrameKind,
     pub(super) detail: u8,
     pub(super) id: u64,
 }
 
-impl Head {
-    pub(super) fn new(kind: Kind, detail: u8, id: u64) -> Self {
-        Head { kind, detail, id }
+impl FrameHeader {
+    pub(super) fn new(kind: FrameKind, detail: u8, id: u64) -> Self {
+        FrameHeader { kind, detail, id }
     }
 
     /// Appends the header of a frame with a body of so many bytes, which the caller has
     /// checked to be below the cap.
     pub(super) fn put(self, body_bytes: usize, out: &mut BytesMut) {
-        out.put_u32_le((body_bytes + COUNTED) as u32);
+        out.put_u32_le((body_bytes + COUNTED_BYTES) as u32);
         out.put_u8(self.kind as u8);
         out.put_u8(self.detail);
         out.put_u64_le(self.id);
@@ -89,17 +91,17 @@ impl Head {
 
 /// Makes nothing of the frame whose header begins here: its body stays where it is
 /// (`None`) or was taken away.
-pub(super) fn make_void(header: &mut [u8], bodyless: bool) {
-    header[KIND_AT] = Kind::Void as u8;
+pub(super) fn cancel_frame(header: &mut [u8], bodyless: bool) {
+    header[KIND_AT] = FrameKind::Cancelled as u8;
     if bodyless {
-        header[..4].copy_from_slice(&(COUNTED as u32).to_le_bytes());
+        header[..4].copy_from_slice(&(COUNTED_BYTES as u32).to_le_bytes());
     }
 }
 
 /// A frame as it came.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Frame {
-    pub(super) head: Head,
+    pub(super) header: FrameHeader,
     pub(super) body: Bytes,
 }
 
@@ -111,7 +113,7 @@ pub(super) enum FrameError {
     #[error("a frame of {0} bytes, shorter than its header")]
     TooShort(usize),
     #[error("a frame of unknown kind {0}")]
-    Kind(u8),
+    UnknownKind(u8),
 }
 
 /// Takes the first frame off the buffer; `None` if it is not complete, with room reserved
@@ -120,23 +122,25 @@ pub(super) fn decode(
     buffer: &mut BytesMut,
     body_bytes_max: usize,
 ) -> Result<Option<Frame>, FrameError> {
-    if buffer.len() < HEADER {
+    if buffer.len() < HEADER_BYTES {
         return Ok(None);
     }
     let length = u32::from_le_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as usize;
-    let Some(body) = length.checked_sub(COUNTED) else { return Err(FrameError::TooShort(length)) };
+    let Some(body) = length.checked_sub(COUNTED_BYTES) else {
+        return Err(FrameError::TooShort(length));
+    };
     if body > body_bytes_max {
         return Err(FrameError::TooLarge(body, body_bytes_max));
     }
-    let kind = Kind::of(buffer[KIND_AT]).ok_or(FrameError::Kind(buffer[KIND_AT]))?;
-    if buffer.len() < HEADER + body {
-        buffer.reserve((HEADER + body - buffer.len()).min(STEP_BYTES));
+    let kind = FrameKind::of(buffer[KIND_AT]).ok_or(FrameError::UnknownKind(buffer[KIND_AT]))?;
+    if buffer.len() < HEADER_BYTES + body {
+        buffer.reserve((HEADER_BYTES + body - buffer.len()).min(RESERVE_STEP_BYTES));
         return Ok(None);
     }
-    let mut frame = buffer.split_to(HEADER + body).freeze();
+    let mut frame = buffer.split_to(HEADER_BYTES + body).freeze();
     frame.advance(KIND_AT + 1);
-    let head = Head { kind, detail: frame.get_u8(), id: frame.get_u64_le() };
-    Ok(Some(Frame { head, body: frame }))
+    let header = FrameHeader { kind, detail: frame.get_u8(), id: frame.get_u64_le() };
+    Ok(Some(Frame { header, body: frame }))
 }
 
 #[cfg(test)]
@@ -144,7 +148,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::Service;
-    use super::super::line::Lane;
+    use super::super::peer_connection::Lane;
     use super::*;
     use crate::vectors::Vectors;
 
@@ -152,7 +156,7 @@ mod tests {
 
     fn bytes_of(frame: &Frame) -> BytesMut {
         let mut out = BytesMut::new();
-        frame.head.put(frame.body.len(), &mut out);
+        frame.header.put(frame.body.len(), &mut out);
         out.extend_from_slice(&frame.body);
         out
     }
@@ -161,7 +165,7 @@ mod tests {
         let frame =
             (1..=11u8, any::<u8>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..=MAX))
                 .prop_map(|(kind, detail, id, body)| Frame {
-                    head: Head { kind: Kind::of(kind).unwrap(), detail, id },
+                    header: FrameHeader { kind: FrameKind::of(kind).unwrap(), detail, id },
                     body: body.into(),
                 });
         prop::collection::vec(frame, 0..8)
@@ -194,59 +198,71 @@ mod tests {
             }
             let mut taken = 0;
             while let Ok(Some(frame)) = decode(&mut buffer, MAX) {
-                taken += HEADER + frame.body.len();
+                taken += HEADER_BYTES + frame.body.len();
                 prop_assert!(frame.body.len() <= MAX);
             }
             prop_assert_eq!(taken + buffer.len(), bytes.len());
-            prop_assert!(buffer.capacity() <= bytes.len() * 2 + 2 * (MAX + HEADER));
+            prop_assert!(buffer.capacity() <= bytes.len() * 2 + 2 * (MAX + HEADER_BYTES));
         }
     }
 
     #[test]
     fn the_layout_is_frozen() {
         let mut out = BytesMut::new();
-        Head::new(Kind::Call, 2, 0x0102_0304).put(3, &mut out);
+        FrameHeader::new(FrameKind::Call, 2, 0x0102_0304).put(3, &mut out);
         out.extend_from_slice(b"abc");
         assert_eq!(&out[..], [13, 0, 0, 0, 1, 2, 4, 3, 2, 1, 0, 0, 0, 0, b'a', b'b', b'c']);
-        make_void(&mut out[..], false);
+        cancel_frame(&mut out[..], false);
         let frame = decode(&mut out, 3).unwrap().unwrap();
-        assert_eq!((frame.head.kind, &frame.body[..]), (Kind::Void, &b"abc"[..]));
+        assert_eq!((frame.header.kind, &frame.body[..]), (FrameKind::Cancelled, &b"abc"[..]));
     }
 
     /// Frozen: add lines for new kinds, never edit these.
     #[test]
     fn frames_of_every_kind_are_frozen() {
-        let label = |kind: Kind| match kind {
-            Kind::Call => "call",
-            Kind::Answer => "answer",
-            Kind::Refuse => "refuse",
-            Kind::Busy => "busy",
-            Kind::Open => "open",
-            Kind::Message => "message",
-            Kind::Credit => "credit",
-            Kind::End => "end",
-            Kind::Ping => "ping",
-            Kind::Void => "void",
-            Kind::Goodbye => "goodbye",
+        let label = |kind: FrameKind| match kind {
+            FrameKind::Call => "call",
+            FrameKind::Answer => "answer",
+            FrameKind::Refuse => "refuse",
+            FrameKind::Busy => "busy",
+            FrameKind::Open => "open",
+            FrameKind::Message => "message",
+            FrameKind::Credit => "credit",
+            FrameKind::End => "end",
+            FrameKind::Ping => "ping",
+            FrameKind::Cancelled => "void",
+            FrameKind::GoAway => "goodbye",
         };
         let mut vectors = Vectors::default();
-        for kind in (0..=u8::MAX).filter_map(Kind::of) {
+        for kind in (0..=u8::MAX).filter_map(FrameKind::of) {
             let body = match kind {
-                Kind::Credit => &0x0001_0203_u32.to_le_bytes()[..],
-                Kind::Call | Kind::Answer | Kind::Refuse | Kind::Open | Kind::Message => b"abc",
-                Kind::Busy | Kind::End | Kind::Ping | Kind::Void | Kind::Goodbye => b"",
+                FrameKind::Credit => &0x0001_0203_u32.to_le_bytes()[..],
+                FrameKind::Call
+                | FrameKind::Answer
+                | FrameKind::Refuse
+                | FrameKind::Open
+                | FrameKind::Message => b"abc",
+                FrameKind::Busy
+                | FrameKind::End
+                | FrameKind::Ping
+                | FrameKind::Cancelled
+                | FrameKind::GoAway => b"",
             };
             let detail = match kind {
-                Kind::Call | Kind::Open => 4,
-                Kind::End => ENDS_SENDING | ENDS_RECEIVING,
+                FrameKind::Call | FrameKind::Open => 4,
+                FrameKind::End => ENDS_SENDING | ENDS_RECEIVING,
                 _ => 0,
             };
-            let id = if matches!(kind, Kind::Ping | Kind::Goodbye) { 0 } else { 0x0102_0304_0506 };
-            let head = Head::new(kind, detail, id);
-            let mut bytes = bytes_of(&Frame { head, body: Bytes::copy_from_slice(body) });
+            let id = if matches!(kind, FrameKind::Ping | FrameKind::GoAway) {
+                0
+            } else {
+                0x0102_0304_0506
+            };
+            let header = FrameHeader::new(kind, detail, id);
+            let mut bytes = bytes_of(&Frame { header, body: Bytes::copy_from_slice(body) });
             vectors.push(&format!("frame.{}", label(kind)), &bytes);
             let read = decode(&mut bytes, MAX).unwrap().unwrap();
-            assert_eq!((read.head, &read.body[..]), (head, body));
+            assert_eq!((read.header, &read.body[..]), (header, body));
         }
         for lane in (0..=u8::MAX).filter_map(Lane::of) {
             let label = match lane {
@@ -274,33 +290,33 @@ mod tests {
     #[test]
     fn an_announced_length_takes_no_room() {
         let mut buffer = BytesMut::new();
-        Head::new(Kind::Call, 1, 1).put(1 << 29, &mut buffer);
+        FrameHeader::new(FrameKind::Call, 1, 1).put(1 << 29, &mut buffer);
         let mut arrived = buffer.len();
         for _ in 0..40 {
             assert_eq!(decode(&mut buffer, 1 << 30), Ok(None));
             assert!(
-                buffer.capacity() <= 2 * (arrived + STEP_BYTES),
+                buffer.capacity() <= 2 * (arrived + RESERVE_STEP_BYTES),
                 "{} for {arrived}",
                 buffer.capacity()
             );
-            buffer.extend_from_slice(&[1; STEP_BYTES / 4]);
+            buffer.extend_from_slice(&[1; RESERVE_STEP_BYTES / 4]);
             arrived = buffer.len();
         }
     }
 
     #[test]
     fn what_is_too_large_or_too_short_is_refused_before_it_has_arrived() {
-        let head = |length: u32| {
+        let header = |length: u32| {
             let mut out = BytesMut::from(&length.to_le_bytes()[..]);
-            out.extend_from_slice(&[Kind::Call as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            out.extend_from_slice(&[FrameKind::Call as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
             out
         };
-        assert_eq!(decode(&mut head(1011), MAX), Err(FrameError::TooLarge(1001, MAX)));
+        assert_eq!(decode(&mut header(1011), MAX), Err(FrameError::TooLarge(1001, MAX)));
         assert_eq!(
-            decode(&mut head(u32::MAX), MAX),
+            decode(&mut header(u32::MAX), MAX),
             Err(FrameError::TooLarge(u32::MAX as usize - 10, MAX))
         );
-        assert_eq!(decode(&mut head(9), MAX), Err(FrameError::TooShort(9)));
-        assert_eq!(decode(&mut head(1010), MAX), Ok(None));
+        assert_eq!(decode(&mut header(9), MAX), Err(FrameError::TooShort(9)));
+        assert_eq!(decode(&mut header(1010), MAX), Ok(None));
     }
 }

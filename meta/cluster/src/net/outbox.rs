@@ -9,59 +9,59 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::{HEADER, Head, make_void};
+use super::frame::{FrameHeader, HEADER_BYTES, cancel_frame};
 
 /// Bodies from here on are not copied.
-const LARGE: usize = 16 * 1024;
+const COPIED_BODY_BYTES_MAX: usize = 16 * 1024;
 /// A piece of small frames is closed at this size.
-const PIECE_BYTES: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 /// So many pieces at most go into one write.
 const SLICES_MAX: usize = 64;
 
-enum Data {
+enum ChunkData {
     /// Whole small frames, and headers of large ones.
     Small(BytesMut),
     /// The body of the frame whose header ends the piece before.
     Large(Bytes),
 }
 
-impl Data {
+impl ChunkData {
     fn bytes(&self) -> &[u8] {
         match self {
-            Data::Small(bytes) => bytes,
-            Data::Large(bytes) => bytes,
+            ChunkData::Small(bytes) => bytes,
+            ChunkData::Large(bytes) => bytes,
         }
     }
 }
 
-struct Piece {
+struct Chunk {
     /// Its position.
     start: u64,
-    data: Data,
+    data: ChunkData,
 }
 
 /// What was taken to be written.
 #[derive(Default)]
-pub(super) struct Batch(VecDeque<Piece>);
+pub(super) struct WriteBatch(VecDeque<Chunk>);
 
-impl Batch {
+impl WriteBatch {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// What comes next, as many slices as one write takes.
     pub(super) fn slices(&self) -> impl Iterator<Item = IoSlice<'_>> {
-        self.0.iter().take(SLICES_MAX).map(|piece| IoSlice::new(piece.data.bytes()))
+        self.0.iter().take(SLICES_MAX).map(|chunk| IoSlice::new(chunk.data.bytes()))
     }
 
     /// So many bytes were written.
     pub(super) fn advance(&mut self, mut bytes: usize) {
-        while let Some(piece) = self.0.front_mut() {
-            let has = piece.data.bytes().len();
+        while let Some(chunk) = self.0.front_mut() {
+            let has = chunk.data.bytes().len();
             if bytes < has {
-                match &mut piece.data {
-                    Data::Small(data) => data.advance(bytes),
-                    Data::Large(data) => data.advance(bytes),
+                match &mut chunk.data {
+                    ChunkData::Small(data) => data.advance(bytes),
+                    ChunkData::Large(data) => data.advance(bytes),
                 }
                 return;
             }
@@ -74,7 +74,7 @@ impl Batch {
 /// The queue of one connection.
 #[derive(Default)]
 pub(super) struct Outbox {
-    pieces: VecDeque<Piece>,
+    chunks: VecDeque<Chunk>,
     bytes: usize,
     end: u64,
     taken: u64,
@@ -82,34 +82,37 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Appends a frame and says where.
-    pub(super) fn push(&mut self, head: Head, body: Bytes) -> u64 {
+    pub(super) fn push(&mut self, header: FrameHeader, body: Bytes) -> u64 {
         let start = self.end;
-        let copied = if body.len() < LARGE { body.len() } else { 0 };
-        let small = match self.pieces.back_mut() {
-            Some(Piece { data: Data::Small(small), .. })
-                if small.len() + HEADER + copied <= PIECE_BYTES =>
+        let copied = if body.len() < COPIED_BODY_BYTES_MAX { body.len() } else { 0 };
+        let small = match self.chunks.back_mut() {
+            Some(Chunk { data: ChunkData::Small(small), .. })
+                if small.len() + HEADER_BYTES + copied <= CHUNK_BYTES =>
             {
                 small
             }
             _ => {
-                let data = Data::Small(BytesMut::with_capacity(if copied == 0 {
-                    HEADER
+                let data = ChunkData::Small(BytesMut::with_capacity(if copied == 0 {
+                    HEADER_BYTES
                 } else {
-                    (HEADER + copied).max(2048)
+                    (HEADER_BYTES + copied).max(2048)
                 }));
-                self.pieces.push_back(Piece { start, data });
-                match self.pieces.back_mut() {
-                    Some(Piece { data: Data::Small(small), .. }) => small,
+                self.chunks.push_back(Chunk { start, data });
+                match self.chunks.back_mut() {
+                    Some(Chunk { data: ChunkData::Small(small), .. }) => small,
                     _ => unreachable!("a small piece was just appended"),
                 }
             }
         };
-        head.put(body.len(), small);
-        let bytes = HEADER + body.len();
+        header.put(body.len(), small);
+        let bytes = HEADER_BYTES + body.len();
         if copied > 0 || body.is_empty() {
             small.extend_from_slice(&body);
         } else {
-            self.pieces.push_back(Piece { start: start + HEADER as u64, data: Data::Large(body) });
+            self.chunks.push_back(Chunk {
+                start: start + HEADER_BYTES as u64,
+                data: ChunkData::Large(body),
+            });
         }
         self.end += bytes as u64;
         self.bytes += bytes;
@@ -122,14 +125,14 @@ impl Outbox {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.chunks.is_empty()
     }
 
     /// Takes everything.
-    pub(super) fn take(&mut self) -> Batch {
+    pub(super) fn take(&mut self) -> WriteBatch {
         self.taken = self.end;
         self.bytes = 0;
-        Batch(std::mem::take(&mut self.pieces))
+        WriteBatch(std::mem::take(&mut self.chunks))
     }
 
     /// Whether the frame at this position has been taken.
@@ -142,12 +145,13 @@ impl Outbox {
         if self.is_taken(start) {
             return false;
         }
-        let at = self.pieces.partition_point(|piece| piece.start <= start).saturating_sub(1);
-        let is_large = matches!(self.pieces.get(at + 1), Some(Piece { start: body, data: Data::Large(_) }) if *body == start + HEADER as u64);
-        if let Some(Piece { start: first, data: Data::Small(small) }) = self.pieces.get_mut(at) {
-            make_void(&mut small[(start - *first) as usize..], is_large);
+        let at = self.chunks.partition_point(|chunk| chunk.start <= start).saturating_sub(1);
+        let is_large = matches!(self.chunks.get(at + 1), Some(Chunk { start: body, data: ChunkData::Large(_) }) if *body == start + HEADER_BYTES as u64);
+        if let Some(Chunk { start: first, data: ChunkData::Small(small) }) = self.chunks.get_mut(at)
+        {
+            cancel_frame(&mut small[(start - *first) as usize..], is_large);
         }
-        if is_large && let Some(body) = self.pieces.remove(at + 1) {
+        if is_large && let Some(body) = self.chunks.remove(at + 1) {
             self.bytes -= body.data.bytes().len();
         }
         true
@@ -158,7 +162,7 @@ impl Outbox {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::frame::{Kind, decode};
+    use super::super::frame::{FrameKind, decode};
     use super::*;
 
     proptest! {
@@ -172,7 +176,7 @@ mod tests {
             let mut outbox = Outbox::default();
             let body = |at: usize, size: usize| Bytes::from(vec![at as u8; size]);
             let starts: Vec<_> =
-                sizes.iter().enumerate().map(|(at, (size, _))| outbox.push(Head::new(Kind::Call, 1, at as u64), body(at, *size))).collect();
+                sizes.iter().enumerate().map(|(at, (size, _))| outbox.push(FrameHeader::new(FrameKind::Call, 1, at as u64), body(at, *size))).collect();
             for (start, (_, withdrawn)) in starts.iter().zip(&sizes) {
                 if *withdrawn {
                     prop_assert!(outbox.withdraw(*start));
@@ -190,8 +194,8 @@ mod tests {
             }
             for (at, (size, withdrawn)) in sizes.iter().enumerate() {
                 let frame = decode(&mut wire, 1 << 20).unwrap().unwrap();
-                prop_assert_eq!(frame.head.id, at as u64);
-                prop_assert_eq!(frame.head.kind == Kind::Void, *withdrawn);
+                prop_assert_eq!(frame.header.id, at as u64);
+                prop_assert_eq!(frame.header.kind == FrameKind::Cancelled, *withdrawn);
                 if !withdrawn {
                     prop_assert_eq!(frame.body, body(at, *size));
                 }

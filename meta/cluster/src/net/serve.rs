@@ -15,11 +15,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::hello::Greeter;
-use super::line::Lane;
-use super::link::Link;
-use super::reader::Inbound;
-use super::wire::{Stream, run};
+use super::connection::Connection;
+use super::handshake::Handshaker;
+use super::peer_connection::Lane;
+use super::reader::ReaderOptions;
+use super::socket::{Socket, run};
 use super::{Net, NetOptions, Peer, Services, prepare};
 
 /// After accept failed (no more file descriptors, say).
@@ -32,7 +32,7 @@ pub(super) async fn serve(
     services: Arc<dyn Services>,
     stop: CancellationToken,
 ) {
-    let strangers = Arc::new(Strangers::default());
+    let half_open_by_ip = Arc::new(HalfOpenByIp::default());
     let open = Arc::new(AtomicUsize::new(0));
     let tracker = TaskTracker::new();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
@@ -44,7 +44,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Some(stranger) = strangers.admit(remote.ip(), &net.options) else {
+        let Some(half_open) = half_open_by_ip.admit(remote.ip(), &net.options) else {
             tracing::warn!(%remote, "closed unheard: too many connections that have not said who they are");
             continue;
         };
@@ -52,16 +52,16 @@ pub(super) async fn serve(
             tracing::warn!(%remote, "closed unheard: too many connections");
             continue;
         }
-        let place = Place::take(&open);
-        let guest = Guest {
+        let place = ConnectionPermit::take(&open);
+        let guest = Incoming {
             net: net.clone(),
             services: services.clone(),
             stop: stop.clone(),
             tracker: tracker.clone(),
-            stranger,
-            _place: place,
+            half_open,
+            _permit: place,
         };
-        tracker.spawn_on(guest.sort(stream), &net.runtime);
+        tracker.spawn_on(guest.read_lane(stream), &net.runtime);
     }
     drop(listener);
     tracker.close();
@@ -70,21 +70,21 @@ pub(super) async fn serve(
 
 /// Connections that have not said who they are, by where they come from.
 #[derive(Default)]
-struct Strangers(Mutex<HashMap<IpAddr, usize>>);
+struct HalfOpenByIp(Mutex<HashMap<IpAddr, usize>>);
 
-impl Strangers {
+impl HalfOpenByIp {
     /// `None`: there are too many, in all or from there.
-    fn admit(self: &Arc<Self>, from: IpAddr, options: &NetOptions) -> Option<Stranger> {
+    fn admit(self: &Arc<Self>, from: IpAddr, options: &NetOptions) -> Option<HalfOpen> {
         let from = origin(from);
         let mut counts = self.0.lock();
         let in_all: usize = counts.values().sum();
         if in_all >= options.half_open_max
-            || counts.get(&from).is_some_and(|count| *count >= options.half_open_each_max)
+            || counts.get(&from).is_some_and(|count| *count >= options.half_open_per_ip_max)
         {
             return None;
         }
         *counts.entry(from).or_default() += 1;
-        Some(Stranger { strangers: self.clone(), from })
+        Some(HalfOpen { half_open_by_ip: self.clone(), from })
     }
 }
 
@@ -98,14 +98,14 @@ fn origin(address: IpAddr) -> IpAddr {
 }
 
 /// One of these, until it is dropped.
-struct Stranger {
-    strangers: Arc<Strangers>,
+struct HalfOpen {
+    half_open_by_ip: Arc<HalfOpenByIp>,
     from: IpAddr,
 }
 
-impl Drop for Stranger {
+impl Drop for HalfOpen {
     fn drop(&mut self) {
-        let mut counts = self.strangers.0.lock();
+        let mut counts = self.half_open_by_ip.0.lock();
         if let Some(count) = counts.get_mut(&self.from) {
             *count -= 1;
             if *count == 0 {
@@ -116,34 +116,34 @@ impl Drop for Stranger {
 }
 
 /// One of the connections that may be open.
-struct Place(Arc<AtomicUsize>);
+struct ConnectionPermit(Arc<AtomicUsize>);
 
-impl Place {
+impl ConnectionPermit {
     fn take(open: &Arc<AtomicUsize>) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
-        Place(open.clone())
+        ConnectionPermit(open.clone())
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Somebody who has connected.
-struct Guest {
+struct Incoming {
     net: Arc<Net>,
     services: Arc<dyn Services>,
     stop: CancellationToken,
     tracker: TaskTracker,
-    stranger: Stranger,
-    _place: Place,
+    half_open: HalfOpen,
+    _permit: ConnectionPermit,
 }
 
-impl Guest {
+impl Incoming {
     /// Reads the byte that says which lane it is, and goes on where that is handled.
-    async fn sort(self, mut stream: TcpStream) {
+    async fn read_lane(self, mut stream: TcpStream) {
         let (remote, limit) = (stream.peer_addr(), self.net.options.handshake_timeout);
         let said = match self.stop.run_until_cancelled(timeout(limit, stream.read_u8())).await {
             None => return,
@@ -159,22 +159,23 @@ impl Guest {
         match sorted {
             Ok((lane, stream)) => {
                 let (tracker, net) = (self.tracker.clone(), self.net.clone());
-                tracker.spawn_on(self.welcome(lane, stream), net.runtime(lane));
+                tracker.spawn_on(self.serve_connection(lane, stream), net.runtime(lane));
             }
             Err(why) => tracing::warn!(remote = ?remote.ok(), why, "a connection was refused"),
         }
     }
 
-    async fn welcome(self, lane: Lane, stream: std::net::TcpStream) {
-        let Guest { net, services, stop, stranger, _place, .. } = self;
+    async fn serve_connection(self, lane: Lane, stream: std::net::TcpStream) {
+        let Incoming { net, services, stop, half_open, _permit, .. } = self;
         let remote = stream.peer_addr();
         let limit = net.options.handshake_timeout;
-        let greeted = match stop.run_until_cancelled(timeout(limit, greet(&net, stream))).await {
-            None => return,
-            Some(Ok(greeted)) => greeted,
-            Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
-        };
-        drop(stranger);
+        let greeted =
+            match stop.run_until_cancelled(timeout(limit, shake_hands(&net, stream))).await {
+                None => return,
+                Some(Ok(greeted)) => greeted,
+                Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
+            };
+        drop(half_open);
         let (stream, peer, frame_bytes_max) = match greeted {
             Ok(greeted) => greeted,
             Err(why) => {
@@ -183,47 +184,50 @@ impl Guest {
             }
         };
         let (reader, writer, direct) = stream.split();
-        let link = Link::new(peer, frame_bytes_max, direct, &net.stopped);
-        let entry = net.accepted.lock().insert(link.clone());
+        let connection = Connection::new(peer, frame_bytes_max, direct, &net.stopped);
+        let entry = net.accepted.lock().insert(connection.clone());
         let rows_runtime = net.answering_runtime(lane);
-        let inbound = Inbound {
+        let inbound = ReaderOptions {
             services: Some(services),
             rows_runtime,
             frame_bytes_max: net.options.frame_bytes_max,
         };
-        let running = run(link.clone(), reader, writer, inbound, net.options.ping_every);
+        let running = run(connection.clone(), reader, writer, inbound, net.options.ping_every);
         let ending = async {
             stop.cancelled().await;
-            link.farewell(net.options.farewell).await;
-            link.close("it has stopped");
+            connection.drain(net.options.drain_timeout).await;
+            connection.close("it has stopped");
         };
         // The second only makes the first end.
         tokio::join!(running, async {
             tokio::select! {
                 () = ending => {}
-                () = link.closed.cancelled() => {}
+                () = connection.closed.cancelled() => {}
             }
         });
         net.accepted.lock().remove(entry);
     }
 }
 
-async fn greet(net: &Net, stream: std::net::TcpStream) -> Result<(Stream, Peer, usize), String> {
+async fn shake_hands(
+    net: &Net,
+    stream: std::net::TcpStream,
+) -> Result<(Socket, Peer, usize), String> {
     let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
     prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
     let mut stream = match net.tls.as_ref().map(ArcSwap::load_full) {
-        None => Stream::Plain(stream),
-        Some(tls) => Stream::Tls(Box::new(
+        None => Socket::Plain(stream),
+        Some(tls) => Socket::Tls(Box::new(
             tls.acceptor.accept(stream).await.map_err(|error| format!("TLS: {error}"))?.into(),
         )),
     };
-    let greeter = Greeter { card: net.card(), secret: net.options.secret.as_ref() };
-    let card = greeter.accept(&mut stream).await.map_err(|error| error.to_string())?;
+    let handshaker = Handshaker { info: net.peer_info(), secret: net.options.secret.as_ref() };
+    let info = handshaker.accept(&mut stream).await.map_err(|error| error.to_string())?;
     Ok((
         stream,
-        Peer { server: card.server, cluster: card.cluster, address: card.address, remote },
-        card.frame_bytes_max as usize,
+        Peer { server: info.server, cluster: info.cluster, address: info.address, remote },
+        info.frame_bytes_max as usize,
     ))
 }
 

@@ -104,7 +104,7 @@ pub fn options(server: u64) -> NetOptions {
 pub async fn pair() -> (Arc<Net>, Served) {
     let served = serve(options(2)).await;
     let net = Net::new(options(1)).unwrap();
-    net.learn(ServerId(2), &served.address);
+    net.set_address(ServerId(2), &served.address);
     (net, served)
 }
 

@@ -10,10 +10,10 @@
 //! | `next_raft_id`                            | version u8 = 1, u64                                            |
 //! | `next_number`                             | version u8 = 1, u32                                            |
 //! | `stamp`                                   | version u8 = 1, u64 ms                                         |
-//! | `s`, server id u64                        | version u8 = 1, [`Registered`] by postcard                     |
+//! | `s`, server id u64                        | version u8 = 1, [`RegisteredServer`] by postcard                     |
 //! | `x`, server id u64                        | version u8 = 1, u64 ms: when it was removed                    |
 //! | `m`, seat u32                             | version u8 = 1, server id u64: whose the seat of the meta group is |
-//! | `t`, table id u32                         | version u8 = 1, [`Record`] by postcard                         |
+//! | `t`, table id u32                         | version u8 = 1, [`TableRecord`] by postcard                         |
 //! | `p`, table id u32, index u32              | version u8 = 1, [`Placement`]'s epoch and members by postcard  |
 //!
 //! What is written is frozen: `tests` holds its bytes.
@@ -25,7 +25,7 @@ use cluster::{Member, PartitionId, Placement, ServerId, TableId};
 use engine::batch::{BatchWriter, Family};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Change, Record, Registered, State};
+use crate::state::{MetaChange, MetaState, RegisteredServer, TableRecord};
 
 const VERSION: u8 = 1;
 pub(crate) const CLUSTER: &[u8] = b"cluster";
@@ -42,14 +42,14 @@ const META_INDEX: u8 = b'm';
 /// A record of the store that is not one of ours, or damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("meta's record {key:?} is damaged or of a later version")]
-pub struct BadRecord {
+pub struct RecordDecodeError {
     /// Its key, readable.
     pub key: String,
 }
 
 /// A placement without what its key says.
 #[derive(Serialize, Deserialize)]
-struct Placed {
+struct PlacementBody {
     epoch: u64,
     members: Vec<Member>,
 }
@@ -93,41 +93,46 @@ fn versioned<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
 }
 
 /// Changes as a finished write batch.
-pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
+pub fn batch(changes: &[MetaChange], stamp_ms: u64) -> Bytes {
     let mut batch = BatchWriter::new();
     let number = |bytes: &[u8]| [&[VERSION], bytes].concat();
     let mut put = |key: &[u8], value: Vec<u8>| batch.put(Family::Default, key, &value);
     for change in changes {
         match change {
-            Change::Cluster(cluster) => put(CLUSTER, number(&cluster.to_be_bytes())),
-            Change::NextId(next_id) => put(NEXT_ID, number(&next_id.to_be_bytes())),
-            Change::NextRaftId(next) => put(NEXT_RAFT_ID, number(&next.to_be_bytes())),
-            Change::NextNumber(next) => put(NEXT_NUMBER, number(&next.to_be_bytes())),
-            Change::Server(registered) => {
+            MetaChange::SetCluster(cluster) => put(CLUSTER, number(&cluster.to_be_bytes())),
+            MetaChange::NextId(next_id) => put(NEXT_ID, number(&next_id.to_be_bytes())),
+            MetaChange::NextRaftId(next) => put(NEXT_RAFT_ID, number(&next.to_be_bytes())),
+            MetaChange::NextNumber(next) => put(NEXT_NUMBER, number(&next.to_be_bytes())),
+            MetaChange::PutServer(registered) => {
                 put(&server_key(SERVER, registered.server.id), versioned(VERSION, registered))
             }
-            Change::Put(record) => put(&table_key(record.table.id), versioned(VERSION, record)),
-            Change::Place(placement) => {
-                let placed = Placed { epoch: placement.epoch, members: placement.members.clone() };
+            MetaChange::PutTable(record) => {
+                put(&table_key(record.table.id), versioned(VERSION, record))
+            }
+            MetaChange::PutPlacement(placement) => {
+                let placed =
+                    PlacementBody { epoch: placement.epoch, members: placement.members.clone() };
                 put(&placement_key(placement.partition), versioned(VERSION, &placed));
             }
-            Change::RemoveServer(id, since_ms) => {
+            MetaChange::RemoveServer(id, since_ms) => {
                 put(&server_key(REMOVED, *id), number(&since_ms.to_be_bytes()));
             }
-            Change::MetaIndex(index, Some(server)) => {
+            MetaChange::MetaIndex(index, Some(server)) => {
                 put(&meta_index_key(*index), number(&server.0.to_be_bytes()))
             }
-            Change::Forget(_) | Change::MetaIndex(_, None) => {}
+            MetaChange::ForgetTable(_) | MetaChange::MetaIndex(_, None) => {}
         }
     }
     put(STAMP, number(&stamp_ms.to_be_bytes()));
     for change in changes {
         match change {
-            Change::RemoveServer(id, _) => batch.delete(Family::Default, &server_key(SERVER, *id)),
-            Change::MetaIndex(index, None) => {
+            MetaChange::RemoveServer(id, _) => {
+                batch.delete(Family::Default, &server_key(SERVER, *id))
+            }
+            MetaChange::MetaIndex(index, None) => {
                 batch.delete(Family::Default, &meta_index_key(*index))
             }
-            Change::Forget(table) => {
+            MetaChange::ForgetTable(table) => {
                 batch.delete(Family::Default, &table_key(*table));
                 let first = placement_key(PartitionId { table: *table, index: 0 });
                 let end =
@@ -142,8 +147,8 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
 }
 
 /// Takes one record of the store into a state.
-pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord> {
-    let bad = || BadRecord { key: String::from_utf8_lossy(key).into_owned() };
+pub fn load(state: &mut MetaState, key: &[u8], value: &[u8]) -> Result<(), RecordDecodeError> {
+    let bad = || RecordDecodeError { key: String::from_utf8_lossy(key).into_owned() };
     let Some((&version, body)) = value.split_first() else { return Err(bad()) };
     let u32_of = |bytes: &[u8]| bytes.try_into().map(u32::from_be_bytes).map_err(|_| bad());
     let u64_of = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).map_err(|_| bad());
@@ -154,7 +159,7 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
         (NEXT_NUMBER, VERSION) => state.next_number = u32_of(body)?,
         (STAMP, VERSION) => state.stamp_ms = u64_of(body)?,
         ([SERVER, id @ ..], VERSION) if id.len() == 8 => {
-            let registered: Registered = postcard::from_bytes(body).map_err(|_| bad())?;
+            let registered: RegisteredServer = postcard::from_bytes(body).map_err(|_| bad())?;
             if registered.server.id.0 != u64_of(id)? {
                 return Err(bad());
             }
@@ -167,7 +172,7 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
             state.meta_members.insert(u32_of(index)?, meta_index_owner(value).ok_or_else(bad)?);
         }
         ([TABLE, id @ ..], VERSION) if id.len() == 4 => {
-            let record: Record = postcard::from_bytes(body).map_err(|_| bad())?;
+            let record: TableRecord = postcard::from_bytes(body).map_err(|_| bad())?;
             if record.table.id.0 != u32_of(id)? || record.table.partitions == 0 {
                 return Err(bad());
             }
@@ -176,7 +181,7 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
         ([PLACEMENT, ids @ ..], VERSION) if ids.len() == 8 => {
             let partition =
                 PartitionId { table: TableId(u32_of(&ids[..4])?), index: u32_of(&ids[4..])? };
-            let Placed { epoch, members } = postcard::from_bytes(body).map_err(|_| bad())?;
+            let PlacementBody { epoch, members } = postcard::from_bytes(body).map_err(|_| bad())?;
             if members.is_empty() {
                 return Err(bad());
             }
@@ -196,9 +201,9 @@ mod tests {
     use engine::batch::{self, Change as Written};
 
     use super::*;
-    use crate::state::Status;
+    use crate::state::TablePhase;
 
-    fn example() -> Vec<Change> {
+    fn example() -> Vec<MetaChange> {
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
         let id = TableId(258);
         let table = Table {
@@ -222,66 +227,66 @@ mod tests {
         };
         let members = vec![Member { raft_id: 5, server: ServerId(300) }];
         vec![
-            Change::Cluster(0x0304),
-            Change::NextId(259),
-            Change::NextRaftId(6),
-            Change::NextNumber(0x1112),
-            Change::Server(Registered { server, since_ms: 9 }),
-            Change::Put(Record {
+            MetaChange::SetCluster(0x0304),
+            MetaChange::NextId(259),
+            MetaChange::NextRaftId(6),
+            MetaChange::NextNumber(0x1112),
+            MetaChange::PutServer(RegisteredServer { server, since_ms: 9 }),
+            MetaChange::PutTable(TableRecord {
                 table: Arc::new(table),
-                status: Status::Creating,
+                status: TablePhase::Creating,
                 created_at_ms: 300,
                 remaining: vec![ServerId(2)],
             }),
-            Change::Place(Arc::new(Placement {
+            MetaChange::PutPlacement(Arc::new(Placement {
                 partition: PartitionId { table: id, index: 0 },
                 members,
                 epoch: 1,
             })),
-            Change::RemoveServer(ServerId(7), 8),
-            Change::Forget(TableId(7)),
-            Change::MetaIndex(3, Some(ServerId(300))),
-            Change::MetaIndex(2, None),
+            MetaChange::RemoveServer(ServerId(7), 8),
+            MetaChange::ForgetTable(TableId(7)),
+            MetaChange::MetaIndex(3, Some(ServerId(300))),
+            MetaChange::MetaIndex(2, None),
         ]
     }
 
     /// A change's name in the file of vectors.
-    fn label(change: &Change) -> String {
+    fn label(change: &MetaChange) -> String {
         let kind = match change {
-            Change::Cluster(_) => "cluster",
-            Change::Server(_) => "server",
-            Change::RemoveServer(..) => "remove-server",
-            Change::Put(record) => match record.status {
-                Status::Ready => "table-ready",
-                Status::Dropping => "table-dropping",
-                Status::Creating => "table-creating",
+            MetaChange::SetCluster(_) => "cluster",
+            MetaChange::PutServer(_) => "server",
+            MetaChange::RemoveServer(..) => "remove-server",
+            MetaChange::PutTable(record) => match record.status {
+                TablePhase::Ready => "table-ready",
+                TablePhase::Dropping => "table-dropping",
+                TablePhase::Creating => "table-creating",
             },
-            Change::Place(_) => "placement",
-            Change::Forget(_) => "forget-table",
-            Change::NextId(_) => "next-id",
-            Change::NextRaftId(_) => "next-raft-id",
-            Change::NextNumber(_) => "next-number",
-            Change::MetaIndex(_, Some(_)) => "seat",
-            Change::MetaIndex(_, None) => "free-seat",
+            MetaChange::PutPlacement(_) => "placement",
+            MetaChange::ForgetTable(_) => "forget-table",
+            MetaChange::NextId(_) => "next-id",
+            MetaChange::NextRaftId(_) => "next-raft-id",
+            MetaChange::NextNumber(_) => "next-number",
+            MetaChange::MetaIndex(_, Some(_)) => "seat",
+            MetaChange::MetaIndex(_, None) => "free-seat",
         };
         kind.to_owned()
     }
 
     /// All examples: those that are loaded together, and more of a table's life.
-    fn examples() -> Vec<Change> {
+    fn examples() -> Vec<MetaChange> {
         let mut all = example();
-        let Some(Change::Put(creating)) =
-            all.iter().find(|change| matches!(change, Change::Put(_))).cloned()
+        let Some(MetaChange::PutTable(creating)) =
+            all.iter().find(|change| matches!(change, MetaChange::PutTable(_))).cloned()
         else {
             panic!("there is a table among them")
         };
-        all.push(Change::Put(Record {
-            status: Status::Ready,
+        all.push(MetaChange::PutTable(TableRecord {
+            status: TablePhase::Ready,
             remaining: Vec::new(),
             ..creating.clone()
         }));
-        all.push(Change::Put(Record {
-            status: Status::Dropping,
+        all.push(MetaChange::PutTable(TableRecord {
+            status: TablePhase::Dropping,
             remaining: vec![ServerId(2), ServerId(300)],
             ..creating
         }));
@@ -293,7 +298,7 @@ mod tests {
     }
 
     /// What a batch writes, a line each.
-    fn lines_of(label: &str, changes: &[Change], stamp_ms: u64) -> Vec<String> {
+    fn lines_of(label: &str, changes: &[MetaChange], stamp_ms: u64) -> Vec<String> {
         let bytes = batch(changes, stamp_ms);
         let line = |written: Result<Written<'_>, _>| match written.unwrap() {
             Written::Put { family: Family::Default, key, value } => {
@@ -348,20 +353,20 @@ mod tests {
     #[test]
     fn what_is_written_is_loaded() {
         let bytes = batch(&example(), 77);
-        let mut loaded = State::default();
+        let mut loaded = MetaState::default();
         for change in batch::read(&bytes).unwrap() {
             if let Written::Put { key, value, .. } = change.unwrap() {
                 load(&mut loaded, key, value).unwrap();
             }
         }
-        let mut expected = State::default();
+        let mut expected = MetaState::default();
         expected.apply(&example(), 77);
         assert_eq!(loaded, expected);
     }
 
     #[test]
     fn damaged_records_are_refused() {
-        let mut state = State::default();
+        let mut state = MetaState::default();
         for (key, value) in [
             (&b"next_id"[..], &b""[..]),
             (b"next_id", b"\x02\x00\x00\x00\x01"),
@@ -384,6 +389,6 @@ mod tests {
         ] {
             assert!(load(&mut state, key, value).is_err(), "{key:?} {value:?}");
         }
-        assert_eq!(state, State::default());
+        assert_eq!(state, MetaState::default());
     }
 }

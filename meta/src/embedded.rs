@@ -12,13 +12,13 @@ use cluster::meta_protocol::{Replica, ReplicaHealth, Report, ServerStats};
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Placement, ServerId, Table, TableId};
 use tokio::sync::watch;
 
-use crate::catalogue::{Meta, MetaMode};
 use crate::error::MetaError;
-use crate::state::{Command, Refusal, Status};
+use crate::meta::{Meta, MetaMode};
+use crate::state::{MetaCommand, Refusal, TablePhase};
 
 /// The catalogue as committed, for the only server to follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tables {
+pub struct CommittedTables {
     /// Of the assignments.
     pub version: u64,
     /// Tables that are to be open.
@@ -31,12 +31,12 @@ pub struct Tables {
 
 /// What proxies see: tables that serve and are open.
 #[derive(Debug, Default)]
-pub(crate) struct View {
+pub(crate) struct OpenTables {
     by_name: BTreeMap<String, Arc<Table>>,
 }
 
 impl Meta {
-    fn only_server(&self) -> Option<ServerId> {
+    fn local_server(&self) -> Option<ServerId> {
         match &self.options.mode {
             MetaMode::Standalone(server) => Some(server.id),
             MetaMode::Member { .. } => None,
@@ -44,21 +44,21 @@ impl Meta {
     }
 
     /// Publishes what the only server is to follow.
-    pub(crate) fn tell_the_only_server(&self) {
-        if self.only_server().is_none() {
+    pub(crate) fn publish_to_local_server(&self) {
+        if self.local_server().is_none() {
             return;
         }
-        let picture = self.picture.borrow().clone();
-        let dropping = |record: &&crate::state::Record| record.status == Status::Dropping;
-        let (gone, there): (Vec<_>, Vec<_>) = picture.state.tables.values().partition(dropping);
-        let tables = |records: Vec<&crate::state::Record>| {
+        let image = self.image.borrow().clone();
+        let dropping = |record: &&crate::state::TableRecord| record.status == TablePhase::Dropping;
+        let (gone, there): (Vec<_>, Vec<_>) = image.state.tables.values().partition(dropping);
+        let tables = |records: Vec<&crate::state::TableRecord>| {
             records.into_iter().map(|record| record.table.clone()).collect()
         };
-        let tables = Tables {
-            version: picture.version,
+        let tables = CommittedTables {
+            version: image.version,
             ready: tables(there),
             dropping: tables(gone),
-            placements: picture.state.placements.clone(),
+            placements: image.state.placements.clone(),
         };
         // A table that is going is out of sight before anybody starts to destroy it.
         let view = self.view.load();
@@ -79,22 +79,26 @@ impl Meta {
 
     fn show(&self, tables: impl Iterator<Item = Arc<Table>>) {
         let by_name = tables.map(|table| (table.name.clone(), table)).collect();
-        self.view.store(Arc::new(View { by_name }));
+        self.view.store(Arc::new(OpenTables { by_name }));
         self.version.send_modify(|version| *version += 1);
     }
 
     /// The committed catalogue and its changes, for the only server to follow.
-    pub fn watch(&self) -> watch::Receiver<Arc<Tables>> {
+    pub fn watch(&self) -> watch::Receiver<Arc<CommittedTables>> {
         self.tables.subscribe()
     }
 
     /// The only server has opened these (or knows why it can't): those that serve are
     /// seen by proxies from now on, as far as they have not been dropped since.
-    pub fn opened(&self, tables: &Tables) {
-        let Some(server) = self.only_server() else { return };
-        let picture = self.picture.borrow().clone();
+    pub fn opened(&self, tables: &CommittedTables) {
+        let Some(server) = self.local_server() else { return };
+        let image = self.image.borrow().clone();
         let serves = |table: &&Arc<Table>| {
-            picture.state.tables.get(&table.id).is_some_and(|record| record.status == Status::Ready)
+            image
+                .state
+                .tables
+                .get(&table.id)
+                .is_some_and(|record| record.status == TablePhase::Ready)
         };
         self.show(tables.ready.iter().filter(serves).cloned());
         let is_ready =
@@ -106,22 +110,22 @@ impl Meta {
             .collect();
         let report =
             Report { whole: false, followed: tables.version, replicas, ..Report::default() };
-        self.hear_alone(server, report);
-        self.stir();
+        self.report_locally(server, report);
+        self.wake();
     }
 
     /// The only server's own figures, which nobody asks for but to show them.
-    pub(crate) fn hear_the_only_server(&self, figures: ServerStats) {
-        let Some(server) = self.only_server() else { return };
+    pub(crate) fn record_local_stats(&self, figures: ServerStats) {
+        let Some(server) = self.local_server() else { return };
         let report = Report { figures: Some(figures), ..Report::default() };
-        self.hear_alone(server, report);
+        self.report_locally(server, report);
     }
 
-    fn hear_alone(&self, server: ServerId, report: Report) {
-        let picture = self.picture.borrow().clone();
-        let mut roster = self.roster.lock();
-        if let Some(session) = roster.session(server) {
-            roster.report(server, session, report, &picture.state, Instant::now());
+    fn report_locally(&self, server: ServerId, report: Report) {
+        let image = self.image.borrow().clone();
+        let mut tracker = self.tracker.lock();
+        if let Some(session) = tracker.session(server) {
+            tracker.report(server, session, report, &image.state, Instant::now());
         }
     }
 
@@ -131,8 +135,8 @@ impl Meta {
     /// # Errors
     /// As every command; the table stays on the list.
     pub async fn dropped(&self, id: TableId) -> Result<(), MetaError> {
-        let Some(server) = self.only_server() else { return Ok(()) };
-        match self.command(Command::Destroyed { id, server }).await {
+        let Some(server) = self.local_server() else { return Ok(()) };
+        match self.command(MetaCommand::MarkDestroyed { id, server }).await {
             Ok(_) | Err(MetaError::Refused(Refusal::NotDropping(_))) => Ok(()),
             Err(error) => Err(error),
         }
@@ -140,9 +144,9 @@ impl Meta {
 
     /// Whether proxies see the table.
     pub fn is_open(&self, id: TableId) -> bool {
-        match self.only_server() {
+        match self.local_server() {
             Some(_) => self.view.load().by_name.values().any(|table| table.id == id),
-            None => self.picture.borrow().tables.contains_key(&id),
+            None => self.image.borrow().tables.contains_key(&id),
         }
     }
 }

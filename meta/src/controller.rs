@@ -12,110 +12,110 @@ use cluster::meta_protocol::Instruction;
 use cluster::{Member, PartitionId, ServerId, TableId};
 use tokio::sync::mpsc;
 
-use crate::catalogue::{Meta, MetaMode};
 use crate::error::MetaError;
-use crate::picture::Picture;
-use crate::placement::{self, Led};
-use crate::roster::{Roster, SILENCE_MAX};
-use crate::state::{Command, Status};
+use crate::image::MetadataImage;
+use crate::liveness::{HEARTBEAT_TIMEOUT, ServerTracker};
+use crate::meta::{Meta, MetaMode};
+use crate::placement::{self, LedPartition};
+use crate::state::{MetaCommand, TablePhase};
 
 /// How often it looks around when nothing stirs it.
-const TICK: Duration = Duration::from_millis(250);
+const TICK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a majority of the metas may take to confirm that this one leads.
-const CONFIRM_PATIENCE: Duration = Duration::from_millis(500);
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
 /// Without a majority's word for so long, three of Raft's leases, another meta leads if
 /// one can: Raft's leader that is cut off from the others does not notice.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(3);
 /// How long nobody may have come or gone before leaders are moved.
-const CALM: Duration = Duration::from_secs(5);
+const BALANCE_DELAY: Duration = Duration::from_secs(5);
 /// Between two rounds of moving leaders.
-const ROUND: Duration = Duration::from_secs(1);
+const BALANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// The most leaders that are moved in a round.
-const MOVES_MAX: usize = 4;
+const TRANSFERS_MAX: usize = 4;
 /// A leadership that was to be moved is not tried again for so long.
-const RETRY: Duration = Duration::from_secs(30);
+const TRANSFER_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// How long a leadership that an operator has moved is left alone.
-const HELD: Duration = Duration::from_secs(600);
+const OPERATOR_HOLD: Duration = Duration::from_secs(600);
 /// A member that lacks more entries of the log is not made a leader.
 pub(crate) const LAG_MAX: u64 = 1000;
 
 /// Orders that wait for a server's channel.
-pub(crate) const ORDERS_MAX: usize = 1024;
+pub(crate) const INSTRUCTIONS_MAX: usize = 1024;
 
 /// What the leader has in hand; of no consequence when it is lost.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct ControllerState {
     /// Where orders go, by server, with the channel's number.
-    orders: BTreeMap<ServerId, (u64, mpsc::Sender<Instruction>)>,
+    instructions: BTreeMap<ServerId, (u64, mpsc::Sender<Instruction>)>,
     /// Since when nobody has come or gone.
-    calm_since: Instant,
+    servers_changed_at: Instant,
     /// When leaders were last moved.
-    moved: Option<Instant>,
+    balanced_at: Option<Instant>,
     /// Leaderships that were to be moved, and when.
-    tried: BTreeMap<PartitionId, Instant>,
+    attempted: BTreeMap<PartitionId, Instant>,
     /// Leaderships that an operator has moved: to whom, and when.
-    held: BTreeMap<PartitionId, (ServerId, Instant)>,
+    operator_holds: BTreeMap<PartitionId, (ServerId, Instant)>,
     /// The last compaction of a table.
-    runs: BTreeMap<TableId, u64>,
+    compaction_runs: BTreeMap<TableId, u64>,
     /// How long the last compaction of a table has taken, once it was seen to have ended:
     /// which, and ms.
-    took: BTreeMap<TableId, (u64, u64)>,
+    compaction_ms: BTreeMap<TableId, (u64, u64)>,
 }
 
-impl Desk {
-    pub(crate) fn new(now: Instant) -> Desk {
-        Desk {
-            orders: BTreeMap::new(),
-            calm_since: now,
-            moved: None,
-            tried: BTreeMap::new(),
-            held: BTreeMap::new(),
-            runs: BTreeMap::new(),
-            took: BTreeMap::new(),
+impl ControllerState {
+    pub(crate) fn new(now: Instant) -> ControllerState {
+        ControllerState {
+            instructions: BTreeMap::new(),
+            servers_changed_at: now,
+            balanced_at: None,
+            attempted: BTreeMap::new(),
+            operator_holds: BTreeMap::new(),
+            compaction_runs: BTreeMap::new(),
+            compaction_ms: BTreeMap::new(),
         }
     }
 
     /// A server has a channel.
     pub(crate) fn open(&mut self, server: ServerId, session: u64) -> mpsc::Receiver<Instruction> {
-        let (sender, receiver) = mpsc::channel(ORDERS_MAX);
-        self.orders.insert(server, (session, sender));
-        self.stirred(Instant::now());
+        let (sender, receiver) = mpsc::channel(INSTRUCTIONS_MAX);
+        self.instructions.insert(server, (session, sender));
+        self.servers_changed(Instant::now());
         receiver
     }
 
     /// Its channel is gone.
     pub(crate) fn close(&mut self, server: ServerId, session: u64) {
-        if self.orders.get(&server).is_some_and(|(current, _)| *current == session) {
-            self.orders.remove(&server);
+        if self.instructions.get(&server).is_some_and(|(current, _)| *current == session) {
+            self.instructions.remove(&server);
         }
-        self.stirred(Instant::now());
+        self.servers_changed(Instant::now());
     }
 
-    fn stirred(&mut self, now: Instant) {
-        self.calm_since = now;
-        self.tried.clear();
+    fn servers_changed(&mut self, now: Instant) {
+        self.servers_changed_at = now;
+        self.attempted.clear();
     }
 
-    pub(crate) fn hold(&mut self, partition: PartitionId, at: ServerId) {
-        self.held.insert(partition, (at, Instant::now()));
+    pub(crate) fn hold_for_operator(&mut self, partition: PartitionId, at: ServerId) {
+        self.operator_holds.insert(partition, (at, Instant::now()));
     }
 
     /// The number of a new compaction: larger than all before, and its start in ms.
     pub(crate) fn new_run(&mut self, table: TableId, now_ms: u64) -> u64 {
-        let last = self.runs.values().max().copied().unwrap_or(0);
+        let last = self.compaction_runs.values().max().copied().unwrap_or(0);
         let run = now_ms.max(last + 1);
-        self.runs.insert(table, run);
+        self.compaction_runs.insert(table, run);
         run
     }
 
     /// The last compaction of a table that was begun here.
-    pub(crate) fn run(&self, table: TableId) -> Option<u64> {
-        self.runs.get(&table).copied()
+    pub(crate) fn compaction_run(&self, table: TableId) -> Option<u64> {
+        self.compaction_runs.get(&table).copied()
     }
 
     /// How long a compaction has taken: as long as it goes on `elapsed_ms`, then what it
     /// was when that was first asked for.
-    pub(crate) fn took(
+    pub(crate) fn compaction_ms(
         &mut self,
         table: TableId,
         run: u64,
@@ -125,74 +125,76 @@ impl Desk {
         if is_running {
             return elapsed_ms;
         }
-        let entry = self.took.entry(table).or_insert((run, elapsed_ms));
+        let entry = self.compaction_ms.entry(table).or_insert((run, elapsed_ms));
         if entry.0 != run {
             *entry = (run, elapsed_ms);
         }
         entry.1
     }
 
-    /// Which leaderships to move now: where to send the order, and what it says.
-    fn moves(
+    /// Which leaderships to move now: where to send the instruction, and what it says.
+    fn transfers(
         &mut self,
-        picture: &Picture,
-        roster: &Roster,
+        image: &MetadataImage,
+        tracker: &ServerTracker,
         now: Instant,
     ) -> Vec<(ServerId, Instruction)> {
         let age = |since: Instant| now.saturating_duration_since(since);
-        self.tried.retain(|_, when| age(*when) < RETRY);
-        self.held.retain(|partition, (_, since)| {
-            age(*since) < HELD && picture.state.placements.contains_key(partition)
+        self.attempted.retain(|_, when| age(*when) < TRANSFER_RETRY_AFTER);
+        self.operator_holds.retain(|partition, (_, since)| {
+            age(*since) < OPERATOR_HOLD && image.state.placements.contains_key(partition)
         });
-        self.runs.retain(|table, _| picture.state.tables.contains_key(table));
-        self.took.retain(|table, _| picture.state.tables.contains_key(table));
-        if age(self.calm_since) < CALM || self.moved.is_some_and(|moved| age(moved) < ROUND) {
+        self.compaction_runs.retain(|table, _| image.state.tables.contains_key(table));
+        self.compaction_ms.retain(|table, _| image.state.tables.contains_key(table));
+        if age(self.servers_changed_at) < BALANCE_DELAY
+            || self.balanced_at.is_some_and(|balanced_at| age(balanced_at) < BALANCE_INTERVAL)
+        {
             return Vec::new();
         }
-        let wanted = placement::balance(&leaders(picture, roster, &self.held));
-        let mut orders = Vec::new();
+        let wanted = placement::balance(&leaders(image, tracker, &self.operator_holds));
+        let mut instructions = Vec::new();
         for (partition, to) in wanted
             .into_iter()
-            .filter(|(partition, _)| !self.tried.contains_key(partition))
-            .take(MOVES_MAX)
+            .filter(|(partition, _)| !self.attempted.contains_key(partition))
+            .take(TRANSFERS_MAX)
         {
             let member =
-                picture.state.placements.get(&partition).and_then(|placement| placement.on(to));
-            if let (Some(leader), Some(member)) = (roster.leader(partition), member) {
-                orders.push((
+                image.state.placements.get(&partition).and_then(|placement| placement.on(to));
+            if let (Some(leader), Some(member)) = (tracker.leader(partition), member) {
+                instructions.push((
                     leader.server,
                     Instruction::Transfer { partition, term: leader.term, to: member.raft_id },
                 ));
             }
         }
-        self.moved = Some(now);
-        for (_, order) in &orders {
-            if let Instruction::Transfer { partition, .. } = order {
-                self.tried.insert(*partition, now);
+        self.balanced_at = Some(now);
+        for (_, instruction) in &instructions {
+            if let Instruction::Transfer { partition, .. } = instruction {
+                self.attempted.insert(*partition, now);
             }
         }
-        orders
+        instructions
     }
 }
 
 /// Partitions that have a leader, with those who could lead them.
 fn leaders(
-    picture: &Picture,
-    roster: &Roster,
-    held: &BTreeMap<PartitionId, (ServerId, Instant)>,
-) -> Vec<Led> {
+    image: &MetadataImage,
+    tracker: &ServerTracker,
+    operator_holds: &BTreeMap<PartitionId, (ServerId, Instant)>,
+) -> Vec<LedPartition> {
     let serves = |table| {
-        picture.state.tables.get(&table).is_some_and(|record| record.status == Status::Ready)
+        image.state.tables.get(&table).is_some_and(|record| record.status == TablePhase::Ready)
     };
     let placements =
-        picture.state.placements.values().filter(|placement| serves(placement.partition.table));
+        image.state.placements.values().filter(|placement| serves(placement.partition.table));
     let led = placements.filter_map(|placement| {
         let partition = placement.partition;
         let leader =
-            roster.leader(partition).filter(|_| roster.leading(partition).is_some())?.server;
+            tracker.leader(partition).filter(|_| tracker.leading(partition).is_some())?.server;
         let preferred = placement.members.first()?.server;
-        if held.get(&partition).is_some_and(|(at, _)| *at == leader) {
-            return Some(Led {
+        if operator_holds.get(&partition).is_some_and(|(at, _)| *at == leader) {
+            return Some(LedPartition {
                 partition,
                 leader: Some(leader),
                 preferred: leader,
@@ -201,10 +203,11 @@ fn leaders(
         }
         // Whose disk is slow, full or failed has handed over what it led, and gets it
         // back when it is well.
-        let may_lead =
-            |member: &&Member| roster.may_lead(member.server, partition, member.raft_id, LAG_MAX);
-        let able = placement.members.iter().filter(may_lead);
-        Some(Led {
+        let should_lead = |member: &&Member| {
+            tracker.should_lead(member.server, partition, member.raft_id, LAG_MAX)
+        };
+        let able = placement.members.iter().filter(should_lead);
+        Some(LedPartition {
             partition,
             leader: Some(leader),
             preferred,
@@ -215,48 +218,48 @@ fn leaders(
 }
 
 /// Leads whenever the group says so, until the meta is gone.
-pub(crate) async fn lead_on(meta: Weak<Meta>) {
-    let (mut role, mut stirred) = match meta.upgrade() {
-        Some(meta) => (meta.group.leadership_changes(), meta.stirred.subscribe()),
+pub(crate) async fn run_controller(meta: Weak<Meta>) {
+    let (mut role, mut wakeups) = match meta.upgrade() {
+        Some(meta) => (meta.group.leadership_changes(), meta.wakeups.subscribe()),
         None => return,
     };
     loop {
-        stirred.borrow_and_update();
+        wakeups.borrow_and_update();
         let now = *role.borrow_and_update();
         {
             let Some(meta) = meta.upgrade() else { return };
-            meta.look_around(now.is_leader, now.term).await;
+            meta.tick(now.is_leader, now.term).await;
         }
         tokio::select! {
-            _ = stirred.changed() => {}
+            _ = wakeups.changed() => {}
             changed = role.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(TICK) => {}
+            () = tokio::time::sleep(TICK_INTERVAL) => {}
         }
     }
 }
 
 /// Sees to it that this meta does not go on to act as the leader without a majority,
 /// whatever else it waits for, until it is gone.
-pub(crate) async fn confirm_on(meta: Weak<Meta>) {
+pub(crate) async fn run_confirmation(meta: Weak<Meta>) {
     loop {
         {
             let Some(meta) = meta.upgrade() else { return };
             meta.confirm_or_resign().await;
         }
-        tokio::time::sleep(TICK).await;
+        tokio::time::sleep(TICK_INTERVAL).await;
     }
 }
 
 impl Meta {
     async fn confirm_or_resign(&self) {
-        let Some(leads_in) = self.picture.borrow().term else { return };
+        let Some(leads_in) = self.image.borrow().term else { return };
         if matches!(
-            tokio::time::timeout(CONFIRM_PATIENCE, self.group.confirm_leadership()).await,
+            tokio::time::timeout(CONFIRM_TIMEOUT, self.group.confirm_leadership()).await,
             Ok(Ok(_))
         ) {
             *self.confirmed.lock() = Instant::now();
         } else if self.confirmed.lock().elapsed() >= UNCONFIRMED_MAX
-            && self.picture.borrow().term == Some(leads_in)
+            && self.image.borrow().term == Some(leads_in)
         {
             // Who is attached here is to look for the one that leads now.
             tracing::warn!(
@@ -267,8 +270,8 @@ impl Meta {
         }
     }
 
-    async fn look_around(&self, is_leader: bool, term: u64) {
-        let leads_in = self.picture.borrow().term;
+    async fn tick(&self, is_leader: bool, term: u64) {
+        let leads_in = self.image.borrow().term;
         if !is_leader {
             if leads_in.is_some() {
                 tracing::info!("this meta does not lead any more");
@@ -277,7 +280,7 @@ impl Meta {
             return;
         }
         if leads_in != Some(term) {
-            match self.take_the_lead().await {
+            match self.ensure_leading().await {
                 Ok(()) => tracing::info!(term, "this meta leads"),
                 Err(error) => {
                     tracing::debug!(%error, "this meta can't lead yet");
@@ -285,10 +288,10 @@ impl Meta {
                 }
             }
         }
-        self.take_note();
+        self.refresh_liveness();
         self.leave_ailing_disk();
-        self.go_on().await;
-        self.even_out_leaders();
+        self.advance_tables().await;
+        self.balance_leaders();
     }
 
     /// Has another meta lead while the disk of this one is slow, full or failed.
@@ -310,34 +313,35 @@ impl Meta {
     }
 
     /// Who has fallen silent, and who leads now.
-    fn take_note(&self) {
+    fn refresh_liveness(&self) {
         let now = Instant::now();
-        let mut roster = self.roster.lock();
+        let mut tracker = self.tracker.lock();
         if let MetaMode::Standalone(server) = &self.options.mode {
-            roster.touch(server.id, now);
+            tracker.touch(server.id, now);
         }
-        let silent = roster.expire(now);
-        let picture = self.picture.borrow().clone();
-        if picture.term.is_some() && picture.is_stale(&roster) {
-            self.picture
-                .send_replace(std::sync::Arc::new(Picture::clone(&picture).routed(&roster)));
+        let silent = tracker.take_timed_out(now);
+        let image = self.image.borrow().clone();
+        if image.term.is_some() && image.has_old_leaders(&tracker) {
+            self.image.send_replace(std::sync::Arc::new(
+                MetadataImage::clone(&image).with_leaders(&tracker),
+            ));
         }
-        drop(roster);
+        drop(tracker);
         for server in silent {
-            let address = picture.servers.get(&server).map(|server| server.address.clone());
-            tracing::warn!(%server, address, "server is down: nothing was heard of it for {} s", SILENCE_MAX.as_secs());
-            self.desk.lock().stirred(now);
+            let address = image.servers.get(&server).map(|server| server.address.clone());
+            tracing::warn!(%server, address, "server is down: nothing was heard of it for {} s", HEARTBEAT_TIMEOUT.as_secs());
+            self.controller.lock().servers_changed(now);
         }
     }
 
     /// Takes the next step of creations and drops.
-    async fn go_on(&self) {
-        let (formed, destroyed) = {
-            let (roster, picture) = (self.roster.lock(), self.picture.borrow());
-            (roster.formed(&picture.state), roster.destroyed(&picture.state))
+    async fn advance_tables(&self) {
+        let (tables_formed, destroyed) = {
+            let (tracker, image) = (self.tracker.lock(), self.image.borrow());
+            (tracker.tables_formed(&image.state), tracker.destroyed(&image.state))
         };
-        for id in formed {
-            match self.command(Command::Created { id }).await {
+        for id in tables_formed {
+            match self.command(MetaCommand::MarkReady { id }).await {
                 Ok(table) => tracing::info!(
                     id = id.0,
                     table = table.map(|table| table.name.clone()),
@@ -350,7 +354,7 @@ impl Meta {
             }
         }
         for (id, server) in destroyed {
-            match self.command(Command::Destroyed { id, server }).await {
+            match self.command(MetaCommand::MarkDestroyed { id, server }).await {
                 Ok(_) | Err(MetaError::Refused(_)) => {}
                 Err(error) => {
                     tracing::warn!(id = id.0, %error, "a dropped table can't be forgotten yet")
@@ -359,31 +363,36 @@ impl Meta {
         }
     }
 
-    fn even_out_leaders(&self) {
-        let moves = {
-            let roster = self.roster.lock();
-            let picture = self.picture.borrow().clone();
-            self.desk.lock().moves(&picture, &roster, Instant::now())
+    fn balance_leaders(&self) {
+        let transfers = {
+            let tracker = self.tracker.lock();
+            let image = self.image.borrow().clone();
+            self.controller.lock().transfers(&image, &tracker, Instant::now())
         };
-        for (server, order) in VecDeque::from(moves) {
-            let Instruction::Transfer { partition, term: _, to } = &order else { continue };
+        for (server, instruction) in VecDeque::from(transfers) {
+            let Instruction::Transfer { partition, term: _, to } = &instruction else { continue };
             let table =
-                self.picture.borrow().tables.get(&partition.table).map(|table| table.name.clone());
+                self.image.borrow().tables.get(&partition.table).map(|table| table.name.clone());
             tracing::info!(table, partition = partition.index, from = %server, to_member = to, "leaders are evened out: a leadership is handed over");
-            if let Err(error) = self.order(server, order) {
+            if let Err(error) = self.send_instruction(server, instruction) {
                 tracing::debug!(%server, %error, "a leadership can't be moved");
             }
         }
     }
 
-    /// Sends an order to a server.
+    /// Sends an instruction to a server.
     ///
     /// # Errors
     /// [`MetaError::NotNow`]: it has no channel, or does not take its orders.
-    pub(crate) fn order(&self, server: ServerId, order: Instruction) -> Result<(), MetaError> {
+    pub(crate) fn send_instruction(
+        &self,
+        server: ServerId,
+        instruction: Instruction,
+    ) -> Result<(), MetaError> {
         let not_now = |why: &str| MetaError::NotNow(format!("server {server} {why}"));
-        let desk = self.desk.lock();
-        let (_, sender) = desk.orders.get(&server).ok_or_else(|| not_now("is not connected"))?;
-        sender.try_send(order).map_err(|_| not_now("does not take its orders"))
+        let controller = self.controller.lock();
+        let (_, sender) =
+            controller.instructions.get(&server).ok_or_else(|| not_now("is not connected"))?;
+        sender.try_send(instruction).map_err(|_| not_now("does not take its orders"))
     }
 }

@@ -17,20 +17,20 @@ use std::time::{Duration, Instant};
 use cluster::meta_protocol::{CompactionProgress, Replica, ReplicaHealth, Report, ServerStats};
 use cluster::{Leader, PartitionId, ServerId, TableId};
 
-use crate::state::{State, Status};
+use crate::state::{MetaState, TablePhase};
 
 /// A server that was not heard for so long is down.
-pub const SILENCE_MAX: Duration = Duration::from_secs(3);
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most compactions that are kept in mind of a server.
 const COMPACTIONS_MAX: usize = 64;
 
 /// One server, as far as it was heard of under this leader.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ServerHealth {
     /// Which of its channels counts.
     session: u64,
     /// When it was last heard.
-    pub heard: Instant,
+    pub last_heartbeat: Instant,
     /// Whether it is there.
     pub up: bool,
     /// Its version of Bridle.
@@ -49,31 +49,31 @@ pub struct Seen {
 
 /// Everything that was reported.
 #[derive(Debug, Default)]
-pub struct Roster {
-    servers: BTreeMap<ServerId, Seen>,
+pub struct ServerTracker {
+    servers: BTreeMap<ServerId, ServerHealth>,
     leaders: BTreeMap<PartitionId, Leader>,
     sessions: u64,
     /// Grows when a leader changes.
     leaders_version: u64,
 }
 
-impl Roster {
+impl ServerTracker {
     /// Forgets everything: another leadership begins. Channels of before are not heard
     /// any more.
-    pub fn begin(&mut self) {
-        *self = Roster {
+    pub fn reset(&mut self) {
+        *self = ServerTracker {
             sessions: self.sessions,
             leaders_version: self.leaders_version + 1,
-            ..Roster::default()
+            ..ServerTracker::default()
         };
     }
 
     /// A server has opened a channel; the number by which its reports are to come.
-    pub fn arrive(&mut self, server: ServerId, software: String, now: Instant) -> u64 {
+    pub fn on_connected(&mut self, server: ServerId, software: String, now: Instant) -> u64 {
         self.sessions += 1;
-        let seen = Seen {
+        let health = ServerHealth {
             session: self.sessions,
-            heard: now,
+            last_heartbeat: now,
             up: true,
             software,
             followed: 0,
@@ -82,39 +82,44 @@ impl Roster {
             compactions: BTreeMap::new(),
             figures: None,
         };
-        self.servers.insert(server, seen);
+        self.servers.insert(server, health);
         self.sessions
     }
 
-    fn heard(&mut self, server: ServerId, session: u64, now: Instant) -> Option<&mut Seen> {
-        let seen = self.servers.get_mut(&server).filter(|seen| seen.session == session)?;
-        (seen.heard, seen.up) = (now, true);
-        Some(seen)
+    fn record_heartbeat(
+        &mut self,
+        server: ServerId,
+        session: u64,
+        now: Instant,
+    ) -> Option<&mut ServerHealth> {
+        let health = self.servers.get_mut(&server).filter(|health| health.session == session)?;
+        (health.last_heartbeat, health.up) = (now, true);
+        Some(health)
     }
 
     /// A sign of life from somebody who has no channel: the process itself.
     pub fn touch(&mut self, server: ServerId, now: Instant) {
-        if let Some(seen) = self.servers.get_mut(&server) {
-            (seen.heard, seen.up) = (now, true);
+        if let Some(health) = self.servers.get_mut(&server) {
+            (health.last_heartbeat, health.up) = (now, true);
         }
     }
 
     /// A server's channel is broken; true when it was the one that counts.
-    pub fn leave(&mut self, server: ServerId, session: u64) -> bool {
+    pub fn on_disconnected(&mut self, server: ServerId, session: u64) -> bool {
         match self.servers.get_mut(&server) {
-            Some(seen) if seen.session == session => std::mem::replace(&mut seen.up, false),
+            Some(health) if health.session == session => std::mem::replace(&mut health.up, false),
             _ => false,
         }
     }
 
     /// The channel of a server that counts.
     pub fn session(&self, server: ServerId) -> Option<u64> {
-        self.servers.get(&server).map(|seen| seen.session)
+        self.servers.get(&server).map(|health| health.session)
     }
 
     /// Whether this channel still counts.
     pub fn is_current(&self, server: ServerId, session: u64) -> bool {
-        self.servers.get(&server).is_some_and(|seen| seen.session == session)
+        self.servers.get(&server).is_some_and(|health| health.session == session)
     }
 
     /// A server reports.
@@ -123,32 +128,33 @@ impl Roster {
         server: ServerId,
         session: u64,
         report: Report,
-        state: &State,
+        state: &MetaState,
         now: Instant,
     ) {
-        if self.heard(server, session, now).is_none() {
+        if self.record_heartbeat(server, session, now).is_none() {
             return;
         }
-        let Some(seen) = self.servers.get_mut(&server) else { return };
+        let Some(health) = self.servers.get_mut(&server) else { return };
         if report.whole {
-            seen.replicas.clear();
-            seen.destroyed.clear();
-            seen.compactions.clear();
+            health.replicas.clear();
+            health.destroyed.clear();
+            health.compactions.clear();
         }
-        seen.followed = seen.followed.max(report.followed);
+        health.followed = health.followed.max(report.followed);
         if report.figures.is_some() {
-            seen.figures = report.figures;
+            health.figures = report.figures;
         }
-        seen.destroyed
+        health
+            .destroyed
             .extend(report.destroyed.into_iter().filter(|table| state.tables.contains_key(table)));
         for compaction in report
             .compactions
             .into_iter()
             .filter(|compaction| state.tables.contains_key(&compaction.table))
         {
-            seen.compactions.insert(compaction.run, compaction);
-            if seen.compactions.len() > COMPACTIONS_MAX {
-                seen.compactions.pop_first();
+            health.compactions.insert(compaction.run, compaction);
+            if health.compactions.len() > COMPACTIONS_MAX {
+                health.compactions.pop_first();
             }
         }
         for replica in report.replicas {
@@ -163,67 +169,66 @@ impl Roster {
                 self.leaders.insert(partition, Leader { server, term: replica.term });
                 self.leaders_version += 1;
             }
-            seen.replicas.insert(partition, replica);
+            health.replicas.insert(partition, replica);
         }
     }
 
     /// Forgets what is of tables that are gone, and of servers that were removed.
-    pub fn keep(&mut self, state: &State) {
+    pub fn retain_known(&mut self, state: &MetaState) {
         self.leaders.retain(|partition, _| state.placements.contains_key(partition));
         self.servers.retain(|id, _| state.servers.contains_key(id));
-        for seen in self.servers.values_mut() {
-            seen.replicas.retain(|partition, _| state.placements.contains_key(partition));
-            seen.destroyed.retain(|table| state.tables.contains_key(table));
-            seen.compactions.retain(|_, compaction| state.tables.contains_key(&compaction.table));
+        for health in self.servers.values_mut() {
+            health.replicas.retain(|partition, _| state.placements.contains_key(partition));
+            health.destroyed.retain(|table| state.tables.contains_key(table));
+            health.compactions.retain(|_, compaction| state.tables.contains_key(&compaction.table));
         }
     }
 
     /// Those that have just fallen silent.
-    pub fn expire(&mut self, now: Instant) -> Vec<ServerId> {
-        let silent = self
-            .servers
-            .iter_mut()
-            .filter(|(_, seen)| seen.up && now.saturating_duration_since(seen.heard) > SILENCE_MAX);
+    pub fn take_timed_out(&mut self, now: Instant) -> Vec<ServerId> {
+        let silent = self.servers.iter_mut().filter(|(_, health)| {
+            health.up && now.saturating_duration_since(health.last_heartbeat) > HEARTBEAT_TIMEOUT
+        });
         silent
-            .map(|(id, seen)| {
-                seen.up = false;
+            .map(|(id, health)| {
+                health.up = false;
                 *id
             })
             .collect()
     }
 
     /// A server, if it was heard of.
-    pub fn seen(&self, server: ServerId) -> Option<&Seen> {
+    pub fn health(&self, server: ServerId) -> Option<&ServerHealth> {
         self.servers.get(&server)
     }
 
     /// Whether a server is there.
     pub fn is_up(&self, server: ServerId) -> bool {
-        self.servers.get(&server).is_some_and(|seen| seen.up)
+        self.servers.get(&server).is_some_and(|health| health.up)
     }
 
     /// Whether a replica could lead and should: it is able to, and its server says that
     /// its disks are well.
-    pub fn may_lead(
+    pub fn should_lead(
         &self,
         server: ServerId,
         partition: PartitionId,
         raft_id: u64,
         lag_max: u64,
     ) -> bool {
-        self.is_well(server) && self.is_able(server, partition, raft_id, lag_max)
+        self.is_healthy(server) && self.can_lead(server, partition, raft_id, lag_max)
     }
 
     /// Whether a server is known that does not say of its disks that they ail.
-    pub fn is_well(&self, server: ServerId) -> bool {
-        self.servers.get(&server).is_some_and(|seen| {
-            seen.figures.as_ref().is_none_or(|figures| figures.ailing.is_none())
+    pub fn is_healthy(&self, server: ServerId) -> bool {
+        self.servers.get(&server).is_some_and(|health| {
+            health.figures.as_ref().is_none_or(|figures| figures.ailing.is_none())
         })
     }
 
     /// Servers that are there.
     pub fn up(&self) -> impl Iterator<Item = ServerId> {
-        self.servers.iter().filter(|(_, seen)| seen.up).map(|(id, _)| *id)
+        self.servers.iter().filter(|(_, health)| health.up).map(|(id, _)| *id)
     }
 
     /// The latest leader of a partition.
@@ -258,11 +263,11 @@ impl Roster {
     }
 
     /// Tables that are being created and whose partitions have all had a leader.
-    pub fn formed(&self, state: &State) -> Vec<TableId> {
+    pub fn tables_formed(&self, state: &MetaState) -> Vec<TableId> {
         let creating = state
             .tables
             .values()
-            .filter(|record| record.status == Status::Creating)
+            .filter(|record| record.status == TablePhase::Creating)
             .map(|record| record.table.id);
         creating
             .filter(|id| {
@@ -275,10 +280,10 @@ impl Roster {
 
     /// Tables that are being dropped, and servers that have nothing of them left but
     /// still count as holding some.
-    pub fn destroyed(&self, state: &State) -> Vec<(TableId, ServerId)> {
-        let dropping = state.tables.values().filter(|record| record.status == Status::Dropping);
+    pub fn destroyed(&self, state: &MetaState) -> Vec<(TableId, ServerId)> {
+        let dropping = state.tables.values().filter(|record| record.status == TablePhase::Dropping);
         let done = |server: ServerId, table| {
-            self.servers.get(&server).is_some_and(|seen| seen.destroyed.contains(&table))
+            self.servers.get(&server).is_some_and(|health| health.destroyed.contains(&table))
         };
         dropping
             .flat_map(|record| record.remaining.iter().map(|server| (record.table.id, *server)))
@@ -288,7 +293,7 @@ impl Roster {
 
     /// Whether every server that is there and holds something of a table has made the
     /// assignments of `version` true.
-    pub fn has_followed(&self, state: &State, table: TableId, version: u64) -> bool {
+    pub fn has_followed(&self, state: &MetaState, table: TableId, version: u64) -> bool {
         let holders: BTreeSet<ServerId> = state
             .placements_of(table)
             .flat_map(|placement| placement.members.iter().map(|member| member.server))
@@ -296,13 +301,13 @@ impl Roster {
         holders
             .into_iter()
             .filter_map(|server| self.servers.get(&server))
-            .filter(|seen| seen.up)
-            .all(|seen| seen.followed >= version)
+            .filter(|health| health.up)
+            .all(|health| health.followed >= version)
     }
 
     /// Whether a replica could lead: it runs, its server is there, and it lacks at most
     /// `lag_max` entries.
-    pub fn is_able(
+    pub fn can_lead(
         &self,
         server: ServerId,
         partition: PartitionId,
@@ -323,13 +328,13 @@ mod tests {
     use cluster::{Member, Placement, Table};
 
     use super::*;
-    use crate::state::{Change, Record};
+    use crate::state::{MetaChange, TableRecord};
 
     const P: PartitionId = PartitionId { table: TableId(1), index: 0 };
 
     /// Table 1 with one partition: members 11, 12, 13 on servers 301, 302, 303.
-    fn state(status: Status) -> State {
-        let mut state = State::default();
+    fn state(status: TablePhase) -> MetaState {
+        let mut state = MetaState::default();
         let table = Arc::new(Table {
             id: TableId(1),
             name: "a".into(),
@@ -341,15 +346,15 @@ mod tests {
         });
         let members =
             (1..=3).map(|n| Member { raft_id: 10 + n, server: ServerId(300 + n) }).collect();
-        let remaining = if status == Status::Dropping {
+        let remaining = if status == TablePhase::Dropping {
             vec![ServerId(301), ServerId(302)]
         } else {
             Vec::new()
         };
         state.apply(
             &[
-                Change::Put(Record { table, status, created_at_ms: 0, remaining }),
-                Change::Place(Arc::new(Placement { partition: P, members, epoch: 1 })),
+                MetaChange::PutTable(TableRecord { table, status, created_at_ms: 0, remaining }),
+                MetaChange::PutPlacement(Arc::new(Placement { partition: P, members, epoch: 1 })),
             ],
             1,
         );
@@ -378,101 +383,106 @@ mod tests {
         Report { replicas, ..Report::default() }
     }
 
-    fn three(now: Instant) -> Roster {
-        let mut roster = Roster::default();
+    fn three(now: Instant) -> ServerTracker {
+        let mut tracker = ServerTracker::default();
         for n in 1..=3 {
-            assert_eq!(roster.arrive(ServerId(300 + n), String::new(), now), n);
+            assert_eq!(tracker.on_connected(ServerId(300 + n), String::new(), now), n);
         }
-        roster
+        tracker
     }
 
     #[test]
     fn the_higher_term_is_the_later_truth() {
-        let (now, state) = (Instant::now(), state(Status::Creating));
-        let mut roster = three(now);
-        assert_eq!(roster.formed(&state), []);
-        roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
-        roster.report(ServerId(302), 2, says(vec![replica(12, 6, false)]), &state, now);
-        assert_eq!(roster.leader(P), Some(Leader { server: ServerId(301), term: 5 }));
-        assert_eq!(roster.formed(&state), [TableId(1)]);
+        let (now, state) = (Instant::now(), state(TablePhase::Creating));
+        let mut tracker = three(now);
+        assert_eq!(tracker.tables_formed(&state), []);
+        tracker.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
+        tracker.report(ServerId(302), 2, says(vec![replica(12, 6, false)]), &state, now);
+        assert_eq!(tracker.leader(P), Some(Leader { server: ServerId(301), term: 5 }));
+        assert_eq!(tracker.tables_formed(&state), [TableId(1)]);
         assert_eq!(
-            (roster.lag(P, 11), roster.lag(P, 12), roster.lag(P, 13), roster.lag(P, 14)),
+            (tracker.lag(P, 11), tracker.lag(P, 12), tracker.lag(P, 13), tracker.lag(P, 14)),
             (Some(0), Some(10), Some(100), None)
         );
         assert!(
-            roster.is_able(ServerId(302), P, 12, 10) && !roster.is_able(ServerId(302), P, 12, 9)
+            tracker.can_lead(ServerId(302), P, 12, 10)
+                && !tracker.can_lead(ServerId(302), P, 12, 9)
         );
-        let version = roster.leaders_version();
-        roster.report(ServerId(302), 2, says(vec![replica(12, 7, true)]), &state, now);
-        roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
+        let version = tracker.leaders_version();
+        tracker.report(ServerId(302), 2, says(vec![replica(12, 7, true)]), &state, now);
+        tracker.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
         assert_eq!(
-            roster.leader(P),
+            tracker.leader(P),
             Some(Leader { server: ServerId(302), term: 7 }),
             "the deposed one says the old thing still"
         );
-        assert_eq!(roster.leaders_version(), version + 1);
+        assert_eq!(tracker.leaders_version(), version + 1);
     }
 
     #[test]
     fn who_has_a_sick_disk_is_able_to_lead_and_should_not() {
-        let (now, state) = (Instant::now(), state(Status::Ready));
-        let mut roster = three(now);
-        roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
-        roster.report(ServerId(302), 2, says(vec![replica(12, 5, false)]), &state, now);
-        assert!(roster.may_lead(ServerId(302), P, 12, 10));
+        let (now, state) = (Instant::now(), state(TablePhase::Ready));
+        let mut tracker = three(now);
+        tracker.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
+        tracker.report(ServerId(302), 2, says(vec![replica(12, 5, false)]), &state, now);
+        assert!(tracker.should_lead(ServerId(302), P, 12, 10));
         let figures = |ailing: Option<&str>| {
             Some(ServerStats { ailing: ailing.map(str::to_owned), ..ServerStats::default() })
         };
         let sick = Report { figures: figures(Some("it is full")), ..Report::default() };
-        roster.report(ServerId(302), 2, sick, &state, now);
+        tracker.report(ServerId(302), 2, sick, &state, now);
         assert!(
-            roster.is_able(ServerId(302), P, 12, 10) && !roster.may_lead(ServerId(302), P, 12, 10)
+            tracker.can_lead(ServerId(302), P, 12, 10)
+                && !tracker.should_lead(ServerId(302), P, 12, 10)
         );
-        assert!(!roster.is_well(ServerId(302)) && roster.is_well(ServerId(301)));
-        roster.report(ServerId(302), 2, Report::default(), &state, now);
-        assert!(!roster.may_lead(ServerId(302), P, 12, 10), "it has not said otherwise");
-        roster.report(
+        assert!(!tracker.is_healthy(ServerId(302)) && tracker.is_healthy(ServerId(301)));
+        tracker.report(ServerId(302), 2, Report::default(), &state, now);
+        assert!(!tracker.should_lead(ServerId(302), P, 12, 10), "it has not said otherwise");
+        tracker.report(
             ServerId(302),
             2,
             Report { figures: figures(None), ..Report::default() },
             &state,
             now,
         );
-        assert!(roster.may_lead(ServerId(302), P, 12, 10));
+        assert!(tracker.should_lead(ServerId(302), P, 12, 10));
     }
 
     #[test]
     fn silence_and_broken_channels() {
-        let (now, state) = (Instant::now(), state(Status::Ready));
-        let mut roster = three(now);
-        let later = now + SILENCE_MAX;
-        roster.report(ServerId(301), 1, Report::default(), &state, later);
-        assert_eq!(roster.expire(later), []);
-        assert_eq!(roster.expire(later + Duration::from_millis(1)), [ServerId(302), ServerId(303)]);
-        assert_eq!(roster.up().collect::<Vec<_>>(), [ServerId(301)]);
-        roster.report(ServerId(302), 2, Report::default(), &state, later);
-        assert!(roster.is_up(ServerId(302)), "heard again");
+        let (now, state) = (Instant::now(), state(TablePhase::Ready));
+        let mut tracker = three(now);
+        let later = now + HEARTBEAT_TIMEOUT;
+        tracker.report(ServerId(301), 1, Report::default(), &state, later);
+        assert_eq!(tracker.take_timed_out(later), []);
+        assert_eq!(
+            tracker.take_timed_out(later + Duration::from_millis(1)),
+            [ServerId(302), ServerId(303)]
+        );
+        assert_eq!(tracker.up().collect::<Vec<_>>(), [ServerId(301)]);
+        tracker.report(ServerId(302), 2, Report::default(), &state, later);
+        assert!(tracker.is_up(ServerId(302)), "heard again");
         assert!(
-            roster.leave(ServerId(302), 2)
-                && !roster.is_up(ServerId(302))
-                && !roster.leave(ServerId(302), 2)
+            tracker.on_disconnected(ServerId(302), 2)
+                && !tracker.is_up(ServerId(302))
+                && !tracker.on_disconnected(ServerId(302), 2)
         );
     }
 
     #[test]
     fn an_old_session_is_not_heard() {
-        let (now, state) = (Instant::now(), state(Status::Ready));
-        let mut roster = three(now);
-        assert_eq!(roster.arrive(ServerId(301), String::new(), now), 4);
-        roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
-        assert_eq!(roster.leader(P), None);
-        assert!(!roster.leave(ServerId(301), 1) && roster.is_up(ServerId(301)));
+        let (now, state) = (Instant::now(), state(TablePhase::Ready));
+        let mut tracker = three(now);
+        assert_eq!(tracker.on_connected(ServerId(301), String::new(), now), 4);
+        tracker.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
+        assert_eq!(tracker.leader(P), None);
+        assert!(!tracker.on_disconnected(ServerId(301), 1) && tracker.is_up(ServerId(301)));
     }
 
     #[test]
     fn strange_reports_leave_nothing() {
-        let (now, state) = (Instant::now(), state(Status::Ready));
-        let mut roster = three(now);
+        let (now, state) = (Instant::now(), state(TablePhase::Ready));
+        let mut tracker = three(now);
         let elsewhere = Replica {
             partition: PartitionId { table: TableId(9), index: 0 },
             ..replica(11, 5, true)
@@ -493,41 +503,41 @@ mod tests {
             compactions: vec![compaction.clone()],
             ..Report::default()
         };
-        roster.report(ServerId(301), 1, strange, &state, now);
-        let seen = roster.seen(ServerId(301)).unwrap();
+        tracker.report(ServerId(301), 1, strange, &state, now);
+        let health = tracker.health(ServerId(301)).unwrap();
         assert!(
-            seen.replicas.is_empty()
-                && seen.destroyed.is_empty()
-                && seen.compactions.is_empty()
-                && roster.leader(P).is_none()
+            health.replicas.is_empty()
+                && health.destroyed.is_empty()
+                && health.compactions.is_empty()
+                && tracker.leader(P).is_none()
         );
         let many = (0..100)
             .map(|run| CompactionProgress { run, table: TableId(1), ..compaction.clone() })
             .collect();
-        roster.report(
+        tracker.report(
             ServerId(301),
             1,
             Report { compactions: many, ..Report::default() },
             &state,
             now,
         );
-        assert_eq!(roster.seen(ServerId(301)).unwrap().compactions.len(), COMPACTIONS_MAX);
-        roster.keep(&State::default());
-        assert!(roster.seen(ServerId(301)).is_none());
+        assert_eq!(tracker.health(ServerId(301)).unwrap().compactions.len(), COMPACTIONS_MAX);
+        tracker.retain_known(&MetaState::default());
+        assert!(tracker.health(ServerId(301)).is_none());
     }
 
     #[test]
     fn drops_and_settings_are_followed() {
-        let (now, state) = (Instant::now(), state(Status::Dropping));
-        let mut roster = three(now);
-        roster.report(
+        let (now, state) = (Instant::now(), state(TablePhase::Dropping));
+        let mut tracker = three(now);
+        tracker.report(
             ServerId(302),
             2,
             Report { destroyed: vec![TableId(1)], ..Report::default() },
             &state,
             now,
         );
-        roster.report(
+        tracker.report(
             ServerId(303),
             3,
             Report { destroyed: vec![TableId(1)], ..Report::default() },
@@ -535,13 +545,13 @@ mod tests {
             now,
         );
         assert_eq!(
-            roster.destroyed(&state),
+            tracker.destroyed(&state),
             [(TableId(1), ServerId(302))],
             "the third did not hold anything any more"
         );
-        assert!(!roster.has_followed(&state, TableId(1), 7));
+        assert!(!tracker.has_followed(&state, TableId(1), 7));
         for n in 1..=2 {
-            roster.report(
+            tracker.report(
                 ServerId(300 + n),
                 n,
                 Report { followed: 7, ..Report::default() },
@@ -549,10 +559,10 @@ mod tests {
                 now,
             );
         }
-        assert!(!roster.has_followed(&state, TableId(1), 7));
-        roster.leave(ServerId(303), 3);
+        assert!(!tracker.has_followed(&state, TableId(1), 7));
+        tracker.on_disconnected(ServerId(303), 3);
         assert!(
-            roster.has_followed(&state, TableId(1), 7),
+            tracker.has_followed(&state, TableId(1), 7),
             "one that is not there follows when it comes back"
         );
     }

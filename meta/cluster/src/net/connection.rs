@@ -8,7 +8,7 @@
 //! - A caller that goes away leaves nothing behind: neither its frame nor its entry
 //!   (`cancelled_calls_leave_nothing_behind`).
 
-mod flows;
+mod channels;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flows::Flow;
-pub(super) use flows::SendBlock;
+use channels::ChannelState;
+pub(super) use channels::SendRefused;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::frame::{Head, Kind};
-use super::outbox::{Batch, Outbox};
-use super::wire::Direct;
+use super::frame::{FrameHeader, FrameKind};
+use super::outbox::{Outbox, WriteBatch};
+use super::socket::DirectWriter;
 use super::{NetError, Peer, Service};
 
 /// With so much waiting to be written, callers wait.
@@ -36,60 +36,60 @@ const OUTBOX_BYTES: usize = 4 << 20;
 const CALLS_MAX: usize = 32 * 1024;
 const CALL_BYTES_MAX: usize = 512 << 20;
 
-type Answered = Result<Bytes, NetError>;
+type CallResult = Result<Bytes, NetError>;
 
-struct Pending {
+struct PendingCall {
     /// Tells a late answer from one to a newer call in the same place.
     sequence: u32,
     /// Where its frame begins in the outbox.
     start: u64,
-    answer: oneshot::Sender<Answered>,
+    answer: oneshot::Sender<CallResult>,
 }
 
 #[derive(Default)]
-struct State {
+struct ConnectionState {
     outbox: Outbox,
     /// Somebody is writing.
     writing: bool,
     /// Taken, and not written by who took it: comes first.
-    rest: Batch,
-    calls: Slab<Pending>,
+    unwritten: WriteBatch,
+    calls: Slab<PendingCall>,
     sequence: u32,
-    channels: HashMap<u64, Flow>,
+    channels: HashMap<u64, ChannelState>,
     next_channel: u64,
     /// The other side is about to stop.
-    leaving: bool,
+    draining: bool,
     closed: Option<Arc<str>>,
 }
 
 /// One connection, either side of it.
-pub(super) struct Link {
+pub(super) struct Connection {
     pub(super) peer: Peer,
     /// Largest body that the other side takes.
     frame_bytes_max: usize,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     /// The other side's calls that are under way here, and the bytes of their requests.
     serving: AtomicUsize,
     serving_bytes: AtomicUsize,
     /// There is something to write.
     pub(super) work: Notify,
     /// There is room in the outbox again.
-    room: Arc<Notify>,
+    outbox_room: Arc<Notify>,
     /// Cancelled when it is closed.
     pub(super) closed: CancellationToken,
     /// Cancelled when no new calls are taken: closed, or about to be.
-    pub(super) gone: CancellationToken,
+    pub(super) no_new_calls: CancellationToken,
     /// Set by the reader and the writer, reset by who keeps the connection alive.
-    pub(super) heard: AtomicBool,
-    pub(super) spoke: AtomicBool,
+    pub(super) has_received: AtomicBool,
+    pub(super) has_sent: AtomicBool,
     /// What is read is not answered as fast as it comes, so this side does not read for
     /// the moment: the other's silence means nothing.
-    pub(super) is_held: AtomicBool,
-    direct: Option<Direct>,
+    pub(super) reading_is_paused: AtomicBool,
+    direct: Option<DirectWriter>,
 }
 
 /// A call that is answered.
-pub(super) struct Served {
+pub(super) struct ServedCall {
     pub(super) id: u64,
     /// Of the request.
     pub(super) bytes: usize,
@@ -97,35 +97,35 @@ pub(super) struct Served {
 }
 
 /// Why a call did not even get into the outbox.
-pub(super) enum CallBlock {
+pub(super) enum CallRefused {
     /// The connection takes no more calls; another may.
     Gone(String),
     /// Wait, then try again.
     Full(OwnedNotified),
 }
 
-impl Link {
+impl Connection {
     /// Lives at most as long as `parent` is not cancelled.
     pub(super) fn new(
         peer: Peer,
         frame_bytes_max: usize,
-        direct: Option<Direct>,
+        direct: Option<DirectWriter>,
         parent: &CancellationToken,
     ) -> Arc<Self> {
         let closed = parent.child_token();
-        Arc::new(Link {
+        Arc::new(Connection {
             peer,
             frame_bytes_max,
             state: Mutex::default(),
             serving: AtomicUsize::new(0),
             serving_bytes: AtomicUsize::new(0),
             work: Notify::new(),
-            room: Arc::new(Notify::new()),
-            gone: closed.child_token(),
+            outbox_room: Arc::new(Notify::new()),
+            no_new_calls: closed.child_token(),
             closed,
-            heard: AtomicBool::new(true),
-            spoke: AtomicBool::new(true),
-            is_held: AtomicBool::new(false),
+            has_received: AtomicBool::new(true),
+            has_sent: AtomicBool::new(true),
+            reading_is_paused: AtomicBool::new(false),
             direct,
         })
     }
@@ -141,8 +141,8 @@ impl Link {
         ))
     }
 
-    pub(super) fn is_gone(&self) -> bool {
-        self.gone.is_cancelled()
+    pub(super) fn takes_no_calls(&self) -> bool {
+        self.no_new_calls.is_cancelled()
     }
 
     pub(super) fn failure(&self) -> Option<String> {
@@ -156,7 +156,7 @@ impl Link {
         self: &Arc<Self>,
         service: Service,
         body: &Bytes,
-    ) -> Result<Call, CallBlock> {
+    ) -> Result<OutgoingCall, CallRefused> {
         let (answer, answered) = oneshot::channel();
         let mut state = self.state.lock();
         self.check_open(&state)?;
@@ -164,29 +164,30 @@ impl Link {
         state.sequence = sequence.wrapping_add(1);
         let slot = state.calls.vacant_key();
         let id = (u64::from(sequence) << 32) | slot as u64;
-        let start = state.outbox.push(Head::new(Kind::Call, service as u8, id), body.clone());
-        state.calls.insert(Pending { sequence, start, answer });
+        let start =
+            state.outbox.push(FrameHeader::new(FrameKind::Call, service as u8, id), body.clone());
+        state.calls.insert(PendingCall { sequence, start, answer });
         let is_alone = state.calls.len() == 1;
         drop(state);
         self.flush(is_alone);
-        Ok(Call { link: self.clone(), id, start, answered, is_over: false })
+        Ok(OutgoingCall { connection: self.clone(), id, start, answered, is_over: false })
     }
 
-    fn check_open(&self, state: &State) -> Result<(), CallBlock> {
+    fn check_open(&self, state: &ConnectionState) -> Result<(), CallRefused> {
         if let Some(why) = &state.closed {
-            return Err(CallBlock::Gone(why.to_string()));
+            return Err(CallRefused::Gone(why.to_string()));
         }
-        if state.leaving {
-            return Err(CallBlock::Gone("the other side is stopping".to_owned()));
+        if state.draining {
+            return Err(CallRefused::Gone("the other side is stopping".to_owned()));
         }
         match state.outbox.bytes() > OUTBOX_BYTES {
-            true => Err(CallBlock::Full(self.room.clone().notified_owned())),
+            true => Err(CallRefused::Full(self.outbox_room.clone().notified_owned())),
             false => Ok(()),
         }
     }
 
     /// Gives up a call. True: the other side never saw it.
-    fn forget(&self, id: u64, start: u64) -> bool {
+    fn cancel_call(&self, id: u64, start: u64) -> bool {
         let mut state = self.state.lock();
         let (slot, sequence) = (id as u32 as usize, (id >> 32) as u32);
         if state.calls.get(slot).is_some_and(|call| call.sequence == sequence) {
@@ -197,9 +198,9 @@ impl Link {
     }
 
     /// Passes answers on to their callers.
-    pub(super) fn answered(&self, answers: &mut Vec<(u64, Answered)>) {
+    pub(super) fn complete_calls(&self, answers: &mut Vec<(u64, CallResult)>) {
         let mut state = self.state.lock();
-        let take = |(id, answer): (u64, Answered)| {
+        let take = |(id, answer): (u64, CallResult)| {
             let (slot, sequence) = (id as u32 as usize, (id >> 32) as u32);
             let is_ours = state.calls.get(slot).is_some_and(|call| call.sequence == sequence);
             // Others have been given up by their callers.
@@ -234,7 +235,7 @@ impl Link {
     }
 
     /// Answers such a call.
-    pub(super) fn end_serving(&self, bytes: usize, id: u64, answer: Result<Bytes, String>) {
+    pub(super) fn finish_serving(&self, bytes: usize, id: u64, answer: Result<Bytes, String>) {
         let mut state = self.state.lock();
         self.push_answer(&mut state, id, answer);
         // Under the lock, so that who sees none under way sees its answer too.
@@ -245,15 +246,15 @@ impl Link {
     }
 
     /// A call that was [begun](Link::begin_serving) is not answered.
-    pub(super) fn give_up_serving(&self, bytes: usize) {
+    pub(super) fn abandon_serving(&self, bytes: usize) {
         self.serving.fetch_sub(1, Ordering::Relaxed);
         self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Answers such calls, together.
-    pub(super) fn end_serving_all(&self, answers: &mut Vec<Served>) {
+    pub(super) fn finish_serving_all(&self, answers: &mut Vec<ServedCall>) {
         let mut state = self.state.lock();
-        for Served { id, bytes, answer } in answers.drain(..) {
+        for ServedCall { id, bytes, answer } in answers.drain(..) {
             self.push_answer(&mut state, id, answer);
             self.serving.fetch_sub(1, Ordering::Relaxed);
             self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -272,7 +273,7 @@ impl Link {
         self.flush(true);
     }
 
-    fn push_answer(&self, state: &mut State, id: u64, answer: Result<Bytes, String>) {
+    fn push_answer(&self, state: &mut ConnectionState, id: u64, answer: Result<Bytes, String>) {
         if state.closed.is_some() {
             return;
         }
@@ -283,19 +284,19 @@ impl Link {
                     "the answer has {bytes} bytes, at most {} can be sent",
                     self.frame_bytes_max
                 );
-                (Kind::Refuse, Bytes::from(text))
+                (FrameKind::Refuse, Bytes::from(text))
             }
-            Ok(body) => (Kind::Answer, body),
-            Err(text) => (Kind::Refuse, Bytes::from(text)),
+            Ok(body) => (FrameKind::Answer, body),
+            Err(text) => (FrameKind::Refuse, Bytes::from(text)),
         };
-        state.outbox.push(Head::new(kind, 0, id), body);
+        state.outbox.push(FrameHeader::new(kind, 0, id), body);
     }
 
     /// A frame without a body.
-    pub(super) fn say(&self, kind: Kind, detail: u8, id: u64) {
+    pub(super) fn send_control(&self, kind: FrameKind, detail: u8, id: u64) {
         let mut state = self.state.lock();
         if state.closed.is_none() {
-            state.outbox.push(Head::new(kind, detail, id), Bytes::new());
+            state.outbox.push(FrameHeader::new(kind, detail, id), Bytes::new());
         }
         drop(state);
         self.flush(false);
@@ -308,15 +309,15 @@ impl Link {
             state.outbox.is_empty() && !state.writing
         };
         if is_idle {
-            self.say(Kind::Ping, 0, 0);
+            self.send_control(FrameKind::Ping, 0, 0);
         }
     }
 
     /// Room in the outbox to wait for, if it is full.
-    pub(super) fn full(&self) -> Option<OwnedNotified> {
+    pub(super) fn outbox_full(&self) -> Option<OwnedNotified> {
         let state = self.state.lock();
         (state.closed.is_none() && state.outbox.bytes() > OUTBOX_BYTES)
-            .then(|| self.room.clone().notified_owned())
+            .then(|| self.outbox_room.clone().notified_owned())
     }
 
     // --- writing ---
@@ -328,20 +329,20 @@ impl Link {
         // Who writes looks again when it is done.
         let Some(mut batch) = self.take() else { return };
         direct.try_write(&mut batch);
-        self.spoke.store(true, Ordering::Relaxed);
+        self.has_sent.store(true, Ordering::Relaxed);
         self.written(batch);
     }
 
     /// What is to be written now; `None` if there is nothing, or somebody else writes.
-    pub(super) fn take(&self) -> Option<Batch> {
+    pub(super) fn take(&self) -> Option<WriteBatch> {
         let mut state = self.state.lock();
         if state.writing {
             return None;
         }
-        let rest = std::mem::take(&mut state.rest);
-        if !rest.is_empty() {
+        let unwritten = std::mem::take(&mut state.unwritten);
+        if !unwritten.is_empty() {
             state.writing = true;
-            return Some(rest);
+            return Some(unwritten);
         }
         if state.outbox.is_empty() {
             return None;
@@ -351,17 +352,17 @@ impl Link {
         let batch = state.outbox.take();
         drop(state);
         if was_full {
-            self.room.notify_waiters();
+            self.outbox_room.notify_waiters();
         }
         Some(batch)
     }
 
     /// Somebody has written, up to this rest.
-    pub(super) fn written(&self, rest: Batch) {
+    pub(super) fn written(&self, unwritten: WriteBatch) {
         let mut state = self.state.lock();
         state.writing = false;
-        let is_more = !rest.is_empty() || !state.outbox.is_empty();
-        state.rest = rest;
+        let is_more = !unwritten.is_empty() || !state.outbox.is_empty();
+        state.unwritten = unwritten;
         drop(state);
         if is_more {
             self.work.notify_one();
@@ -380,10 +381,10 @@ impl Link {
         let calls = std::mem::take(&mut state.calls);
         let channels = std::mem::take(&mut state.channels);
         let outbox = std::mem::take(&mut state.outbox);
-        state.rest = Batch::default();
+        state.unwritten = WriteBatch::default();
         drop(state);
         self.closed.cancel();
-        self.room.notify_waiters();
+        self.outbox_room.notify_waiters();
         for (_, call) in calls {
             let error = match outbox.is_taken(call.start) {
                 true => NetError::Lost(format!(
@@ -403,32 +404,33 @@ impl Link {
     }
 
     /// The other side is about to stop: no more calls. What is under way goes on.
-    pub(super) fn leave(&self) {
-        self.state.lock().leaving = true;
-        self.gone.cancel();
-        self.say(Kind::Goodbye, 0, 0);
+    pub(super) fn on_go_away(&self) {
+        self.state.lock().draining = true;
+        self.no_new_calls.cancel();
+        self.send_control(FrameKind::GoAway, 0, 0);
     }
 
     /// The dialer has answered our goodbye.
-    pub(super) fn left(&self) {
-        self.state.lock().leaving = true;
+    pub(super) fn on_go_away_reply(&self) {
+        self.state.lock().draining = true;
     }
 
     /// Says goodbye to a dialer, and waits until everything it asked is answered, at most
     /// so long.
-    pub(super) async fn farewell(&self, at_most: Duration) {
+    pub(super) async fn drain(&self, at_most: Duration) {
         /// Too short to be noticed when a process ends, too long to cost anything.
-        const LOOK: Duration = Duration::from_millis(2);
-        self.say(Kind::Goodbye, 0, 0);
+        const POLL_INTERVAL: Duration = Duration::from_millis(2);
+        self.send_control(FrameKind::GoAway, 0, 0);
         let is_over = || {
             let state = self.state.lock();
-            let is_written = state.outbox.is_empty() && state.rest.is_empty() && !state.writing;
+            let is_written =
+                state.outbox.is_empty() && state.unwritten.is_empty() && !state.writing;
             state.closed.is_some()
-                || (state.leaving && self.serving.load(Ordering::Relaxed) == 0 && is_written)
+                || (state.draining && self.serving.load(Ordering::Relaxed) == 0 && is_written)
         };
         let wait = async {
             while !is_over() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
         if tokio::time::timeout(at_most, wait).await.is_err() {
@@ -438,25 +440,25 @@ impl Link {
 }
 
 /// A request that is under way. Dropping it gives it up.
-pub(super) struct Call {
-    link: Arc<Link>,
+pub(super) struct OutgoingCall {
+    connection: Arc<Connection>,
     id: u64,
     start: u64,
-    answered: oneshot::Receiver<Answered>,
+    answered: oneshot::Receiver<CallResult>,
     is_over: bool,
 }
 
-impl Call {
+impl OutgoingCall {
     /// Its answer, or what is known when the deadline has passed.
-    pub(super) async fn answer(mut self, deadline: tokio::time::Instant) -> Answered {
+    pub(super) async fn answer(mut self, deadline: tokio::time::Instant) -> CallResult {
         let answer = tokio::time::timeout_at(deadline, &mut self.answered).await;
         self.is_over = true;
         match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(NetError::Lost("the connection ended".to_owned())),
             Err(_) => {
-                let server = self.link.peer.server;
-                match self.link.forget(self.id, self.start) {
+                let server = self.connection.peer.server;
+                match self.connection.cancel_call(self.id, self.start) {
                     true => Err(NetError::NotSent(format!("{server} takes nothing in"))),
                     // It may have come in this very moment.
                     false => self.answered.try_recv().unwrap_or_else(|_| {
@@ -468,10 +470,10 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for OutgoingCall {
     fn drop(&mut self) {
         if !self.is_over {
-            self.link.forget(self.id, self.start);
+            self.connection.cancel_call(self.id, self.start);
         }
     }
 }

@@ -7,17 +7,17 @@ use std::time::Duration;
 use cluster::meta_protocol::Instruction;
 use cluster::{Member, PartitionId, ServerId, Table};
 
-use crate::catalogue::{Meta, MetaMode, now_ms};
 use crate::error::MetaError;
-use crate::picture::Picture;
-use crate::state::{Command, Record, Refusal, Status};
+use crate::image::MetadataImage;
+use crate::meta::{Meta, MetaMode, now_ms};
+use crate::state::{MetaCommand, Refusal, TablePhase, TableRecord};
 
 /// How long a command waits until the servers have followed.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long after a change of the leader servers may take to come back before a table is
 /// refused for want of them.
-const ARRIVAL_PATIENCE: Duration = Duration::from_secs(5);
-const ARRIVAL_PERIOD: Duration = Duration::from_millis(50);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
+const ARRIVAL_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a leadership may take to be handed over.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,18 +40,18 @@ impl Meta {
             replicas.unwrap_or(self.options.replicas),
         );
         let live = self.arrived(replicas as usize).await?;
-        let ailing = {
-            let roster = self.roster.lock();
-            live.iter().copied().filter(|server| !roster.is_well(*server)).collect()
+        let unhealthy = {
+            let tracker = self.tracker.lock();
+            live.iter().copied().filter(|server| !tracker.is_healthy(*server)).collect()
         };
         let table = self
-            .table_command(Command::Create {
+            .table_command(MetaCommand::Create {
                 name: name.to_owned(),
                 partitions,
                 replicas,
                 envs,
                 live,
-                ailing,
+                unhealthy,
             })
             .await?;
         tracing::info!(
@@ -70,26 +70,26 @@ impl Meta {
     async fn arrived(&self, wanted: usize) -> Result<Vec<ServerId>, MetaError> {
         loop {
             // One who does not lead yet may be about to: deciding tells.
-            self.take_the_lead().await?;
-            let picture = self.picture()?;
+            self.ensure_leading().await?;
+            let image = self.image()?;
             let stores =
-                |id: &ServerId| picture.servers.get(id).is_some_and(|server| server.roles.storage);
-            let live: Vec<ServerId> = self.roster.lock().up().filter(stores).collect();
+                |id: &ServerId| image.servers.get(id).is_some_and(|server| server.roles.storage);
+            let live: Vec<ServerId> = self.tracker.lock().up().filter(stores).collect();
             let is_alone = matches!(self.options.mode, MetaMode::Standalone(_));
-            if live.len() >= wanted || is_alone || picture.since.elapsed() > ARRIVAL_PATIENCE {
+            if live.len() >= wanted || is_alone || image.since.elapsed() > ARRIVAL_TIMEOUT {
                 return Ok(live);
             }
-            tokio::time::sleep(ARRIVAL_PERIOD).await;
+            tokio::time::sleep(ARRIVAL_POLL_INTERVAL).await;
         }
     }
 
     /// Waits until a table that was just changed serves, and every server that is there
     /// and holds some of it has taken note.
     async fn until_settled(&self, table: &Arc<Table>) -> Result<(), MetaError> {
-        let is_settled = |record: &Record, has_followed: bool| {
-            record.status == Status::Dropping
+        let is_settled = |record: &TableRecord, has_followed: bool| {
+            record.status == TablePhase::Dropping
                 || record.table != *table
-                || (record.status == Status::Ready && has_followed)
+                || (record.status == TablePhase::Ready && has_followed)
         };
         self.until_followed(table, "opened", is_settled).await
     }
@@ -101,24 +101,24 @@ impl Meta {
         &self,
         table: &Table,
         what: &str,
-        is_done: impl Fn(&Record, bool) -> bool,
+        is_done: impl Fn(&TableRecord, bool) -> bool,
     ) -> Result<(), MetaError> {
         let not_yet =
             |why: &str| MetaError::NotYet(format!("table '{}' is being {what}; {why}", table.name));
-        let mut stirred = self.stirred.subscribe();
+        let mut wakeups = self.wakeups.subscribe();
         let followed = async {
             loop {
-                stirred.borrow_and_update();
+                wakeups.borrow_and_update();
                 let is_done = {
-                    let roster = self.roster.lock();
-                    let picture = self.picture().map_err(|_| not_yet("another meta leads now"))?;
-                    picture.state.tables.get(&table.id).is_none_or(|record| {
+                    let tracker = self.tracker.lock();
+                    let image = self.image().map_err(|_| not_yet("another meta leads now"))?;
+                    image.state.tables.get(&table.id).is_none_or(|record| {
                         let version =
-                            picture.changed.get(&table.id).copied().unwrap_or(picture.version);
-                        is_done(record, roster.has_followed(&picture.state, table.id, version))
+                            image.changed.get(&table.id).copied().unwrap_or(image.version);
+                        is_done(record, tracker.has_followed(&image.state, table.id, version))
                     })
                 };
-                if is_done || stirred.changed().await.is_err() {
+                if is_done || wakeups.changed().await.is_err() {
                     return Ok(());
                 }
             }
@@ -133,7 +133,7 @@ impl Meta {
     /// # Errors
     /// [`MetaError::Refused`]; [`MetaError::NotYet`]: a server is slow to follow.
     pub async fn drop_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
-        let table = self.table_command(Command::Drop { name: name.to_owned() }).await?;
+        let table = self.table_command(MetaCommand::Drop { name: name.to_owned() }).await?;
         tracing::info!(table = name, id = table.id.0, "table is being dropped");
         self.until_followed(&table, "dropped", |_, has_followed| has_followed).await?;
         Ok(table)
@@ -153,14 +153,14 @@ impl Meta {
         let (name, key) = (name.to_owned(), key.to_owned());
         let table = match value {
             Some(value) => {
-                self.table_command(Command::SetEnv {
+                self.table_command(MetaCommand::SetEnv {
                     name,
                     key: key.clone(),
                     value: value.to_owned(),
                 })
                 .await?
             }
-            None => self.table_command(Command::DeleteEnv { name, key: key.clone() }).await?,
+            None => self.table_command(MetaCommand::DeleteEnv { name, key: key.clone() }).await?,
         };
         tracing::info!(
             table = table.name,
@@ -176,8 +176,8 @@ impl Meta {
     ///
     /// # Errors
     /// [`MetaError::NotLeading`].
-    pub fn records(&self) -> Result<Vec<Record>, MetaError> {
-        Ok(self.picture()?.state.tables.values().cloned().collect())
+    pub fn records(&self) -> Result<Vec<TableRecord>, MetaError> {
+        Ok(self.image()?.state.tables.values().cloned().collect())
     }
 
     /// The table of a name that serves; `None`: at some moment since the call there was
@@ -186,8 +186,8 @@ impl Meta {
     /// # Errors
     /// [`MetaError::NotLeading`].
     pub async fn find_table(&self, name: &str) -> Result<Option<Arc<Table>>, MetaError> {
-        let picture = self.confirmed().await?;
-        let serving = picture.state.named(name).filter(|record| record.status == Status::Ready);
+        let image = self.confirmed().await?;
+        let serving = image.state.named(name).filter(|record| record.status == TablePhase::Ready);
         Ok(serving.map(|record| record.table.clone()))
     }
 
@@ -203,8 +203,8 @@ impl Meta {
             if let Some(table) = known {
                 self.until_settled(&table).await?;
                 // Changed or dropped meanwhile: what is there now is meant.
-                match self.picture()?.state.named(name) {
-                    Some(now) if now.table == table && now.status == Status::Ready => {
+                match self.image()?.state.named(name) {
+                    Some(now) if now.table == table && now.status == TablePhase::Ready => {
                         return Ok(table);
                     }
                     _ => continue,
@@ -224,9 +224,9 @@ impl Meta {
     /// # Errors
     /// [`MetaError::Refused`].
     pub async fn remove_server(&self, server: ServerId) -> Result<(), MetaError> {
-        self.take_the_lead().await?;
-        let live = self.roster.lock().is_up(server);
-        self.command(Command::Remove { server, live }).await?;
+        self.ensure_leading().await?;
+        let live = self.tracker.lock().is_up(server);
+        self.command(MetaCommand::Remove { server, live }).await?;
         tracing::info!(%server, "server removed");
         Ok(())
     }
@@ -237,9 +237,9 @@ impl Meta {
     /// # Errors
     /// [`MetaError::Refused`]: nobody has it, or its server is there.
     pub async fn release_meta_index(&self, index: u32) -> Result<(), MetaError> {
-        self.take_the_lead().await?;
-        let live = self.roster.lock().up().collect();
-        self.command(Command::ReleaseMetaIndex { index, live }).await?;
+        self.ensure_leading().await?;
+        let live = self.tracker.lock().up().collect();
+        self.command(MetaCommand::ReleaseMetaIndex { index, live }).await?;
         tracing::warn!(index, "a seat of the meta group was released: another server may take it");
         Ok(())
     }
@@ -251,21 +251,21 @@ impl Meta {
     /// [`MetaError::NotNow`]: nobody leads, or the member can't; [`MetaError::NotYet`]:
     /// it was ordered and has not happened.
     pub async fn transfer(&self, partition: PartitionId, to: ServerId) -> Result<(), MetaError> {
-        let picture = self.picture()?;
-        let member = member_on(&picture, partition, to)?;
-        let mut stirred = self.stirred.subscribe();
+        let image = self.image()?;
+        let member = member_on(&image, partition, to)?;
+        let mut wakeups = self.wakeups.subscribe();
         {
-            let roster = self.roster.lock();
-            if roster.leading(partition).is_none() {
+            let tracker = self.tracker.lock();
+            if tracker.leading(partition).is_none() {
                 return Err(MetaError::NotNow(
                     "nobody is known to lead the partition now".to_owned(),
                 ));
             }
-            if !roster.is_up(to) {
+            if !tracker.is_up(to) {
                 return Err(MetaError::NotNow(format!("server {to} is down")));
             }
         }
-        self.desk.lock().hold(partition, to);
+        self.controller.lock().hold_for_operator(partition, to);
         let late = || {
             MetaError::NotYet(
                 "the leadership was not handed over in time; the one that leads goes on".to_owned(),
@@ -274,15 +274,15 @@ impl Meta {
         let done = async {
             let mut asked_in = None;
             loop {
-                stirred.borrow_and_update();
-                let leader = self.roster.lock().leader(partition);
+                wakeups.borrow_and_update();
+                let leader = self.tracker.lock().leader(partition);
                 match leader {
                     Some(leader) if leader.server == to => return Ok(()),
                     // Whoever has been given it meanwhile, to even leaders out or by an
                     // election, is asked as well.
                     Some(leader) if asked_in < Some(leader.term) => {
                         asked_in = Some(leader.term);
-                        self.order(
+                        self.send_instruction(
                             leader.server,
                             Instruction::Transfer {
                                 partition,
@@ -293,7 +293,7 @@ impl Meta {
                     }
                     _ => {}
                 }
-                stirred.changed().await.map_err(|_| late())?;
+                wakeups.changed().await.map_err(|_| late())?;
             }
         };
         tokio::time::timeout(TRANSFER_TIMEOUT, done).await.map_err(|_| late())?
@@ -305,13 +305,15 @@ impl Meta {
     /// # Errors
     /// [`MetaError::NotLeading`].
     pub fn compact(&self, table: &Arc<Table>) -> Result<(), MetaError> {
-        let picture = self.picture()?;
-        if self.compaction(&picture, table).status == "running" {
+        let image = self.image()?;
+        if self.compaction(&image, table).status == "running" {
             return Ok(());
         }
-        let run = self.desk.lock().new_run(table.id, now_ms());
-        for server in picture.holders(table.id) {
-            if let Err(error) = self.order(server, Instruction::Compact { run, table: table.id }) {
+        let run = self.controller.lock().new_run(table.id, now_ms());
+        for server in image.holders(table.id) {
+            if let Err(error) =
+                self.send_instruction(server, Instruction::Compact { run, table: table.id })
+            {
                 tracing::warn!(%server, table = table.name, %error, "a server can't be asked to compact");
             }
         }
@@ -321,11 +323,11 @@ impl Meta {
 
 /// The member of a partition on a server.
 fn member_on(
-    picture: &Picture,
+    image: &MetadataImage,
     partition: PartitionId,
     server: ServerId,
 ) -> Result<Member, MetaError> {
-    let placement = picture.state.placements.get(&partition);
+    let placement = image.state.placements.get(&partition);
     let placement = placement.ok_or(MetaError::Refused(Refusal::NoPartition(partition.index)))?;
     placement.on(server).copied().ok_or(MetaError::Refused(Refusal::NotAMember(server)))
 }

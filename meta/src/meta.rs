@@ -20,22 +20,22 @@ use engine::time::{SlewedClock, StampClock};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::alone::{Tables, View};
+use crate::codec;
+use crate::controller::{self, ControllerState};
+use crate::embedded::{CommittedTables, OpenTables};
 use crate::error::MetaError;
-use crate::leading::{self, Desk};
-use crate::picture::Picture;
-use crate::record;
-use crate::roster::Roster;
-use crate::state::{Command, State};
+use crate::image::MetadataImage;
+use crate::liveness::ServerTracker;
+use crate::state::{MetaCommand, MetaState};
 
 /// Meta's group in the node's log and on the wire; partitions' numbers are far above.
 pub const GROUP: u64 = 0;
 
 /// How long a majority may take to confirm a change, and what was decided before. Beyond
 /// that another meta leads, if one can.
-const PATIENCE: Duration = Duration::from_secs(5);
+const MAJORITY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Standalone, nobody else can lead: however slow the disk is.
-const PATIENCE_ALONE: Duration = Duration::from_secs(24 * 60 * 60);
+const STANDALONE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What meta is opened with.
 #[derive(Clone)]
@@ -80,8 +80,8 @@ pub enum MetaMode {
 
 /// The leader's own copy of the state, under the lock that makes decisions one at a time.
 #[derive(Debug, Default)]
-struct Deciding {
-    state: State,
+struct LeaderState {
+    state: MetaState,
     /// The term in which `state` was read from the store and since kept; `None`: it must
     /// be read again.
     term: Option<u64>,
@@ -96,20 +96,20 @@ pub struct Meta {
     pub(crate) group: Group,
     store: Store,
     log: Arc<Log>,
-    deciding: tokio::sync::Mutex<Deciding>,
+    leader_state: tokio::sync::Mutex<LeaderState>,
     stamps: StampClock,
     /// When a majority of the metas has last confirmed that this one leads.
     pub(crate) confirmed: Mutex<Instant>,
-    /// Locked before `picture` is replaced, so that both are always of one leadership.
-    pub(crate) roster: Mutex<Roster>,
-    pub(crate) desk: Mutex<Desk>,
-    pub(crate) picture: watch::Sender<Arc<Picture>>,
+    /// Locked before `image` is replaced, so that both are always of one leadership.
+    pub(crate) tracker: Mutex<ServerTracker>,
+    pub(crate) controller: Mutex<ControllerState>,
+    pub(crate) image: watch::Sender<Arc<MetadataImage>>,
     /// Moves when there is a reason to look again: a report, a new picture.
-    pub(crate) stirred: watch::Sender<u64>,
-    pub(crate) tables: watch::Sender<Arc<Tables>>,
-    pub(crate) view: ArcSwap<View>,
+    pub(crate) wakeups: watch::Sender<u64>,
+    pub(crate) tables: watch::Sender<Arc<CommittedTables>>,
+    pub(crate) view: ArcSwap<OpenTables>,
     pub(crate) version: watch::Sender<u64>,
-    leading: Mutex<Vec<tokio::task::AbortHandle>>,
+    tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
 impl Meta {
@@ -165,73 +165,83 @@ impl Meta {
             group,
             store,
             log: log.clone(),
-            deciding: tokio::sync::Mutex::default(),
+            leader_state: tokio::sync::Mutex::default(),
             stamps,
             confirmed: Mutex::new(Instant::now()),
-            roster: Mutex::default(),
-            desk: Mutex::new(Desk::new(Instant::now())),
-            picture: watch::Sender::new(Arc::new(Picture::blank())),
-            stirred: watch::Sender::new(0),
+            tracker: Mutex::default(),
+            controller: Mutex::new(ControllerState::new(Instant::now())),
+            image: watch::Sender::new(Arc::new(MetadataImage::empty())),
+            wakeups: watch::Sender::new(0),
             tables: watch::Sender::default(),
             view: ArcSwap::default(),
             version: watch::Sender::new(0),
-            leading: Mutex::default(),
+            tasks: Mutex::default(),
         });
         if matches!(meta.options.mode, MetaMode::Standalone(_)) {
-            meta.take_the_lead().await?;
+            meta.ensure_leading().await?;
         }
         let tasks = [
-            tokio::spawn(leading::lead_on(meta.me.clone())),
-            tokio::spawn(leading::confirm_on(meta.me.clone())),
+            tokio::spawn(controller::run_controller(meta.me.clone())),
+            tokio::spawn(controller::run_confirmation(meta.me.clone())),
         ];
-        *meta.leading.lock() = tasks.iter().map(tokio::task::JoinHandle::abort_handle).collect();
+        *meta.tasks.lock() = tasks.iter().map(tokio::task::JoinHandle::abort_handle).collect();
         Ok(meta)
     }
 
     /// Makes sure that we lead and that the published picture is of this leadership.
-    pub(crate) async fn take_the_lead(&self) -> Result<(), MetaError> {
-        let mut deciding = self.deciding.lock().await;
-        self.lead(&mut deciding).await?;
+    pub(crate) async fn ensure_leading(&self) -> Result<(), MetaError> {
+        let mut leader_state = self.leader_state.lock().await;
+        self.ensure_current(&mut leader_state).await?;
         Ok(())
     }
 
     /// Makes sure that we lead and that the copy of the state is that of the store.
-    async fn lead(&self, deciding: &mut Deciding) -> Result<Leadership, MetaError> {
+    async fn ensure_current(
+        &self,
+        leader_state: &mut LeaderState,
+    ) -> Result<Leadership, MetaError> {
         let established =
-            tokio::time::timeout(self.patience(), self.group.acquire_leadership()).await;
+            tokio::time::timeout(self.majority_timeout(), self.group.acquire_leadership()).await;
         let established = established.unwrap_or_else(|_| {
             Err(GroupError::NotLeader { why: "no majority answers".to_owned(), leader: None })
         });
         let leadership = established.map_err(|error| self.refused(error))?;
         *self.confirmed.lock() = Instant::now();
         // Who has resigned for want of a majority may lead again in the same term.
-        if deciding.term == Some(leadership.term()) && self.picture.borrow().term == deciding.term {
+        if leader_state.term == Some(leadership.term())
+            && self.image.borrow().term == leader_state.term
+        {
             return Ok(leadership);
         }
-        deciding.state = self.read_state()?;
-        deciding.term = Some(leadership.term());
-        self.carry_out(deciding, &leadership, Command::Found { cluster: self.options.cluster })
-            .await?;
+        leader_state.state = self.read_state()?;
+        leader_state.term = Some(leadership.term());
+        self.propose_changes(
+            leader_state,
+            &leadership,
+            MetaCommand::BootstrapCluster { cluster: self.options.cluster },
+        )
+        .await?;
         if let MetaMode::Standalone(server) = &self.options.mode {
-            self.carry_out(deciding, &leadership, Command::Register(server.clone())).await?;
+            self.propose_changes(leader_state, &leadership, MetaCommand::Register(server.clone()))
+                .await?;
         }
-        self.publish(&deciding.state, leadership.term());
+        self.publish(&leader_state.state, leadership.term());
         Ok(leadership)
     }
 
-    fn patience(&self) -> Duration {
+    fn majority_timeout(&self) -> Duration {
         match self.options.mode {
-            MetaMode::Standalone(_) => PATIENCE_ALONE,
-            MetaMode::Member { .. } => PATIENCE,
+            MetaMode::Standalone(_) => STANDALONE_TIMEOUT,
+            MetaMode::Member { .. } => MAJORITY_TIMEOUT,
         }
     }
 
-    fn read_state(&self) -> Result<State, MetaError> {
-        let mut state = State::default();
+    fn read_state(&self) -> Result<MetaState, MetaError> {
+        let mut state = MetaState::default();
         let mut bad = None;
         // Keys below 0x01 are the store's own.
         self.store
-            .range(Family::Default, &[1], &[], false, &mut |key, value| match record::load(
+            .range(Family::Default, &[1], &[], false, &mut |key, value| match codec::load(
                 &mut state, key, value,
             ) {
                 Ok(()) => ControlFlow::Continue(()),
@@ -256,7 +266,10 @@ impl Meta {
     /// Decides a command, and waits until it is applied. Runs to its end even when the
     /// caller goes away: a decision that is under way must not be followed by one on a
     /// state that lacks it. Answers the table that it was about.
-    pub(crate) async fn command(&self, command: Command) -> Result<Option<Arc<Table>>, MetaError> {
+    pub(crate) async fn command(
+        &self,
+        command: MetaCommand,
+    ) -> Result<Option<Arc<Table>>, MetaError> {
         let meta = self.me.upgrade().expect("whoever calls us holds us");
         tokio::spawn(async move { meta.decide(command).await })
             .await
@@ -264,50 +277,55 @@ impl Meta {
     }
 
     /// As [`Meta::command`], of a command that is about a table.
-    pub(crate) async fn table_command(&self, command: Command) -> Result<Arc<Table>, MetaError> {
+    pub(crate) async fn table_command(
+        &self,
+        command: MetaCommand,
+    ) -> Result<Arc<Table>, MetaError> {
         Ok(self.command(command).await?.expect("commands about tables answer one"))
     }
 
-    async fn decide(&self, command: Command) -> Result<Option<Arc<Table>>, MetaError> {
-        let mut deciding = self.deciding.lock().await;
-        let leadership = self.lead(&mut deciding).await?;
-        let (table, changed) = self.carry_out(&mut deciding, &leadership, command).await?;
+    async fn decide(&self, command: MetaCommand) -> Result<Option<Arc<Table>>, MetaError> {
+        let mut leader_state = self.leader_state.lock().await;
+        let leadership = self.ensure_current(&mut leader_state).await?;
+        let (table, changed) =
+            self.propose_changes(&mut leader_state, &leadership, command).await?;
         if changed {
-            self.publish(&deciding.state, leadership.term());
+            self.publish(&leader_state.state, leadership.term());
         }
         Ok(table)
     }
 
     /// Decides a command under a leadership, proposes what it changes, and waits until
     /// that is applied.
-    async fn carry_out(
+    async fn propose_changes(
         &self,
-        deciding: &mut Deciding,
+        leader_state: &mut LeaderState,
         leadership: &Leadership,
-        command: Command,
+        command: MetaCommand,
     ) -> Result<(Option<Arc<Table>>, bool), MetaError> {
-        self.stamps.advance_to(deciding.state.stamp_ms);
+        self.stamps.advance_to(leader_state.state.stamp_ms);
         let stamp_ms = self.stamps.now_ms();
-        let decided = deciding.state.decide(command, stamp_ms)?;
+        let decided = leader_state.state.decide(command, stamp_ms)?;
         if decided.changes.is_empty() {
             return Ok((decided.table, false));
         }
         self.writable()?;
         // Until we know how it went, our copy counts for nothing.
-        deciding.term = None;
+        leader_state.term = None;
         // A leader that is cut off is not told so by Raft, and its proposal would wait
         // for as long as the cut lasts, and with it all that is to be decided. What
         // became of it is seen in the state that is read before the next decision, which
         // waits for it.
-        let batch = record::batch(&decided.changes, stamp_ms);
+        let batch = codec::batch(&decided.changes, stamp_ms);
         let proposed =
-            tokio::time::timeout(self.patience(), self.group.propose(leadership, batch)).await;
+            tokio::time::timeout(self.majority_timeout(), self.group.propose(leadership, batch))
+                .await;
         let proposed = proposed.unwrap_or_else(|_| {
             Err(GroupError::Unknown("no majority of the metas has confirmed it in time".to_owned()))
         });
         proposed.map_err(|error| self.refused(error))?;
-        deciding.state.apply(&decided.changes, stamp_ms);
-        deciding.term = Some(leadership.term());
+        leader_state.state.apply(&decided.changes, stamp_ms);
+        leader_state.term = Some(leadership.term());
         Ok((decided.table, true))
     }
 
@@ -328,44 +346,44 @@ impl Meta {
         (leader != u64::from(*position)).then(|| address.clone())
     }
 
-    fn publish(&self, state: &State, term: u64) {
-        let mut roster = self.roster.lock();
-        let before = self.picture.borrow().clone();
+    fn publish(&self, state: &MetaState, term: u64) {
+        let mut tracker = self.tracker.lock();
+        let before = self.image.borrow().clone();
         if before.term != Some(term) {
-            roster.begin();
+            tracker.reset();
             if let MetaMode::Standalone(server) = &self.options.mode {
-                roster.arrive(server.id, String::new(), Instant::now());
+                tracker.on_connected(server.id, String::new(), Instant::now());
             }
         }
-        roster.keep(state);
-        self.picture.send_replace(Arc::new(before.next(term, state, &roster)));
-        drop(roster);
-        self.tell_the_only_server();
-        self.stir();
+        tracker.retain_known(state);
+        self.image.send_replace(Arc::new(before.next(term, state, &tracker)));
+        drop(tracker);
+        self.publish_to_local_server();
+        self.wake();
     }
 
     /// This meta does not lead any more.
     pub(crate) fn resign(&self) {
-        let mut roster = self.roster.lock();
-        roster.begin();
-        let resigned = self.picture.borrow().resigned();
-        self.picture.send_replace(Arc::new(resigned));
-        drop(roster);
-        self.stir();
+        let mut tracker = self.tracker.lock();
+        tracker.reset();
+        let resigned = self.image.borrow().resigned();
+        self.image.send_replace(Arc::new(resigned));
+        drop(tracker);
+        self.wake();
     }
 
-    pub(crate) fn stir(&self) {
-        self.stirred.send_modify(|count| *count += 1);
+    pub(crate) fn wake(&self) {
+        self.wakeups.send_modify(|count| *count += 1);
     }
 
     /// What this meta shows, while it leads.
     ///
     /// # Errors
     /// [`MetaError::NotLeading`].
-    pub fn picture(&self) -> Result<Arc<Picture>, MetaError> {
-        let picture = self.picture.borrow().clone();
-        match picture.term {
-            Some(_) => Ok(picture),
+    pub fn image(&self) -> Result<Arc<MetadataImage>, MetaError> {
+        let image = self.image.borrow().clone();
+        match image.term {
+            Some(_) => Ok(image),
             None => Err(MetaError::NotLeading { leader: self.leader_address() }),
         }
     }
@@ -376,23 +394,23 @@ impl Meta {
     ///
     /// # Errors
     /// [`MetaError::NotLeading`], also without a majority of the metas.
-    pub(crate) async fn confirmed(&self) -> Result<Arc<Picture>, MetaError> {
+    pub(crate) async fn confirmed(&self) -> Result<Arc<MetadataImage>, MetaError> {
         let term = self.group.confirm_leadership().await.map_err(|error| self.refused(error))?;
-        let picture = self.picture.borrow().clone();
-        if picture.term == Some(term) {
-            return Ok(picture);
+        let image = self.image.borrow().clone();
+        if image.term == Some(term) {
+            return Ok(image);
         }
         // It has only just come to lead, and shows what was before.
-        self.take_the_lead().await?;
-        self.picture()
+        self.ensure_leading().await?;
+        self.image()
     }
 
     /// Whether letters of a seat may come from a server: another's would be those of a
     /// meta that has forgotten what it had voted for.
     pub fn owns_meta_index(&self, index: u64, server: ServerId) -> bool {
         let Ok(index) = u32::try_from(index) else { return false };
-        match self.store.get(Family::Default, &record::meta_index_key(index)) {
-            Ok(Some(known)) => record::meta_index_owner(&known) == Some(server),
+        match self.store.get(Family::Default, &codec::meta_index_key(index)) {
+            Ok(Some(known)) => codec::meta_index_owner(&known) == Some(server),
             Ok(None) => true,
             // Nothing is taken in by a meta that can't read what it knows.
             Err(_) => false,
@@ -400,8 +418,8 @@ impl Meta {
     }
 
     /// Whether the cluster has an id, as far as is known here.
-    pub(crate) fn is_founded(&self) -> bool {
-        !matches!(self.store.get(Family::Default, record::CLUSTER), Ok(None))
+    pub(crate) fn has_cluster_id(&self) -> bool {
+        !matches!(self.store.get(Family::Default, codec::CLUSTER), Ok(None))
     }
 
     /// The member of the group, for letters that arrive and for figures.
@@ -416,8 +434,8 @@ impl Meta {
 
     /// Stops the group and flushes its store. Call it after everybody else has stopped.
     pub async fn close(&self) -> Result<(), MetaError> {
-        self.leading.lock().drain(..).for_each(|task| task.abort());
-        let _nobody_decides = self.deciding.lock().await;
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+        let _nobody_decides = self.leader_state.lock().await;
         self.resign();
         self.group.shutdown().await;
         let store = self.store.clone();

@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tower::util::ServiceExt;
 
 use crate::admin::{self, HostProcess};
-use crate::catalogue::{Meta, MetaMode};
 use crate::error::MetaError;
-use crate::picture::{Picture, pages};
-use crate::state::Command;
+use crate::image::{MetadataImage, deltas};
+use crate::meta::{Meta, MetaMode};
+use crate::state::MetaCommand;
 
 /// Something is said to every server at least so often.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// meta, bytes.
 const ADMIN_BYTES_MAX: usize = 32 << 20;
 /// How long a majority may take to confirm who has a index.
-const SEAT_PATIENCE: Duration = Duration::from_millis(500);
+const META_INDEX_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the meta that leads may take for a request of the admin API.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -43,7 +43,7 @@ impl Meta {
         let (meta, peer) = (self.clone(), peer.clone());
         tokio::spawn(async move {
             let (sender, receiver) = channel.split();
-            let last = match meta.admit(&peer, &hello).await {
+            let last = match meta.register_server(&peer, &hello).await {
                 Ok(admitted) => meta.serve(admitted, &sender, receiver).await,
                 Err(last) => last,
             };
@@ -54,7 +54,11 @@ impl Meta {
     }
 
     /// Registers a server; otherwise the last word to it.
-    async fn admit(&self, peer: &Peer, hello: &[u8]) -> Result<Admitted, MetaMessage> {
+    async fn register_server(
+        &self,
+        peer: &Peer,
+        hello: &[u8],
+    ) -> Result<Registration, MetaMessage> {
         let refused = |why: String| {
             tracing::warn!(server = %peer.server, remote = %peer.remote, why, "a server is refused");
             MetaMessage::Refused(why)
@@ -67,8 +71,8 @@ impl Meta {
         if software.len() > 64 {
             return Err(refused("a version has at most 64 bytes".to_owned()));
         }
-        let picture = self.picture().map_err(|_| MetaMessage::NotLeading(self.not_leading()))?;
-        if cluster.is_some() && cluster != picture.state.cluster {
+        let image = self.image().map_err(|_| MetaMessage::NotLeading(self.not_leading()))?;
+        if cluster.is_some() && cluster != image.state.cluster {
             return Err(refused(
                 "this is another cluster's meta: the server's data belongs elsewhere".to_owned(),
             ));
@@ -76,9 +80,9 @@ impl Meta {
         let id = server.id;
         let sits = self
             .meta_index_at(&server.address)
-            .map(|index| Command::ClaimMetaIndex { index, server: id });
+            .map(|index| MetaCommand::ClaimMetaIndex { index, server: id });
         // The seat first: who may not have it is not to be known.
-        for command in sits.into_iter().chain([Command::Register(server)]) {
+        for command in sits.into_iter().chain([MetaCommand::Register(server)]) {
             match self.command(command).await {
                 Ok(_) => {}
                 Err(MetaError::Refused(refusal)) => return Err(refused(refusal.to_string())),
@@ -88,51 +92,50 @@ impl Meta {
                 }
             }
         }
-        let mut roster = self.roster.lock();
-        let picture = self.picture().map_err(|_| MetaMessage::NotLeading(self.not_leading()))?;
-        let (Some(cluster), Some(term)) = (picture.state.cluster, picture.term) else {
+        let mut tracker = self.tracker.lock();
+        let image = self.image().map_err(|_| MetaMessage::NotLeading(self.not_leading()))?;
+        let (Some(cluster), Some(term)) = (image.state.cluster, image.term) else {
             return Err(MetaMessage::NotLeading(self.not_leading()));
         };
-        let session = roster.arrive(id, software, Instant::now());
-        drop(roster);
-        let orders = self.desk.lock().open(id, session);
-        Ok(Admitted { id, session, term, cluster, orders })
+        let session = tracker.on_connected(id, software, Instant::now());
+        drop(tracker);
+        let instructions = self.controller.lock().open(id, session);
+        Ok(Registration { id, session, term, cluster, instructions })
     }
 
     /// Serves a channel until its end; the last word.
     async fn serve(
         &self,
-        admitted: Admitted,
+        admitted: Registration,
         sender: &ChannelSender,
         receiver: ChannelReceiver,
     ) -> MetaMessage {
         let (id, session) = (admitted.id, admitted.session);
-        let address = self.picture.borrow().servers.get(&id).map(|server| server.address.clone());
+        let address = self.image.borrow().servers.get(&id).map(|server| server.address.clone());
         tracing::info!(server = %id, address, "server is up");
         tokio::select! {
-            () = self.hear(id, session, receiver) => {}
-            () = self.tell(admitted, sender) => {}
+            () = self.receive_reports(id, session, receiver) => {}
+            () = self.send_updates(admitted, sender) => {}
         }
-        if self.roster.lock().leave(id, session) {
-            let address =
-                self.picture.borrow().servers.get(&id).map(|server| server.address.clone());
+        if self.tracker.lock().on_disconnected(id, session) {
+            let address = self.image.borrow().servers.get(&id).map(|server| server.address.clone());
             tracing::warn!(server = %id, address, "server is down: it has closed its connection, or that was lost");
         }
-        self.desk.lock().close(id, session);
-        self.stir();
+        self.controller.lock().close(id, session);
+        self.wake();
         MetaMessage::NotLeading(self.not_leading())
     }
 
     /// Hears a server until it has gone.
-    async fn hear(&self, id: ServerId, session: u64, mut receiver: ChannelReceiver) {
+    async fn receive_reports(&self, id: ServerId, session: u64, mut receiver: ChannelReceiver) {
         while let Some(message) = receiver.recv().await {
             match meta_protocol::decode::<ServerMessage>(&message) {
                 Ok(ServerMessage::Report(report)) => {
-                    let mut roster = self.roster.lock();
-                    let picture = self.picture.borrow().clone();
-                    roster.report(id, session, report, &picture.state, Instant::now());
-                    drop(roster);
-                    self.stir();
+                    let mut tracker = self.tracker.lock();
+                    let image = self.image.borrow().clone();
+                    tracker.report(id, session, report, &image.state, Instant::now());
+                    drop(tracker);
+                    self.wake();
                 }
                 Err(bad) => {
                     tracing::warn!(server = %id, %bad, "a server's channel is ended");
@@ -144,10 +147,10 @@ impl Meta {
 
     /// Tells a server what is new until this meta does not lead any more, the server has
     /// opened a newer channel, or it has gone.
-    async fn tell(&self, admitted: Admitted, sender: &ChannelSender) {
-        let Admitted { id, session, term, cluster, mut orders } = admitted;
-        let mut pictures = self.picture.subscribe();
-        let mut sent = Known::default();
+    async fn send_updates(&self, admitted: Registration, sender: &ChannelSender) {
+        let Registration { id, session, term, cluster, mut instructions } = admitted;
+        let mut images = self.image.subscribe();
+        let mut sent = SentImage::default();
         if sender
             .send(meta_protocol::encode(&MetaMessage::RegisterAccepted(RegisterAccepted {
                 cluster,
@@ -159,22 +162,22 @@ impl Meta {
             return;
         }
         loop {
-            let picture = pictures.borrow_and_update().clone();
-            if picture.term != Some(term) || !self.roster.lock().is_current(id, session) {
+            let image = images.borrow_and_update().clone();
+            if image.term != Some(term) || !self.tracker.lock().is_current(id, session) {
                 return;
             }
-            for message in sent.deltas(id, &picture) {
+            for message in sent.deltas(id, &image) {
                 if sender.send(meta_protocol::encode(&message)).await.is_err() {
                     return;
                 }
             }
             let message = tokio::select! {
-                changed = pictures.changed() => match changed {
+                changed = images.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
                 },
-                order = orders.recv() => match order {
-                    Some(order) => MetaMessage::Instruction(order),
+                instruction = instructions.recv() => match instruction {
+                    Some(instruction) => MetaMessage::Instruction(instruction),
                     None => return,
                 },
                 () = tokio::time::sleep(HEARTBEAT_INTERVAL) => MetaMessage::Heartbeat,
@@ -193,35 +196,35 @@ impl Meta {
     ) -> Boxed<'static, Result<Bytes, String>> {
         let meta = self.clone();
         Box::pin(async move {
-            let told =
+            let response =
                 match meta_protocol::decode::<MetaRequest>(&body).map_err(|bad| bad.to_string())? {
                     MetaRequest::EnsureTable { name } => match meta.ensure_table(&name).await {
                         Ok(table) => MetaResponse::Table((*table).clone()),
-                        Err(error) => meta.told(error),
+                        Err(error) => meta.error_response(error),
                     },
                     MetaRequest::FindTable { name } => match meta.find_table(&name).await {
                         Ok(found) => MetaResponse::Found(found.map(|table| (*table).clone())),
-                        Err(error) => meta.told(error),
+                        Err(error) => meta.error_response(error),
                     },
                     MetaRequest::ListTables => match meta.confirmed().await {
-                        Ok(picture) => MetaResponse::Tables(
-                            picture.tables.values().map(|table| (**table).clone()).collect(),
+                        Ok(image) => MetaResponse::Tables(
+                            image.tables.values().map(|table| (**table).clone()).collect(),
                         ),
-                        Err(error) => meta.told(error),
+                        Err(error) => meta.error_response(error),
                     },
                     MetaRequest::NewTable => match meta.confirmed().await {
                         Ok(_) => MetaResponse::NewTable { partitions: meta.options.partitions },
-                        Err(error) => meta.told(error),
+                        Err(error) => meta.error_response(error),
                     },
                     MetaRequest::MetaIndex { index, server } => {
                         MetaResponse::MetaIndex(meta.meta_index_status(index, server).await)
                     }
-                    MetaRequest::Admin { method, path, body } => match meta.picture() {
+                    MetaRequest::Admin { method, path, body } => match meta.image() {
                         Ok(_) => admin_answer(meta, local, &method, &path, body).await?,
-                        Err(error) => meta.told(error),
+                        Err(error) => meta.error_response(error),
                     },
                 };
-            Ok(meta_protocol::encode(&told))
+            Ok(meta_protocol::encode(&response))
         })
     }
 
@@ -236,21 +239,21 @@ impl Meta {
 
     /// What is known here of a seat that a server wants whose meta remembers nothing.
     pub async fn meta_index_status(&self, index: u32, server: ServerId) -> MetaIndexStatus {
-        match tokio::time::timeout(SEAT_PATIENCE, self.confirmed()).await {
-            Ok(Ok(picture)) => match picture.state.meta_members.get(&index) {
+        match tokio::time::timeout(META_INDEX_TIMEOUT, self.confirmed()).await {
+            Ok(Ok(image)) => match image.state.meta_members.get(&index) {
                 Some(known) if *known != server => MetaIndexStatus::Taken(*known),
                 _ => MetaIndexStatus::Free,
             },
-            _ if self.is_founded() => MetaIndexStatus::Unknown,
+            _ if self.has_cluster_id() => MetaIndexStatus::Unknown,
             _ => MetaIndexStatus::NoCluster,
         }
     }
 
-    fn told(&self, error: MetaError) -> MetaResponse {
+    fn error_response(&self, error: MetaError) -> MetaResponse {
         match error {
             MetaError::NotLeading { .. } => MetaResponse::NotLeading(self.not_leading()),
             // More servers may come.
-            MetaError::Refused(crate::state::Refusal::NotEnough(why)) => {
+            MetaError::Refused(crate::state::Refusal::NotEnoughServers(why)) => {
                 MetaResponse::NotNow(why.to_string())
             }
             MetaError::Refused(refusal) => MetaResponse::Refused(refusal.to_string()),
@@ -274,7 +277,7 @@ impl Meta {
         body: Bytes,
     ) -> Option<Result<(u16, Bytes), MetaError>> {
         let MetaMode::Member { net, .. } = &self.options.mode else { return None };
-        if self.picture().is_ok() {
+        if self.image().is_ok() {
             return None;
         }
         let not_now = |why: String| MetaError::NotNow(why);
@@ -302,50 +305,48 @@ impl Meta {
 }
 
 /// A server that was let in.
-struct Admitted {
+struct Registration {
     id: ServerId,
     session: u64,
     term: u64,
     cluster: u64,
-    orders: mpsc::Receiver<Instruction>,
+    instructions: mpsc::Receiver<Instruction>,
 }
 
 /// What a server was told last.
 #[derive(Default)]
-struct Known {
-    picture: Option<Arc<Picture>>,
+struct SentImage {
+    image: Option<Arc<MetadataImage>>,
     assignments: Option<BTreeMap<TableId, Arc<Assignment>>>,
 }
 
-impl Known {
+impl SentImage {
     /// What is new in a picture, in messages.
-    fn deltas(&mut self, server: ServerId, picture: &Arc<Picture>) -> Vec<MetaMessage> {
-        let before = self.picture.replace(picture.clone());
+    fn deltas(&mut self, server: ServerId, image: &Arc<MetadataImage>) -> Vec<MetaMessage> {
+        let before = self.image.replace(image.clone());
         let mut messages = Vec::new();
-        let version = picture.version;
-        if before.as_ref().is_none_or(|before| !Arc::ptr_eq(&before.servers, &picture.servers)) {
+        let version = image.version;
+        if before.as_ref().is_none_or(|before| !Arc::ptr_eq(&before.servers, &image.servers)) {
             let known = before.as_ref().map(|before| &*before.servers);
             messages.extend(
-                pages(known, &picture.servers, version).into_iter().map(MetaMessage::Servers),
+                deltas(known, &image.servers, version).into_iter().map(MetaMessage::Servers),
             );
         }
         // Routes before tables: whoever sees a table is to find its partitions.
-        if before.as_ref().is_none_or(|before| !Arc::ptr_eq(&before.routes, &picture.routes)) {
+        if before.as_ref().is_none_or(|before| !Arc::ptr_eq(&before.routes, &image.routes)) {
             let known = before.as_ref().map(|before| &*before.routes);
-            messages.extend(
-                pages(known, &picture.routes, version).into_iter().map(MetaMessage::Routes),
-            );
+            messages
+                .extend(deltas(known, &image.routes, version).into_iter().map(MetaMessage::Routes));
         }
         if before.as_ref().is_none_or(|before| before.version != version) {
             let known = before.as_ref().map(|before| &*before.tables);
-            messages.extend(
-                pages(known, &picture.tables, version).into_iter().map(MetaMessage::Tables),
-            );
+            messages
+                .extend(deltas(known, &image.tables, version).into_iter().map(MetaMessage::Tables));
             // Also when nothing is new for this server: it is to say that it has
             // followed.
-            let now = picture.assignments(server);
+            let now = image.assignments(server);
             messages.extend(
-                pages(self.assignments.as_ref(), &now, version)
+                deltas(self.assignments.as_ref(), &now, version)
                     .into_iter()
                     .map(MetaMessage::Assignments),
             );
@@ -367,7 +368,7 @@ async fn admin_answer(
         request = request.header(axum::http::header::CONTENT_TYPE, "application/json");
     }
     let request = request.body(Body::from(body)).map_err(|error| error.to_string())?;
-    let response = match admin::inner(meta, local).oneshot(request).await {
+    let response = match admin::unguarded_router(meta, local).oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     };

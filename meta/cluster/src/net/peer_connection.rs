@@ -2,8 +2,8 @@
 //! it again when it is lost.
 //!
 //! What is down is known to be down: while dialing fails, calls fail at once or after
-//! [`PATIENCE`]; dialing goes on every [`BACKOFF_MAX`] as long as somebody has asked
-//! within [`INTEREST`].
+//! [`DIAL_WAIT_MAX`]; dialing goes on every [`BACKOFF_MAX`] as long as somebody has asked
+//! within [`RECONNECT_FOR`].
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use super::hello::Greeter;
-use super::link::Link;
-use super::reader::Inbound;
-use super::wire::{Stream, run};
+use super::connection::Connection;
+use super::handshake::Handshaker;
+use super::reader::ReaderOptions;
+use super::socket::{Socket, run};
 use super::{Destination, Net, NetError, Peer, prepare};
 use crate::ServerId;
 
@@ -26,12 +26,12 @@ use crate::ServerId;
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(100);
 /// A call waits so long for an attempt that follows a failed one.
-const PATIENCE: Duration = Duration::from_millis(50);
+const DIAL_WAIT_MAX: Duration = Duration::from_millis(50);
 /// Without a call for so long, dialing ends until the next one.
-const INTEREST: Duration = Duration::from_secs(10);
+const RECONNECT_FOR: Duration = Duration::from_secs(10);
 /// A connection that lived for so long was a good one: when it is lost, it is made again
 /// without a pause. So is the first that did not.
-const GOOD: Duration = Duration::from_secs(1);
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 /// Of a host name's addresses, so many are tried.
 const ADDRESSES_MAX: usize = 8;
 
@@ -58,7 +58,7 @@ impl Lane {
 }
 
 #[derive(Clone)]
-enum Dial {
+enum DialState {
     /// Nobody dials.
     Idle,
     /// The first attempt, or the first since a good connection was lost.
@@ -67,45 +67,45 @@ enum Dial {
     Again(Arc<str>),
     /// It failed, and is not tried again for a moment.
     Down(Arc<str>),
-    Up(Arc<Link>),
+    Up(Arc<Connection>),
 }
 
-struct Task {
+struct DialTask {
     is_running: bool,
     /// When somebody last waited for a connection.
     wanted: Instant,
 }
 
-pub(super) struct Line {
+pub(super) struct PeerConnection {
     to: Destination,
     lane: Lane,
-    link: ArcSwapOption<Link>,
-    dial: watch::Sender<Dial>,
-    task: Mutex<Task>,
+    connection: ArcSwapOption<Connection>,
+    dial: watch::Sender<DialState>,
+    task: Mutex<DialTask>,
     /// Rung when its address has changed.
-    moved: Notify,
+    address_changed: Notify,
 }
 
-impl Line {
+impl PeerConnection {
     pub(super) fn new(to: Destination, lane: Lane) -> Arc<Self> {
-        Arc::new(Line {
+        Arc::new(PeerConnection {
             to,
             lane,
-            link: ArcSwapOption::empty(),
-            dial: watch::Sender::new(Dial::Idle),
-            task: Mutex::new(Task { is_running: false, wanted: Instant::now() }),
-            moved: Notify::new(),
+            connection: ArcSwapOption::empty(),
+            dial: watch::Sender::new(DialState::Idle),
+            task: Mutex::new(DialTask { is_running: false, wanted: Instant::now() }),
+            address_changed: Notify::new(),
         })
     }
 
     /// The connection, if it is up.
-    pub(super) fn up(&self) -> Option<Arc<Link>> {
-        self.link.load_full().filter(|link| !link.is_gone())
+    pub(super) fn current(&self) -> Option<Arc<Connection>> {
+        self.connection.load_full().filter(|connection| !connection.takes_no_calls())
     }
 
     /// The address has changed: a pause between attempts ends.
-    pub(super) fn moved(&self) {
-        self.moved.notify_waiters();
+    pub(super) fn address_changed(&self) {
+        self.address_changed.notify_waiters();
     }
 
     /// The connection, made if there is none.
@@ -113,21 +113,21 @@ impl Line {
         self: &Arc<Self>,
         net: &Arc<Net>,
         deadline: tokio::time::Instant,
-    ) -> Result<Arc<Link>, NetError> {
-        if let Some(link) = self.up() {
-            return Ok(link);
+    ) -> Result<Arc<Connection>, NetError> {
+        if let Some(connection) = self.current() {
+            return Ok(connection);
         }
         let mut seen = self.dial.subscribe();
-        self.want(net);
+        self.ensure_dialing(net);
         loop {
             let dial = seen.borrow_and_update().clone();
             let (until, why) = match dial {
-                Dial::Up(link) if !link.is_gone() => return Ok(link),
-                Dial::Down(why) => return Err(NetError::NotSent(why.to_string())),
-                Dial::Again(why) => {
-                    (deadline.min(tokio::time::Instant::now() + PATIENCE), why.to_string())
+                DialState::Up(connection) if !connection.takes_no_calls() => return Ok(connection),
+                DialState::Down(why) => return Err(NetError::NotSent(why.to_string())),
+                DialState::Again(why) => {
+                    (deadline.min(tokio::time::Instant::now() + DIAL_WAIT_MAX), why.to_string())
                 }
-                Dial::Idle | Dial::First | Dial::Up(_) => {
+                DialState::Idle | DialState::First | DialState::Up(_) => {
                     (deadline, format!("there is no connection to {} yet", self.to))
                 }
             };
@@ -139,51 +139,51 @@ impl Line {
     }
 
     /// Has somebody dial, if nobody does.
-    fn want(self: &Arc<Self>, net: &Arc<Net>) {
+    fn ensure_dialing(self: &Arc<Self>, net: &Arc<Net>) {
         let mut task = self.task.lock();
         task.wanted = Instant::now();
         if !task.is_running {
             task.is_running = true;
-            self.dial.send_replace(Dial::First);
+            self.dial.send_replace(DialState::First);
             let stopped = net.stopped.clone();
-            let dialing = self.clone().keep(Arc::downgrade(net));
+            let dialing = self.clone().dial_until_unwanted(Arc::downgrade(net));
             net.runtime(self.lane).spawn(async move { stopped.run_until_cancelled(dialing).await });
         }
     }
 
     fn is_wanted(&self) -> bool {
         let mut task = self.task.lock();
-        task.is_running = task.wanted.elapsed() < INTEREST;
+        task.is_running = task.wanted.elapsed() < RECONNECT_FOR;
         if !task.is_running {
-            self.dial.send_replace(Dial::Idle);
+            self.dial.send_replace(DialState::Idle);
         }
         task.is_running
     }
 
     /// Makes the connection again and again, as long as it is wanted.
-    async fn keep(self: Arc<Self>, net: Weak<Net>) {
+    async fn dial_until_unwanted(self: Arc<Self>, net: Weak<Net>) {
         let mut backoff = BACKOFF_MIN;
         loop {
             let Some(strong) = net.upgrade() else { return };
             let dialed = self.dial_once(&strong).await;
             drop(strong);
             let why: Arc<str> = match dialed {
-                Ok(link) => {
+                Ok(connection) => {
                     let born = Instant::now();
-                    tracing::info!(peer = %link.peer.server, to = %self.to, lane = ?self.lane, "connected");
-                    self.link.store(Some(link.clone()));
-                    self.dial.send_replace(Dial::Up(link.clone()));
-                    link.gone.cancelled().await;
-                    self.link.store(None);
-                    let why = link.failure().unwrap_or_else(|| "it is stopping".to_owned());
-                    tracing::info!(peer = %link.peer.server, to = %self.to, lane = ?self.lane, why, "connection lost");
+                    tracing::info!(peer = %connection.peer.server, to = %self.to, lane = ?self.lane, "connected");
+                    self.connection.store(Some(connection.clone()));
+                    self.dial.send_replace(DialState::Up(connection.clone()));
+                    connection.no_new_calls.cancelled().await;
+                    self.connection.store(None);
+                    let why = connection.failure().unwrap_or_else(|| "it is stopping".to_owned());
+                    tracing::info!(peer = %connection.peer.server, to = %self.to, lane = ?self.lane, why, "connection lost");
                     self.task.lock().wanted = Instant::now();
-                    if born.elapsed() > GOOD {
+                    if born.elapsed() > STABLE_AFTER {
                         backoff = BACKOFF_MIN;
                     }
                     if backoff == BACKOFF_MIN {
                         backoff *= 2;
-                        self.dial.send_replace(Dial::First);
+                        self.dial.send_replace(DialState::First);
                         continue;
                     }
                     format!("the connection to {} was lost: {why}", self.to).into()
@@ -193,19 +193,19 @@ impl Line {
                     why.into()
                 }
             };
-            self.dial.send_replace(Dial::Down(why.clone()));
+            self.dial.send_replace(DialState::Down(why.clone()));
             // Over when its address changes.
-            let _ = timeout(backoff, self.moved.notified()).await;
+            let _ = timeout(backoff, self.address_changed.notified()).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
             if !self.is_wanted() {
                 return;
             }
-            self.dial.send_replace(Dial::Again(why));
+            self.dial.send_replace(DialState::Again(why));
         }
     }
 
     /// Resolves the address and tries what it gives, one after the other.
-    async fn dial_once(&self, net: &Arc<Net>) -> Result<Arc<Link>, String> {
+    async fn dial_once(&self, net: &Arc<Net>) -> Result<Arc<Connection>, String> {
         let (address, wanted) = match &self.to {
             Destination::Address(address) => (address.clone(), None),
             Destination::Server(server) => match net.address_of(*server) {
@@ -235,8 +235,8 @@ impl Line {
                 }
             };
             let limit = net.options.handshake_timeout;
-            match timeout(limit, greet(net, stream, self.lane, &address, wanted)).await {
-                Ok(Ok(link)) => return Ok(link),
+            match timeout(limit, shake_hands(net, stream, self.lane, &address, wanted)).await {
+                Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(why)) => failure = format!("{address} ({socket_address}): {why}"),
                 Err(_) => {
                     failure = format!("{address} ({socket_address}): no greeting within {limit:?}")
@@ -247,33 +247,33 @@ impl Line {
     }
 }
 
-async fn greet(
+async fn shake_hands(
     net: &Arc<Net>,
     mut stream: TcpStream,
     lane: Lane,
     address: &str,
     wanted: Option<ServerId>,
-) -> Result<Arc<Link>, String> {
+) -> Result<Arc<Connection>, String> {
     prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
     stream.write_all(&[lane as u8]).await.map_err(|error| error.to_string())?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
     let mut stream = match net.tls.as_ref().map(ArcSwap::load_full) {
-        None => Stream::Plain(stream),
+        None => Socket::Plain(stream),
         Some(tls) => {
             let connected = tls.connector.connect(tls.name_of(address)?, stream).await;
-            Stream::Tls(Box::new(connected.map_err(|error| format!("TLS: {error}"))?.into()))
+            Socket::Tls(Box::new(connected.map_err(|error| format!("TLS: {error}"))?.into()))
         }
     };
-    let greeter = Greeter { card: net.card(), secret: net.options.secret.as_ref() };
-    let card = greeter.dial(&mut stream, wanted).await.map_err(|error| error.to_string())?;
+    let handshaker = Handshaker { info: net.peer_info(), secret: net.options.secret.as_ref() };
+    let info = handshaker.dial(&mut stream, wanted).await.map_err(|error| error.to_string())?;
     let (reader, writer, direct) = stream.split();
-    let peer = Peer { server: card.server, cluster: card.cluster, address: card.address, remote };
-    let link = Link::new(peer, card.frame_bytes_max as usize, direct, &net.stopped);
-    let inbound = Inbound {
+    let peer = Peer { server: info.server, cluster: info.cluster, address: info.address, remote };
+    let connection = Connection::new(peer, info.frame_bytes_max as usize, direct, &net.stopped);
+    let inbound = ReaderOptions {
         services: None,
         rows_runtime: None,
         frame_bytes_max: net.options.frame_bytes_max,
     };
-    tokio::spawn(run(link.clone(), reader, writer, inbound, net.options.ping_every));
-    Ok(link)
+    tokio::spawn(run(connection.clone(), reader, writer, inbound, net.options.ping_every));
+    Ok(connection)
 }

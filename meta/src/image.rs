@@ -12,40 +12,40 @@ use cluster::meta_protocol::{Assignment, DELTA_BYTES, Delta, Route, Server};
 use cluster::{PartitionId, ServerId, Table, TableId};
 use serde::Serialize;
 
-use crate::roster::Roster;
-use crate::state::{State, Status};
+use crate::liveness::ServerTracker;
+use crate::state::{MetaState, TablePhase};
 
 /// A map whose values are shared from picture to picture.
-pub type Map<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+pub type SharedMap<K, V> = Arc<BTreeMap<K, Arc<V>>>;
 
 /// One moment, as the leader sees it.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct MetadataImage {
     /// The term of the group under which this meta leads; `None`: it does not, and the
     /// rest means nothing.
     pub term: Option<u64>,
     /// Since when it leads.
     pub since: Instant,
     /// What is committed.
-    pub state: Arc<State>,
+    pub state: Arc<MetaState>,
     /// Grows with the state, also from leader to leader.
     pub version: u64,
     /// The version in which a table was last changed.
     pub changed: Arc<BTreeMap<TableId, u64>>,
     /// The address book.
-    pub servers: Map<ServerId, Server>,
+    pub servers: SharedMap<ServerId, Server>,
     /// Tables that serve.
-    pub tables: Map<TableId, Table>,
+    pub tables: SharedMap<TableId, Table>,
     /// Partitions of tables that serve or are being created.
-    pub routes: Map<PartitionId, Route>,
+    pub routes: SharedMap<PartitionId, Route>,
     /// Of which the routes are.
     leaders_version: u64,
 }
 
-impl Picture {
+impl MetadataImage {
     /// Before anything is known.
-    pub fn blank() -> Picture {
-        Picture {
+    pub fn empty() -> MetadataImage {
+        MetadataImage {
             term: None,
             since: Instant::now(),
             state: Arc::default(),
@@ -59,12 +59,12 @@ impl Picture {
     }
 
     /// This meta does not lead any more.
-    pub fn resigned(&self) -> Picture {
-        Picture { term: None, ..self.clone() }
+    pub fn resigned(&self) -> MetadataImage {
+        MetadataImage { term: None, ..self.clone() }
     }
 
     /// The state has changed, or the leadership.
-    pub fn next(&self, term: u64, state: &State, roster: &Roster) -> Picture {
+    pub fn next(&self, term: u64, state: &MetaState, tracker: &ServerTracker) -> MetadataImage {
         let version = (self.version + 1).max(first_version(term));
         let since = if self.term == Some(term) { self.since } else { Instant::now() };
         let changed = |id: &TableId| match self.changed.get(id) {
@@ -75,13 +75,13 @@ impl Picture {
             }
             _ => version,
         };
-        let ready = state.tables.values().filter(|record| record.status == Status::Ready);
-        let picture = Picture {
+        let ready = state.tables.values().filter(|record| record.status == TablePhase::Ready);
+        let image = MetadataImage {
             term: Some(term),
             since,
             version,
             changed: Arc::new(state.tables.keys().map(|id| (*id, changed(id))).collect()),
-            servers: kept(
+            servers: share_unchanged(
                 &self.servers,
                 state
                     .servers
@@ -93,16 +93,16 @@ impl Picture {
             leaders_version: self.leaders_version,
             state: Arc::new(state.clone()),
         };
-        picture.routed(roster)
+        image.with_leaders(tracker)
     }
 
     /// The same with the leaders that the roster knows.
-    pub fn routed(mut self, roster: &Roster) -> Picture {
+    pub fn with_leaders(mut self, tracker: &ServerTracker) -> MetadataImage {
         let serves = |partition: &PartitionId| {
             self.state
                 .tables
                 .get(&partition.table)
-                .is_some_and(|record| record.status != Status::Dropping)
+                .is_some_and(|record| record.status != TablePhase::Dropping)
         };
         let placements =
             self.state.placements.values().filter(|placement| serves(&placement.partition));
@@ -112,18 +112,18 @@ impl Picture {
                 partition,
                 Arc::new(Route {
                     placement: (**placement).clone(),
-                    leader: roster.leader(partition),
+                    leader: tracker.leader(partition),
                 }),
             )
         });
-        self.routes = kept(&self.routes, routes);
-        self.leaders_version = roster.leaders_version();
+        self.routes = share_unchanged(&self.routes, routes);
+        self.leaders_version = tracker.leaders_version();
         self
     }
 
     /// Whether the roster knows other leaders than this picture.
-    pub fn is_stale(&self, roster: &Roster) -> bool {
-        self.leaders_version != roster.leaders_version()
+    pub fn has_old_leaders(&self, tracker: &ServerTracker) -> bool {
+        self.leaders_version != tracker.leaders_version()
     }
 
     /// What a server is to hold and to destroy.
@@ -133,7 +133,7 @@ impl Picture {
             self.state.placements.values().filter(|placement| placement.on(server).is_some())
         {
             let Some(record) = self.state.tables.get(&placement.partition.table) else { continue };
-            let destroy = record.status == Status::Dropping;
+            let destroy = record.status == TablePhase::Dropping;
             if destroy && !record.remaining.contains(&server) {
                 continue;
             }
@@ -149,7 +149,7 @@ impl Picture {
     }
 }
 
-impl Picture {
+impl MetadataImage {
     /// The servers that hold something of a table.
     pub fn holders(&self, table: TableId) -> BTreeSet<ServerId> {
         self.state
@@ -161,10 +161,10 @@ impl Picture {
 
 /// A map made anew, in which what is as it was is the same as before; the same map when
 /// all is.
-fn kept<K: Ord + Clone, V: PartialEq>(
-    before: &Map<K, V>,
+fn share_unchanged<K: Ord + Clone, V: PartialEq>(
+    before: &SharedMap<K, V>,
     now: impl Iterator<Item = (K, Arc<V>)>,
-) -> Map<K, V> {
+) -> SharedMap<K, V> {
     let share = |(key, value): (K, Arc<V>)| match before.get(&key) {
         Some(known) if **known == *value => (key, known.clone()),
         _ => (key, value),
@@ -185,7 +185,7 @@ fn first_version(term: u64) -> u64 {
 
 /// What somebody who knows `before` (nothing, when it is `None`) must be told to know
 /// `now`, in pages of bounded size; at least one page.
-pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
+pub fn deltas<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
     before: Option<&BTreeMap<K, Arc<V>>>,
     now: &BTreeMap<K, Arc<V>>,
     version: u64,
@@ -202,27 +202,27 @@ pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
         upserts: BTreeMap::new(),
         removed: Vec::new(),
     };
-    let mut pages = vec![page(before.is_none())];
+    let mut deltas = vec![page(before.is_none())];
     let mut bytes = 0;
-    let mut room = |pages: &mut Vec<Delta<K, V>>, size: usize| {
+    let mut room = |deltas: &mut Vec<Delta<K, V>>, size: usize| {
         bytes += size;
         if bytes > DELTA_BYTES {
             bytes = size;
-            pages.push(page(false));
+            deltas.push(page(false));
         }
     };
     for key in
         before.into_iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key))
     {
-        room(&mut pages, cluster::meta_protocol::encode(key).len());
-        pages.last_mut().expect("there is one").removed.push(key.clone());
+        room(&mut deltas, cluster::meta_protocol::encode(key).len());
+        deltas.last_mut().expect("there is one").removed.push(key.clone());
     }
     for (key, value) in now.iter().filter(|(key, value)| !is_known(key, value)) {
-        room(&mut pages, cluster::meta_protocol::encode(&(key, value)).len());
-        pages.last_mut().expect("there is one").upserts.insert(key.clone(), (**value).clone());
+        room(&mut deltas, cluster::meta_protocol::encode(&(key, value)).len());
+        deltas.last_mut().expect("there is one").upserts.insert(key.clone(), (**value).clone());
     }
-    pages.last_mut().expect("there is one").has_more = false;
-    pages
+    deltas.last_mut().expect("there is one").has_more = false;
+    deltas
 }
 
 #[cfg(test)]
@@ -235,10 +235,10 @@ mod tests {
 
     fn apply(
         mut known: BTreeMap<u32, Arc<String>>,
-        pages: Vec<Delta<u32, String>>,
+        deltas: Vec<Delta<u32, String>>,
     ) -> BTreeMap<u32, Arc<String>> {
-        let count = pages.len();
-        for (nth, page) in pages.into_iter().enumerate() {
+        let count = deltas.len();
+        for (nth, page) in deltas.into_iter().enumerate() {
             assert_eq!((page.has_more, page.version), (nth + 1 < count, 9));
             if page.is_snapshot {
                 known.clear();
@@ -254,12 +254,13 @@ mod tests {
     #[test]
     fn versions_grow_from_leader_to_leader() {
         const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-        let (state, roster, today) = (State::default(), Roster::default(), 1_796_090_342_402);
+        let (state, tracker, today) =
+            (MetaState::default(), ServerTracker::default(), 1_796_090_342_402);
         let mut last = 0;
         // 2^32 ms are 49.7 days.
         for days in [0, 1, 49, 50, 365, 36_500] {
-            let first = Picture::blank().next(today + days * DAY_MS, &state, &roster);
-            let second = first.next(today + days * DAY_MS, &state, &roster);
+            let first = MetadataImage::empty().next(today + days * DAY_MS, &state, &tracker);
+            let second = first.next(today + days * DAY_MS, &state, &tracker);
             assert!(
                 last < first.version && first.version < second.version,
                 "{last} {} {}",
@@ -274,18 +275,18 @@ mod tests {
     fn pages_say_what_is_new() {
         let (before, now) =
             (map(&[(1, "a"), (2, "b"), (3, "c")]), map(&[(1, "a"), (2, "B"), (4, "d")]));
-        let told = pages(Some(&before), &now, 9);
+        let told = deltas(Some(&before), &now, 9);
         assert_eq!(
             (told.len(), told[0].upserts.len(), &told[0].removed, told[0].is_snapshot),
             (1, 2, &vec![3], false)
         );
         assert_eq!(apply(before.clone(), told), now);
         assert_eq!(
-            apply(before.clone(), pages(None, &now, 9)),
+            apply(before.clone(), deltas(None, &now, 9)),
             now,
             "whoever knows something else begins anew"
         );
-        let nothing = pages(Some(&now), &now, 9);
+        let nothing = deltas(Some(&now), &now, 9);
         assert_eq!((nothing.len(), nothing[0].upserts.len(), nothing[0].has_more), (1, 0, false));
     }
 
@@ -294,7 +295,7 @@ mod tests {
         let long = "x".repeat(DELTA_BYTES / 10);
         let now: BTreeMap<u32, Arc<String>> =
             (0..95).map(|key| (key, Arc::new(long.clone()))).collect();
-        let told = pages(None, &now, 9);
+        let told = deltas(None, &now, 9);
         assert!(
             told.len() >= 10 && told.iter().all(|page| page.upserts.len() <= 10),
             "{}",
@@ -305,10 +306,10 @@ mod tests {
 
     #[test]
     fn what_is_unchanged_is_shared() {
-        let before: Map<u32, String> = Arc::new(map(&[(1, "a"), (2, "b")]));
-        let same = kept(&before, map(&[(1, "a"), (2, "b")]).into_iter());
+        let before: SharedMap<u32, String> = Arc::new(map(&[(1, "a"), (2, "b")]));
+        let same = share_unchanged(&before, map(&[(1, "a"), (2, "b")]).into_iter());
         assert!(Arc::ptr_eq(&before, &same));
-        let other = kept(&before, map(&[(1, "a"), (2, "c")]).into_iter());
+        let other = share_unchanged(&before, map(&[(1, "a"), (2, "c")]).into_iter());
         assert!(Arc::ptr_eq(&before[&1], &other[&1]) && *other[&2] == "c");
     }
 }

@@ -9,7 +9,7 @@
 //!                                      <-    Welcome with its proof, or Refused
 //! ```
 //! Before it, in front of TLS if there is any, the dialer sends one byte: the
-//! connection's lane ([`Lane`](super::line::Lane)).
+//! connection's lane ([`Lane`](super::peer_connection::Lane)).
 //!
 //! Each message has its length (u16 LE) before it; its body is postcard. A proof is an
 //! HMAC-SHA256 with the secret over the side's role and everything that was said before,
@@ -40,7 +40,7 @@ const MESSAGE_BYTES_MAX: usize = 2048;
 
 /// What a side says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Card {
+pub(super) struct PeerInfo {
     /// `None`: not known yet.
     pub(super) cluster: Option<ClusterId>,
     pub(super) server: ServerId,
@@ -51,10 +51,10 @@ pub(super) struct Card {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Hello {
-    card: Card,
+struct ClientHello {
+    info: PeerInfo,
     /// Whom the dialer wants to speak to.
-    wanted: Option<ServerId>,
+    expected: Option<ServerId>,
     has_secret: bool,
     nonce: [u8; 32],
 }
@@ -62,7 +62,7 @@ struct Hello {
 #[derive(Serialize, Deserialize)]
 enum Reply {
     Challenge { has_secret: bool, nonce: [u8; 32] },
-    Welcome { card: Card, proof: Option<[u8; 32]> },
+    Welcome { info: PeerInfo, proof: Option<[u8; 32]> },
     Refused(String),
 }
 
@@ -71,24 +71,24 @@ struct Proof(Option<[u8; 32]>);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HelloError {
+pub(super) enum HandshakeError {
     /// It ended in the middle.
     #[error("the connection ended during the handshake ({0})")]
     Io(#[from] std::io::Error),
     /// Not one of ours.
     #[error("the other side does not speak this protocol")]
-    Stranger,
+    WrongProtocol,
     /// The other side says so.
     #[error("refused by the other side: {0}")]
     Refused(String),
     /// We say so.
     #[error("{0}")]
-    Unfit(String),
+    Mismatch(String),
 }
 
 /// One side of the handshake.
-pub(super) struct Greeter<'a> {
-    pub(super) card: Card,
+pub(super) struct Handshaker<'a> {
+    pub(super) info: PeerInfo,
     pub(super) secret: Option<&'a Secret>,
 }
 
@@ -96,10 +96,10 @@ const DIALER: &[u8] = b"bridle cluster, dialer";
 const ACCEPTOR: &[u8] = b"bridle cluster, acceptor";
 
 /// The proof's MAC, ready to be read or checked.
-fn mac(secret: &Secret, role: &[u8], said: &[&[u8]]) -> Hmac<Sha256> {
+fn mac(secret: &Secret, role: &[u8], transcript: &[&[u8]]) -> Hmac<Sha256> {
     let mut mac =
         Hmac::<Sha256>::new_from_slice(secret.bytes()).expect("HMAC takes keys of any length");
-    for part in [role].iter().chain(said) {
+    for part in [role].iter().chain(transcript) {
         mac.update(&(part.len() as u32).to_le_bytes());
         mac.update(part);
     }
@@ -107,23 +107,23 @@ fn mac(secret: &Secret, role: &[u8], said: &[&[u8]]) -> Hmac<Sha256> {
 }
 
 /// Compares in constant time.
-fn is_proof(secret: &Secret, role: &[u8], said: &[&[u8]], proof: Option<[u8; 32]>) -> bool {
-    proof.is_some_and(|proof| mac(secret, role, said).verify_slice(&proof).is_ok())
+fn is_proof(secret: &Secret, role: &[u8], transcript: &[&[u8]], proof: Option<[u8; 32]>) -> bool {
+    proof.is_some_and(|proof| mac(secret, role, transcript).verify_slice(&proof).is_ok())
 }
 
-impl Greeter<'_> {
-    /// Greets whom we have called; `wanted` is who it should be, where that is known.
+impl Handshaker<'_> {
+    /// Greets whom we have called; `expected` is who it should be, where that is known.
     pub(super) async fn dial<S>(
         &self,
         stream: &mut S,
-        wanted: Option<ServerId>,
-    ) -> Result<Card, HelloError>
+        expected: Option<ServerId>,
+    ) -> Result<PeerInfo, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let hello = Hello {
-            card: self.card.clone(),
-            wanted,
+        let hello = ClientHello {
+            info: self.info.clone(),
+            expected,
             has_secret: self.secret.is_some(),
             nonce: rand::rng().random(),
         };
@@ -133,41 +133,41 @@ impl Greeter<'_> {
             .write_all(&[&preface[..], &(hello.len() as u16).to_le_bytes(), &hello].concat())
             .await?;
         stream.flush().await?;
-        let (challenge, said) = receive::<Reply, S>(stream).await?;
+        let (challenge, transcript) = receive::<Reply, S>(stream).await?;
         let has_secret = match challenge {
             Reply::Challenge { has_secret, .. } => has_secret,
-            Reply::Refused(why) => return Err(HelloError::Refused(why)),
-            Reply::Welcome { .. } => return Err(HelloError::Stranger),
+            Reply::Refused(why) => return Err(HandshakeError::Refused(why)),
+            Reply::Welcome { .. } => return Err(HandshakeError::WrongProtocol),
         };
         // Said before anything is proved to somebody who cannot prove anything himself.
         if let Some(why) = secrets_differ(self.secret.is_some(), has_secret) {
-            return Err(HelloError::Unfit(why));
+            return Err(HandshakeError::Mismatch(why));
         }
         let proof = self.secret.map(|secret| {
-            mac(secret, DIALER, &[&preface, &hello, &said]).finalize().into_bytes().into()
+            mac(secret, DIALER, &[&preface, &hello, &transcript]).finalize().into_bytes().into()
         });
         let proof = encoded(&Proof(proof));
         send(stream, &proof).await?;
-        let (card, their_proof) = match receive::<Reply, S>(stream).await?.0 {
-            Reply::Welcome { card, proof } => (card, proof),
-            Reply::Refused(why) => return Err(HelloError::Refused(why)),
-            Reply::Challenge { .. } => return Err(HelloError::Stranger),
+        let (info, their_proof) = match receive::<Reply, S>(stream).await?.0 {
+            Reply::Welcome { info, proof } => (info, proof),
+            Reply::Refused(why) => return Err(HandshakeError::Refused(why)),
+            Reply::Challenge { .. } => return Err(HandshakeError::WrongProtocol),
         };
         if let Some(secret) = self.secret
             && !is_proof(
                 secret,
                 ACCEPTOR,
-                &[&preface, &hello, &said, &proof, &encoded(&card)],
+                &[&preface, &hello, &transcript, &proof, &encoded(&info)],
                 their_proof,
             )
         {
-            return Err(HelloError::Unfit(
+            return Err(HandshakeError::Mismatch(
                 "the other side does not know the cluster's secret".to_owned(),
             ));
         }
-        match unfit(&card, &self.card, wanted, card.server) {
-            Some(why) => Err(HelloError::Unfit(why)),
-            None => Ok(card),
+        match mismatch(&info, &self.info, expected, info.server) {
+            Some(why) => Err(HandshakeError::Mismatch(why)),
+            None => Ok(info),
         }
     }
 
@@ -175,14 +175,14 @@ impl Greeter<'_> {
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
-    ) -> Result<Card, HelloError> {
+    ) -> Result<PeerInfo, HandshakeError> {
         let mut start = [0; 8];
         stream.read_exact(&mut start).await?;
         if start[..6] != MAGIC {
-            return Err(HelloError::Stranger);
+            return Err(HandshakeError::WrongProtocol);
         }
         let (hello, said_hello) = match start == preface() {
-            true => receive::<Hello, S>(stream).await?,
+            true => receive::<ClientHello, S>(stream).await?,
             false => {
                 let theirs = u16::from_le_bytes([start[6], start[7]]);
                 return self
@@ -212,14 +212,15 @@ impl Greeter<'_> {
                 .refuse(stream, "the dialer does not know the cluster's secret".to_owned())
                 .await;
         }
-        if let Some(why) = unfit(&self.card, &hello.card, hello.wanted, self.card.server) {
+        if let Some(why) = mismatch(&self.info, &hello.info, hello.expected, self.info.server) {
             return self.refuse(stream, why).await;
         }
-        let said = [&start[..], &said_hello, &challenge, &said_proof, &encoded(&self.card)];
-        let proof =
-            self.secret.map(|secret| mac(secret, ACCEPTOR, &said).finalize().into_bytes().into());
-        send(stream, &encoded(&Reply::Welcome { card: self.card.clone(), proof })).await?;
-        Ok(hello.card)
+        let transcript = [&start[..], &said_hello, &challenge, &said_proof, &encoded(&self.info)];
+        let proof = self
+            .secret
+            .map(|secret| mac(secret, ACCEPTOR, &transcript).finalize().into_bytes().into());
+        send(stream, &encoded(&Reply::Welcome { info: self.info.clone(), proof })).await?;
+        Ok(hello.info)
     }
 
     /// Tells the other side why not, and our log too.
@@ -227,11 +228,11 @@ impl Greeter<'_> {
         &self,
         stream: &mut S,
         why: String,
-    ) -> Result<Card, HelloError> {
+    ) -> Result<PeerInfo, HandshakeError> {
         send(stream, &encoded(&Reply::Refused(why.clone()))).await?;
         // Best effort: it is over either way.
         let _ = stream.shutdown().await;
-        Err(HelloError::Unfit(why))
+        Err(HandshakeError::Mismatch(why))
     }
 }
 
@@ -246,10 +247,10 @@ fn secrets_differ(dialer_has: bool, acceptor_has: bool) -> Option<String> {
 }
 
 /// Why these two should not speak with each other.
-fn unfit(
-    acceptor: &Card,
-    dialer: &Card,
-    wanted: Option<ServerId>,
+fn mismatch(
+    acceptor: &PeerInfo,
+    dialer: &PeerInfo,
+    expected: Option<ServerId>,
     answers: ServerId,
 ) -> Option<String> {
     if let (Some(acceptor), Some(dialer)) = (acceptor.cluster, dialer.cluster)
@@ -259,8 +260,8 @@ fn unfit(
             "the acceptor belongs to cluster {acceptor}, the dialer to cluster {dialer}"
         ));
     }
-    let wanted = wanted.filter(|wanted| *wanted != answers)?;
-    Some(format!("server {wanted} was called, and server {answers} answers at this address"))
+    let expected = expected.filter(|expected| *expected != answers)?;
+    Some(format!("server {expected} was called, and server {answers} answers at this address"))
 }
 
 fn preface() -> [u8; 8] {
@@ -281,14 +282,14 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, message: &[u8]) -> Result<(
 /// A message, and its bytes as they came.
 async fn receive<T: DeserializeOwned, S: AsyncRead + Unpin>(
     stream: &mut S,
-) -> Result<(T, Vec<u8>), HelloError> {
+) -> Result<(T, Vec<u8>), HandshakeError> {
     let length = usize::from(stream.read_u16_le().await?);
     if length > MESSAGE_BYTES_MAX {
-        return Err(HelloError::Stranger);
+        return Err(HandshakeError::WrongProtocol);
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
-    let message = postcard::from_bytes(&bytes).map_err(|_| HelloError::Stranger)?;
+    let message = postcard::from_bytes(&bytes).map_err(|_| HandshakeError::WrongProtocol)?;
     Ok((message, bytes))
 }
 
@@ -297,23 +298,23 @@ mod tests {
     use super::*;
     use crate::vectors::Vectors;
 
-    fn greeter(server: u64, cluster: Option<u64>, secret: Option<&Secret>) -> Greeter<'_> {
-        let card = Card {
+    fn greeter(server: u64, cluster: Option<u64>, secret: Option<&Secret>) -> Handshaker<'_> {
+        let info = PeerInfo {
             cluster: cluster.map(ClusterId),
             server: ServerId(server),
             address: "host:1".to_owned(),
             frame_bytes_max: 1000,
         };
-        Greeter { card, secret }
+        Handshaker { info, secret }
     }
 
     async fn meet(
-        dialer: Greeter<'_>,
-        wanted: Option<u64>,
-        acceptor: Greeter<'_>,
-    ) -> (Result<Card, HelloError>, Result<Card, HelloError>) {
+        dialer: Handshaker<'_>,
+        expected: Option<u64>,
+        acceptor: Handshaker<'_>,
+    ) -> (Result<PeerInfo, HandshakeError>, Result<PeerInfo, HandshakeError>) {
         let (mut one, mut other) = tokio::io::duplex(4096);
-        let dial = async move { dialer.dial(&mut one, wanted.map(ServerId)).await };
+        let dial = async move { dialer.dial(&mut one, expected.map(ServerId)).await };
         let accept = async move { acceptor.accept(&mut other).await };
         tokio::join!(dial, accept)
     }
@@ -325,8 +326,8 @@ mod tests {
             for secret in [None, Some(&secret)] {
                 let (dialed, accepted) =
                     meet(greeter(1, ours, secret), Some(2), greeter(2, theirs, secret)).await;
-                assert_eq!(dialed.unwrap(), greeter(2, theirs, None).card);
-                assert_eq!(accepted.unwrap(), greeter(1, ours, None).card);
+                assert_eq!(dialed.unwrap(), greeter(2, theirs, None).info);
+                assert_eq!(accepted.unwrap(), greeter(1, ours, None).info);
             }
         }
     }
@@ -357,8 +358,8 @@ mod tests {
             ),
             (greeter(1, None, None), None, greeter(2, None, Some(&secret)), "the dialer has none"),
         ];
-        for (dialer, wanted, acceptor, why) in cases {
-            let (dialed, accepted) = meet(dialer, wanted, acceptor).await;
+        for (dialer, expected, acceptor, why) in cases {
+            let (dialed, accepted) = meet(dialer, expected, acceptor).await;
             let (dialed, accepted) =
                 (dialed.unwrap_err().to_string(), accepted.unwrap_err().to_string());
             assert!(dialed.contains(why) && accepted.contains(why), "{dialed} / {accepted}");
@@ -375,12 +376,12 @@ mod tests {
         let mirror = async {
             let mut start = [0; 8];
             wire.read_exact(&mut start).await.unwrap();
-            let (hello, _) = receive::<Hello, _>(&mut wire).await.unwrap();
+            let (hello, _) = receive::<ClientHello, _>(&mut wire).await.unwrap();
             send(&mut wire, &encoded(&Reply::Challenge { has_secret: true, nonce: hello.nonce }))
                 .await
                 .unwrap();
             let (Proof(proof), _) = receive::<Proof, _>(&mut wire).await.unwrap();
-            send(&mut wire, &encoded(&Reply::Welcome { card: hello.card, proof })).await.unwrap();
+            send(&mut wire, &encoded(&Reply::Welcome { info: hello.info, proof })).await.unwrap();
         };
         let (dialed, ()) = tokio::join!(dialer.dial(&mut one, None), mirror);
         assert!(dialed.unwrap_err().to_string().contains("does not know the cluster's secret"));
@@ -403,14 +404,14 @@ mod tests {
     #[test]
     fn the_handshake_is_frozen() {
         let secret = Secret::new("correct horse battery").unwrap();
-        let (dialer, acceptor) = (greeter(1, None, None).card, greeter(300, Some(5), None).card);
+        let (dialer, acceptor) = (greeter(1, None, None).info, greeter(300, Some(5), None).info);
         let mut vectors = Vectors::default();
         let preface = preface();
         vectors.push("preface", &preface);
-        let hello = |has_secret, wanted: Option<u64>| {
-            encoded(&Hello {
-                card: dialer.clone(),
-                wanted: wanted.map(ServerId),
+        let hello = |has_secret, expected: Option<u64>| {
+            encoded(&ClientHello {
+                info: dialer.clone(),
+                expected: expected.map(ServerId),
                 has_secret,
                 nonce: [7; 32],
             })
@@ -419,26 +420,26 @@ mod tests {
         let hello = hello(true, Some(300));
         vectors.push("hello.secret", &hello);
         let challenge = encoded(&Reply::Challenge { has_secret: true, nonce: [8; 32] });
-        let said = [&preface[..], &hello, &challenge];
-        let proof_of = |role, said: &[&[u8]]| -> [u8; 32] {
-            mac(&secret, role, said).finalize().into_bytes().into()
+        let transcript = [&preface[..], &hello, &challenge];
+        let proof_of = |role, transcript: &[&[u8]]| -> [u8; 32] {
+            mac(&secret, role, transcript).finalize().into_bytes().into()
         };
         vectors.push("proof.none", &encoded(&Proof(None)));
-        let proof = encoded(&Proof(Some(proof_of(DIALER, &said))));
+        let proof = encoded(&Proof(Some(proof_of(DIALER, &transcript))));
         vectors.push("proof", &proof);
-        let card = encoded(&acceptor);
-        let said = [&said[..], &[&proof, &card]].concat();
+        let info = encoded(&acceptor);
+        let transcript = [&transcript[..], &[&proof, &info]].concat();
         let replies = vec![
             ("challenge", challenge.clone()),
             ("challenge-open", encoded(&Reply::Challenge { has_secret: false, nonce: [8; 32] })),
             (
                 "welcome",
                 encoded(&Reply::Welcome {
-                    card: acceptor.clone(),
-                    proof: Some(proof_of(ACCEPTOR, &said)),
+                    info: acceptor.clone(),
+                    proof: Some(proof_of(ACCEPTOR, &transcript)),
                 }),
             ),
-            ("welcome-open", encoded(&Reply::Welcome { card: acceptor.clone(), proof: None })),
+            ("welcome-open", encoded(&Reply::Welcome { info: acceptor.clone(), proof: None })),
             ("refused", encoded(&Reply::Refused("no".to_owned()))),
         ];
         vectors.add::<Reply>("reply", 0, replies);
@@ -477,6 +478,6 @@ mod tests {
         };
         let dialer = greeter(1, None, None);
         let (dialed, ()) = tokio::join!(dialer.dial(&mut one, None), acceptor);
-        assert_eq!(dialed.unwrap(), greeter(300, Some(5), None).card);
+        assert_eq!(dialed.unwrap(), greeter(300, Some(5), None).info);
     }
 }

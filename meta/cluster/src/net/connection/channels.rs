@@ -8,14 +8,14 @@ use tokio::sync::{Notify, mpsc};
 
 use super::super::Service;
 use super::super::channel::{Channel, WINDOW_BYTES, cost};
-use super::super::frame::{ENDS_RECEIVING, ENDS_SENDING, Head, Kind};
-use super::{CallBlock, Link, OUTBOX_BYTES, State};
+use super::super::frame::{ENDS_RECEIVING, ENDS_SENDING, FrameHeader, FrameKind};
+use super::{CallRefused, Connection, ConnectionState, OUTBOX_BYTES};
 
 /// A dialer may have so many channels on a connection.
 const CHANNELS_MAX: usize = 4096;
 
 /// What a connection knows of a channel.
-pub(super) struct Flow {
+pub(super) struct ChannelState {
     /// What may still be sent; negative after a large message.
     credit: i64,
     /// Rung when there is credit again, or never will be.
@@ -28,26 +28,26 @@ pub(super) struct Flow {
 }
 
 /// Why a message did not get into the outbox.
-pub(in super::super) enum SendBlock {
+pub(in super::super) enum SendRefused {
     /// For ever.
     Ended(String),
     /// Wait, then try again.
     Full(OwnedNotified),
 }
 
-impl Link {
+impl Connection {
     /// Opens a channel to the other side.
     pub(in super::super) fn open(
         self: &Arc<Self>,
         service: Service,
         hello: &Bytes,
-    ) -> Result<Channel, CallBlock> {
+    ) -> Result<Channel, CallRefused> {
         let mut state = self.state.lock();
         self.check_open(&state)?;
         let id = state.next_channel;
         state.next_channel += 1;
         let inbox = enter(&mut state, id);
-        state.outbox.push(Head::new(Kind::Open, service as u8, id), hello.clone());
+        state.outbox.push(FrameHeader::new(FrameKind::Open, service as u8, id), hello.clone());
         drop(state);
         self.flush(false);
         Ok(Channel::new(self.clone(), id, inbox))
@@ -66,7 +66,7 @@ impl Link {
         state.next_channel = id.saturating_add(1);
         if state.channels.len() >= CHANNELS_MAX {
             drop(state);
-            self.say(Kind::End, ENDS_SENDING | ENDS_RECEIVING, id);
+            self.send_control(FrameKind::End, ENDS_SENDING | ENDS_RECEIVING, id);
             return Ok(None);
         }
         let inbox = enter(&mut state, id);
@@ -125,36 +125,40 @@ impl Link {
 
     pub(in super::super) fn end_sending(&self, id: u64) {
         if self.end(id, true, false) {
-            self.say(Kind::End, ENDS_SENDING, id);
+            self.send_control(FrameKind::End, ENDS_SENDING, id);
         }
     }
 
     pub(in super::super) fn end_receiving(&self, id: u64) {
         if self.end(id, false, true) {
-            self.say(Kind::End, ENDS_RECEIVING, id);
+            self.send_control(FrameKind::End, ENDS_RECEIVING, id);
         }
     }
 
-    pub(in super::super) fn try_message(&self, id: u64, message: &Bytes) -> Result<(), SendBlock> {
+    pub(in super::super) fn try_message(
+        &self,
+        id: u64,
+        message: &Bytes,
+    ) -> Result<(), SendRefused> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         if let Some(why) = &state.closed {
-            return Err(SendBlock::Ended(format!(
+            return Err(SendRefused::Ended(format!(
                 "the connection to {} was lost: {why}",
                 self.peer.server
             )));
         }
         let Some(flow) = state.channels.get_mut(&id).filter(|flow| flow.may_send) else {
-            return Err(SendBlock::Ended("the other side takes no more messages".to_owned()));
+            return Err(SendRefused::Ended("the other side takes no more messages".to_owned()));
         };
         if flow.credit <= 0 {
-            return Err(SendBlock::Full(flow.changed.clone().notified_owned()));
+            return Err(SendRefused::Full(flow.changed.clone().notified_owned()));
         }
         if state.outbox.bytes() > OUTBOX_BYTES {
-            return Err(SendBlock::Full(self.room.clone().notified_owned()));
+            return Err(SendRefused::Full(self.outbox_room.clone().notified_owned()));
         }
         flow.credit -= cost(message) as i64;
-        state.outbox.push(Head::new(Kind::Message, 0, id), message.clone());
+        state.outbox.push(FrameHeader::new(FrameKind::Message, 0, id), message.clone());
         drop(guard);
         self.flush(false);
         Ok(())
@@ -167,17 +171,18 @@ impl Link {
         };
         flow.unread = flow.unread.saturating_sub(bytes);
         let amount = u32::try_from(bytes).unwrap_or(u32::MAX);
-        state
-            .outbox
-            .push(Head::new(Kind::Credit, 0, id), Bytes::copy_from_slice(&amount.to_le_bytes()));
+        state.outbox.push(
+            FrameHeader::new(FrameKind::Credit, 0, id),
+            Bytes::copy_from_slice(&amount.to_le_bytes()),
+        );
         drop(state);
         self.flush(false);
     }
 }
 
-fn enter(state: &mut State, id: u64) -> mpsc::UnboundedReceiver<Bytes> {
+fn enter(state: &mut ConnectionState, id: u64) -> mpsc::UnboundedReceiver<Bytes> {
     let (sender, inbox) = mpsc::unbounded_channel();
-    let flow = Flow {
+    let flow = ChannelState {
         credit: WINDOW_BYTES as i64,
         changed: Arc::new(Notify::new()),
         may_send: true,

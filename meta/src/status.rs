@@ -10,19 +10,19 @@ use crate::admin::{
     ClusterStatus, CompactionStatus, MemberStatus, MetaStatus, PartitionStatus, ServerStatus,
     TableUsage,
 };
-use crate::catalogue::{Meta, MetaMode, now_ms};
-use crate::leading::LAG_MAX;
-use crate::picture::Picture;
-use crate::roster::Roster;
-use crate::state::Status;
+use crate::controller::LAG_MAX;
+use crate::image::MetadataImage;
+use crate::liveness::ServerTracker;
+use crate::meta::{Meta, MetaMode, now_ms};
+use crate::state::TablePhase;
 
 /// The most sentences of one kind among the faults.
 const FAULTS_SHOWN: usize = 10;
 
 impl Meta {
     /// The cluster at a glance.
-    pub fn cluster_status(&self, picture: &Picture) -> ClusterStatus {
-        let roster = self.roster.lock();
+    pub fn cluster_status(&self, image: &MetadataImage) -> ClusterStatus {
+        let tracker = self.tracker.lock();
         let metas = match &self.options.mode {
             MetaMode::Standalone(server) => {
                 vec![MetaStatus { address: server.address.clone(), leads: true }]
@@ -38,16 +38,16 @@ impl Meta {
             }
         };
         let down: Vec<_> =
-            picture.servers.values().filter(|server| !roster.is_up(server.id)).collect();
+            image.servers.values().filter(|server| !tracker.is_up(server.id)).collect();
         let mut faults: Vec<String> = down
             .iter()
             .take(FAULTS_SHOWN)
             .map(|server| format!("server {} ({}) is down", server.id, server.address))
             .collect();
-        for (id, server) in picture.servers.iter() {
-            let own = roster
-                .seen(*id)
-                .and_then(|seen| seen.figures.as_ref())
+        for (id, server) in image.servers.iter() {
+            let own = tracker
+                .health(*id)
+                .and_then(|health| health.figures.as_ref())
                 .map_or(&[][..], |figures| &figures.faults);
             faults.extend(
                 own.iter()
@@ -56,25 +56,25 @@ impl Meta {
             );
         }
         let (mut led, mut whole) = (0, 0);
-        for route in picture.routes.values() {
+        for route in image.routes.values() {
             let partition = route.placement.partition;
-            led += u32::from(roster.leading(partition).is_some());
+            led += u32::from(tracker.leading(partition).is_some());
             whole +=
                 u32::from(route.placement.members.iter().all(|member| {
-                    roster.is_able(member.server, partition, member.raft_id, LAG_MAX)
+                    tracker.can_lead(member.server, partition, member.raft_id, LAG_MAX)
                 }));
         }
-        let partitions = picture.routes.len() as u32;
+        let partitions = image.routes.len() as u32;
         if led < partitions {
             faults.push(format!("{} of {partitions} partitions have no leader", partitions - led));
         }
         ClusterStatus {
-            cluster_id: format!("{:016x}", picture.state.cluster.unwrap_or(0)),
+            cluster_id: format!("{:016x}", image.state.cluster.unwrap_or(0)),
             metas,
-            term: picture.term.unwrap_or(0),
-            servers_up: (picture.servers.len() - down.len()) as u32,
-            servers: picture.servers.len() as u32,
-            tables: picture.state.tables.len() as u32,
+            term: image.term.unwrap_or(0),
+            servers_up: (image.servers.len() - down.len()) as u32,
+            servers: image.servers.len() as u32,
+            tables: image.state.tables.len() as u32,
             partitions,
             partitions_led: led,
             partitions_whole: whole,
@@ -83,33 +83,33 @@ impl Meta {
     }
 
     /// All servers, by id.
-    pub fn server_statuses(&self, picture: &Picture) -> Vec<ServerStatus> {
-        let roster = self.roster.lock();
-        picture
+    pub fn server_statuses(&self, image: &MetadataImage) -> Vec<ServerStatus> {
+        let tracker = self.tracker.lock();
+        image
             .state
             .servers
             .values()
-            .map(|known| server_status(picture, &roster, known.server.id, known.since_ms))
+            .map(|known| server_status(image, &tracker, known.server.id, known.since_ms))
             .collect()
     }
 
     /// All partitions of a table, by index.
-    pub fn partition_statuses(&self, picture: &Picture, table: &Table) -> Vec<PartitionStatus> {
-        let roster = self.roster.lock();
-        picture
+    pub fn partition_statuses(&self, image: &MetadataImage, table: &Table) -> Vec<PartitionStatus> {
+        let tracker = self.tracker.lock();
+        image
             .state
             .placements_of(table.id)
-            .map(|placement| partition_status(picture, &roster, table, placement))
+            .map(|placement| partition_status(image, &tracker, table, placement))
             .collect()
     }
 
     /// What a table holds, as far as it was reported.
-    pub fn figures_of(&self, picture: &Picture, table: &Table) -> TableUsage {
-        let roster = self.roster.lock();
+    pub fn table_stats(&self, image: &MetadataImage, table: &Table) -> TableUsage {
+        let tracker = self.tracker.lock();
         let mut figures = TableUsage::default();
-        for placement in picture.state.placements_of(table.id) {
+        for placement in image.state.placements_of(table.id) {
             let partition = placement.partition;
-            match roster.leading(partition) {
+            match tracker.leading(partition) {
                 Some(leading) => {
                     figures.rows += leading.rows;
                     figures.expiring += leading.expiring;
@@ -117,10 +117,10 @@ impl Meta {
                 None => drop(figures.faults.insert(partition.index, "it has no leader".to_owned())),
             }
             for member in &placement.members {
-                let Some(replica) = roster.replica(member.server, partition) else { continue };
+                let Some(replica) = tracker.replica(member.server, partition) else { continue };
                 figures.disk_bytes += replica.disk_bytes;
                 figures.memtable_bytes += replica.memtable_bytes;
-                if let Some(fault) = replica.fault.as_ref().filter(|_| roster.is_up(member.server))
+                if let Some(fault) = replica.fault.as_ref().filter(|_| tracker.is_up(member.server))
                 {
                     figures
                         .faults
@@ -132,26 +132,27 @@ impl Meta {
     }
 
     /// How the last compaction of a table stands, summed over servers.
-    pub fn compaction(&self, picture: &Picture, table: &Table) -> CompactionStatus {
-        let (roster, begun) = (self.roster.lock(), self.desk.lock().run(table.id));
-        let holders = picture.holders(table.id);
+    pub fn compaction(&self, image: &MetadataImage, table: &Table) -> CompactionStatus {
+        let (tracker, begun) =
+            (self.tracker.lock(), self.controller.lock().compaction_run(table.id));
+        let holders = image.holders(table.id);
         let reported = || {
             holders
                 .iter()
-                .filter_map(|server| roster.seen(*server))
-                .flat_map(|seen| seen.compactions.values())
+                .filter_map(|server| tracker.health(*server))
+                .flat_map(|health| health.compactions.values())
         };
         let known = reported()
             .filter(|compaction| compaction.table == table.id)
             .map(|compaction| compaction.run)
             .max();
-        let replicas = picture
+        let replicas = image
             .state
             .placements_of(table.id)
             .map(|placement| placement.members.len() as u32)
             .sum();
         let disk_bytes = |server: &ServerId| -> u64 {
-            let here = roster.seen(*server).map(|seen| seen.replicas.values());
+            let here = tracker.health(*server).map(|health| health.replicas.values());
             here.into_iter()
                 .flatten()
                 .filter(|replica| replica.partition.table == table.id)
@@ -174,8 +175,8 @@ impl Meta {
             ..CompactionStatus::default()
         };
         for server in &holders {
-            let part = roster.seen(*server).and_then(|seen| seen.compactions.get(&run));
-            if !roster.is_up(*server) {
+            let part = tracker.health(*server).and_then(|health| health.compactions.get(&run));
+            if !tracker.is_up(*server) {
                 sum.error = Some(format!("server {server} is down"));
                 sum.partitions_done += part.map_or(0, |part| part.done);
                 continue;
@@ -199,7 +200,7 @@ impl Meta {
         if sum.status == "done" && sum.error.is_some() {
             sum.status = "failed".to_owned();
         }
-        let took = self.desk.lock().took(
+        let took = self.controller.lock().compaction_ms(
             table.id,
             run,
             sum.status == "running",
@@ -209,33 +210,38 @@ impl Meta {
     }
 
     /// A table's status in a word.
-    pub(crate) fn word(&self, status: Status, table: &Table) -> &'static str {
+    pub(crate) fn status_name(&self, status: TablePhase, table: &Table) -> &'static str {
         match status {
-            Status::Dropping => "dropping",
-            Status::Creating => "creating",
-            Status::Ready if self.is_open(table.id) => "ready",
-            Status::Ready => "opening",
+            TablePhase::Dropping => "dropping",
+            TablePhase::Creating => "creating",
+            TablePhase::Ready if self.is_open(table.id) => "ready",
+            TablePhase::Ready => "opening",
         }
     }
 }
 
-fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64) -> ServerStatus {
-    let server = &picture.servers[&id];
-    let seen = roster.seen(id);
-    let up = roster.is_up(id);
+fn server_status(
+    image: &MetadataImage,
+    tracker: &ServerTracker,
+    id: ServerId,
+    since_ms: u64,
+) -> ServerStatus {
+    let server = &image.servers[&id];
+    let health = tracker.health(id);
+    let up = tracker.is_up(id);
     let roles = [
         ("meta", server.roles.meta),
         ("storage", server.roles.storage),
         ("proxy", server.roles.proxy),
     ];
     let holds = |placement: &&Arc<Placement>| {
-        placement.on(id).is_some() && picture.routes.contains_key(&placement.partition)
+        placement.on(id).is_some() && image.routes.contains_key(&placement.partition)
     };
     let leads = |placement: &&Arc<Placement>| {
-        roster.leader(placement.partition).is_some_and(|leader| leader.server == id)
+        tracker.leader(placement.partition).is_some_and(|leader| leader.server == id)
     };
-    let held = || picture.state.placements.values().filter(holds);
-    let figures = seen.and_then(|seen| seen.figures.clone());
+    let held = || image.state.placements.values().filter(holds);
+    let figures = health.and_then(|health| health.figures.clone());
     let figure = |of: fn(&ServerStats) -> u64| figures.as_ref().map(of);
     ServerStatus {
         id: id.to_string(),
@@ -245,10 +251,11 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
         zone: server.zone.clone(),
         roles: roles.into_iter().filter(|(_, has)| *has).map(|(role, _)| role.to_owned()).collect(),
         state: if up { "up" } else { "down" }.to_owned(),
-        silent_ms: seen
-            .map(|seen| Instant::now().saturating_duration_since(seen.heard).as_millis() as u64),
+        silent_ms: health.map(|health| {
+            Instant::now().saturating_duration_since(health.last_heartbeat).as_millis() as u64
+        }),
         since_ms,
-        version: seen.map(|seen| seen.software.clone()).unwrap_or_default(),
+        version: health.map(|health| health.software.clone()).unwrap_or_default(),
         uptime_seconds: figure(|figures| figures.uptime_seconds),
         replicas: held().count() as u32,
         leads: if up { held().filter(leads).count() as u32 } else { 0 },
@@ -264,14 +271,14 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
 }
 
 fn partition_status(
-    picture: &Picture,
-    roster: &Roster,
+    image: &MetadataImage,
+    tracker: &ServerTracker,
     table: &Table,
     placement: &Placement,
 ) -> PartitionStatus {
     let partition = placement.partition;
-    let leader = roster.leader(partition);
-    let leading = leader.filter(|_| roster.leading(partition).is_some());
+    let leader = tracker.leader(partition);
+    let leading = leader.filter(|_| tracker.leading(partition).is_some());
     PartitionStatus {
         index: partition.index,
         slots: [
@@ -286,22 +293,22 @@ fn partition_status(
             .iter()
             .map(|member| {
                 let leads = leading.is_some_and(|leader| leader.server == member.server);
-                member_status(picture, roster, placement, member, leads)
+                member_status(image, tracker, placement, member, leads)
             })
             .collect(),
     }
 }
 
 fn member_status(
-    picture: &Picture,
-    roster: &Roster,
+    image: &MetadataImage,
+    tracker: &ServerTracker,
     placement: &Placement,
     member: &Member,
     leads: bool,
 ) -> MemberStatus {
-    let replica = roster.replica(member.server, placement.partition);
+    let replica = tracker.replica(member.server, placement.partition);
     let state = match replica.map(|replica| replica.health) {
-        _ if !roster.is_up(member.server) => "down",
+        _ if !tracker.is_up(member.server) => "down",
         None => "unknown",
         Some(ReplicaHealth::Opening) => "opening",
         Some(ReplicaHealth::Running) => "running",
@@ -310,7 +317,7 @@ fn member_status(
     };
     MemberStatus {
         server: member.server.to_string(),
-        address: picture
+        address: image
             .servers
             .get(&member.server)
             .map(|server| server.address.clone())
@@ -318,7 +325,7 @@ fn member_status(
         raft_id: member.raft_id,
         leads,
         state: state.to_owned(),
-        lag: roster.lag(placement.partition, member.raft_id),
+        lag: tracker.lag(placement.partition, member.raft_id),
         applied: replica.map_or(0, |replica| replica.applied),
         rows: replica.map_or(0, |replica| replica.rows),
         disk_bytes: replica.map_or(0, |replica| replica.disk_bytes),
