@@ -95,13 +95,13 @@ mod tests {
         assert_eq!(threads.load(Ordering::SeqCst), 1, "they do not pile up");
         drop(disk);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while flight.get(counted()).await.is_none_or(|(_, said)| said != "immediately") {
+        while flight.get(counted()).await.is_none_or(|(_, value)| value != "immediately") {
             assert!(Instant::now() < deadline, "it goes on when the disk does");
         }
         // During a stall the previous value is returned, with its age.
         let (disk, stalled) = mpsc::channel::<()>();
-        let (age, said) = flight.get(stalls(stalled)).await.expect("it is known");
-        assert!(said == "immediately" && age >= Duration::from_millis(40), "{said} {age:?}");
+        let (age, value) = flight.get(stalls(stalled)).await.expect("it is known");
+        assert!(value == "immediately" && age >= Duration::from_millis(40), "{value} {age:?}");
         drop(disk);
     }
 }
