@@ -261,17 +261,17 @@ pub(crate) fn pages(
     metrics: metrics_exporter_prometheus::PrometheusHandle,
 ) -> Router {
     let (ready, scraped) = (process.clone(), process.clone());
-    let (healths, figures) = (StaleCache::new(), StaleCache::new());
+    let (health_cache, metrics_cache) = (StaleCache::new(), StaleCache::new());
     let admin = match &process.meta {
         Some(meta) => meta::admin::router(meta.clone(), process.clone()),
         None => admin_proxy::router(process.clone()),
     };
     Router::new()
         .route("/health/live", get(|| async { "ok\n" }))
-        .route("/health/ready", get(move || async move { health(&healths, ready).await }))
+        .route("/health/ready", get(move || async move { health(&health_cache, ready).await }))
         .route(
             "/metrics",
-            get(move || async move { exposition(&figures, scraped, &metrics).await }),
+            get(move || async move { metrics_page(&metrics_cache, scraped, &metrics).await }),
         )
         .merge(admin)
         .fallback(|| async {
@@ -285,14 +285,14 @@ pub(crate) fn pages(
 
 /// The health of the process, as far as it is known without waiting for a disk.
 async fn health(
-    healths: &Arc<StaleCache<(StatusCode, String)>>,
+    health_cache: &Arc<StaleCache<(StatusCode, String)>>,
     process: Arc<ProcessInfo>,
 ) -> (StatusCode, String) {
     // That it does not serve is known without a disk.
     if !process.is_serving() {
         return health_now(&process);
     }
-    match healths.get(move || health_now(&process)).await {
+    match health_cache.get(move || health_now(&process)).await {
         Some((age, (status, said))) if age >= STALE_AFTER => {
             let stale = format!("as of {} s ago: the check waits for a disk\n", age.as_secs());
             (status, said + &stale)
@@ -319,13 +319,14 @@ fn health_now(process: &ProcessInfo) -> (StatusCode, String) {
 
 type PageReply = ([(header::HeaderName, &'static str); 1], String);
 
-async fn exposition(
-    figures: &Arc<StaleCache<()>>,
+async fn metrics_page(
+    metrics_cache: &Arc<StaleCache<()>>,
     process: Arc<ProcessInfo>,
     metrics: &metrics_exporter_prometheus::PrometheusHandle,
 ) -> PageReply {
     let gathered = process.clone();
-    let age = figures.get(move || crate::exposition::gather(&gathered)).await.map(|(age, ())| age);
+    let age =
+        metrics_cache.get(move || crate::exposition::gather(&gathered)).await.map(|(age, ())| age);
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         crate::exposition::page(&process, age, metrics),

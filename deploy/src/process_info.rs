@@ -70,7 +70,7 @@ impl ProcessInfo {
     }
 
     /// Every serving table with its statistics on this process.
-    pub(crate) fn tables_here(&self) -> Vec<(Arc<Table>, storage::TableStats)> {
+    pub(crate) fn local_tables(&self) -> Vec<(Arc<Table>, storage::TableStats)> {
         let Some(node) = &self.node else { return Vec::new() };
         self.catalogue
             .tables()
@@ -177,10 +177,10 @@ fn int(count: u64) -> InfoValue {
     InfoValue::Int(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
-fn section(name: &'static str, figures: Vec<(&'static str, InfoValue)>) -> InfoSection {
+fn section(name: &'static str, fields: Vec<(&'static str, InfoValue)>) -> InfoSection {
     InfoSection {
         name,
-        fields: figures.into_iter().map(|(name, figure)| (Cow::Borrowed(name), figure)).collect(),
+        fields: fields.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect(),
     }
 }
 
@@ -203,8 +203,8 @@ impl ProcessInfo {
 
     fn rocksdb_fields(&self, stores: &Stores) -> Vec<(&'static str, InfoValue)> {
         let replicas = self.node.iter().flat_map(|node| node.replicas());
-        let figures: Vec<_> = replicas.filter_map(|replica| replica.store().stats().ok()).collect();
-        let sum = |of: fn(&engine::store::StoreStats) -> u64| int(figures.iter().map(of).sum());
+        let stats: Vec<_> = replicas.filter_map(|replica| replica.store().stats().ok()).collect();
+        let sum = |of: fn(&engine::store::StoreStats) -> u64| int(stats.iter().map(of).sum());
         vec![
             ("rocksdb_block_cache_bytes", int(stores.shared.cache_used() as u64)),
             ("rocksdb_memtable_bytes", int(stores.shared.memtable_bytes_used() as u64)),
@@ -275,14 +275,14 @@ impl proxy::Host for ProcessInfo {
     }
 
     fn tables(&self) -> Vec<TableStats> {
-        let figures = |(table, figures): (Arc<Table>, storage::TableStats)| TableStats {
+        let usage = |(table, stats): (Arc<Table>, storage::TableStats)| TableStats {
             name: table.name.clone(),
             number: table.number,
-            rows: figures.rows,
-            expires: figures.expiring,
-            disk_bytes: figures.disk_bytes,
+            rows: stats.rows,
+            expires: stats.expiring,
+            disk_bytes: stats.disk_bytes,
         };
-        self.tables_here().into_iter().map(figures).collect()
+        self.local_tables().into_iter().map(usage).collect()
     }
 
     fn durability(&self) -> Durability {
@@ -451,7 +451,7 @@ impl meta::admin::HostProcess for ProcessInfo {
     }
 
     fn status(&self) -> NodeStatus {
-        let (tables, identity) = (self.tables_here(), self.data_dir.identity());
+        let (tables, identity) = (self.local_tables(), self.data_dir.identity());
         NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: identity.cluster,
@@ -464,7 +464,7 @@ impl meta::admin::HostProcess for ProcessInfo {
             clients: self.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
             tables: tables.len() as u32,
             partitions: tables.iter().map(|(table, _)| table.partitions).sum(),
-            disk_bytes: tables.iter().map(|(_, figures)| figures.disk_bytes).sum(),
+            disk_bytes: tables.iter().map(|(_, stats)| stats.disk_bytes).sum(),
             log_bytes: self.stores.as_ref().map_or(0, |stores| stores.log.stats().disk_bytes()),
             memory_bytes: engine::memory::stats().resident,
             faults: self.faults(),
@@ -472,20 +472,19 @@ impl meta::admin::HostProcess for ProcessInfo {
     }
 
     fn server_figures(&self) -> ServerStats {
-        let rows_disk_bytes =
-            self.tables_here().iter().map(|(_, figures)| figures.disk_bytes).sum();
+        let rows_disk_bytes = self.local_tables().iter().map(|(_, stats)| stats.disk_bytes).sum();
         let disk_problem = self.stores.as_ref().and_then(|stores| stores.log.recent_disk_problem());
-        crate::reporter::figures(self, rows_disk_bytes, disk_problem)
+        crate::reporter::server_stats(self, rows_disk_bytes, disk_problem)
     }
 
     fn figures(&self, table: &Table) -> TableUsage {
-        let figures = self.node.as_ref().map(|node| node.table_stats(table.id)).unwrap_or_default();
+        let stats = self.node.as_ref().map(|node| node.table_stats(table.id)).unwrap_or_default();
         TableUsage {
-            rows: figures.rows,
-            expiring: figures.expiring,
-            disk_bytes: figures.disk_bytes,
-            memtable_bytes: figures.memtable_bytes,
-            faults: figures.faults,
+            rows: stats.rows,
+            expiring: stats.expiring,
+            disk_bytes: stats.disk_bytes,
+            memtable_bytes: stats.memtable_bytes,
+            faults: stats.faults,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::data_dir::DataDir;
 use crate::process_info::ProcessInfo;
 
 /// Interval at which the process's own statistics are reported.
-const FIGURES_INTERVAL: Duration = Duration::from_secs(5);
+const STATS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The source of a process's reports to meta.
 pub(crate) struct Reporter {
@@ -37,7 +37,7 @@ pub(crate) struct Reporter {
 struct LastReport {
     replicas: HashMap<PartitionId, Replica>,
     compactions: HashMap<u64, CompactionProgress>,
-    figures_at: Option<Instant>,
+    stats_at: Option<Instant>,
     /// The disk ailment that was last reported.
     ails: Option<&'static str>,
     /// The version of the assignments in effect.
@@ -99,7 +99,7 @@ impl ReportSource for Reporter {
             // A new meta leader knows none of the earlier reports.
             last.replicas.clear();
             last.compactions.clear();
-            last.figures_at = None;
+            last.stats_at = None;
         }
         let compactions = self
             .node
@@ -126,14 +126,12 @@ impl ReportSource for Reporter {
             process.as_ref().and_then(|process| process.stores.as_ref()?.log.recent_disk_problem());
         let ails = disk_problem.as_ref().map(DiskProblem::name);
         let is_due = ails != last.ails
-            || last
-                .figures_at
-                .is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_INTERVAL);
-        let figures = process
+            || last.stats_at.is_none_or(|at| now.saturating_duration_since(at) >= STATS_INTERVAL);
+        let stats = process
             .filter(|_| is_due)
-            .map(|process| figures(&process, rows_disk_bytes, disk_problem));
-        if figures.is_some() {
-            (last.figures_at, last.ails) = (Some(now), ails);
+            .map(|process| server_stats(&process, rows_disk_bytes, disk_problem));
+        if stats.is_some() {
+            (last.stats_at, last.ails) = (Some(now), ails);
         }
         Report {
             whole,
@@ -141,13 +139,13 @@ impl ReportSource for Reporter {
             replicas: changed,
             destroyed: last.destroyed.iter().copied().collect(),
             compactions: of_compactions,
-            figures,
+            figures: stats,
         }
     }
 }
 
 /// The process's own statistics.
-pub(crate) fn figures(
+pub(crate) fn server_stats(
     process: &ProcessInfo,
     rows_disk_bytes: u64,
     disk_problem: Option<DiskProblem>,
