@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 use crate::replica::Replica;
 use crate::tasks;
 
-/// How long the cycle is waited for: elsewhere nobody may lead, or it may be switched
-/// off.
+/// The longest wait for the expiry cycle: another server may lead, or the cycle may be
+/// switched off.
 const EXPIRY_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How often it is looked whether it is through.
+/// The interval at which the state is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A compaction of one replica's store, from the request on.
@@ -46,7 +46,7 @@ impl Compaction {
         compaction
     }
 
-    /// How it ended; `None` while it runs.
+    /// The outcome; `None` while it runs.
     pub fn outcome(&self) -> Option<Result<(), String>> {
         match &*self.0.lock() {
             CompactionState::Waiting => None,

@@ -128,8 +128,8 @@ mod tests {
         Look,
         /// The oldest reader is done.
         Done,
-        /// What was not flushed is lost, and comes again from the log: so many entries
-        /// less than there were.
+        /// Loses everything that was not flushed; the log has it again, less this number
+        /// of entries.
         Crash(u64),
     }
 
@@ -166,7 +166,7 @@ mod tests {
         ]
     }
 
-    /// What is on disk. Fails when the store replaces its files meanwhile.
+    /// Copies a directory. It fails when the store replaces its files meanwhile.
     fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(to)?;
         for entry in std::fs::read_dir(from)? {

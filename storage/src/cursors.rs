@@ -1,5 +1,5 @@
-//! What HSCAN cursors stand for, remembered for speed: a bounded table, the newest cursor
-//! wins.
+//! The sortkeys of HSCAN cursors, remembered for speed: a bounded table, the newest
+//! cursor wins.
 //!
 //! A cursor is a hash of a sortkey, so two of a row may share one. It goes on standing
 //! for the one that it was given for first, as somebody may be there yet: a page does not

@@ -14,7 +14,7 @@ pub(crate) struct ReplicaDir {
     pub(crate) path: PathBuf,
 }
 
-/// Where a replica's store is.
+/// The directory of a replica's store.
 pub(crate) fn path(dir: &Path, partition: PartitionId, raft_id: u64) -> PathBuf {
     dir.join(format!("{}-{}-{raft_id}", partition.table.0, partition.index))
 }

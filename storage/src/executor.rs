@@ -46,8 +46,8 @@ use crate::row_cache::WriteTicket;
 use crate::stripes::{self, Stripes};
 use crate::{batch, expiry, reads};
 
-/// How much one batch may gather: enough to fill an fsync, little enough to keep the
-/// first in it from waiting long.
+/// Bounds of one batch: enough to fill an fsync, little enough to keep its first request
+/// from waiting long.
 const BATCH_OPS_MAX: usize = 20_000;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
@@ -71,8 +71,8 @@ const PREFETCH_MAX: usize = 64;
 /// A chain is ended before its places run out.
 const CHAIN_PLACES_MAX: u32 = 1 << 31;
 
-/// How often batches that are under way are looked at: do they wait for the disk, or for
-/// a quorum?
+/// The interval at which batches in flight are checked: a full disk or a lost quorum may
+/// hold them up.
 const STUCK_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs until the replica stops.
@@ -107,7 +107,7 @@ pub(crate) async fn run(replica: Arc<Replica>) {
 
 struct Executor {
     replica: Arc<Replica>,
-    /// When to look at batches that are under way again.
+    /// The timer of that check.
     stuck: tokio::time::Interval,
     /// Under which term batches are evaluated; `None` = to be asked for.
     leadership: Option<Leadership>,
@@ -115,12 +115,12 @@ struct Executor {
     link: BatchDependency,
     stripes: Stripes,
     batch_delay: BatchDelay,
-    /// What was evaluated and not yet proposed.
+    /// The batch that is evaluated and not yet proposed.
     next: Batch,
-    /// What was proposed, oldest first.
+    /// The proposed batches, oldest first.
     in_flight: VecDeque<InFlight>,
-    /// Whether the table's `default_ttl` in force is that of a batch that may not come
-    /// about.
+    /// True while the table's `default_ttl` in force is that of a batch that may still
+    /// fail.
     is_default_ttl_tentative: bool,
 }
 
@@ -131,9 +131,9 @@ struct Batch {
     size: BatchSize,
     outcomes: Vec<Outcome>,
     answers: Vec<oneshot::Sender<Outcome>>,
-    /// What the answers in `outcomes` take.
+    /// Bytes of the answers in `outcomes`.
     answer_bytes: usize,
-    /// What all this takes of the node's memory.
+    /// The node's memory that all of this takes.
     reservation: Option<Reservation>,
     /// Of the last request.
     stamp_ms: u64,
@@ -252,8 +252,8 @@ impl Executor {
         }
     }
 
-    /// What Raft says of the oldest batch. Whoever would wait for it, or behind it, for
-    /// too long is told.
+    /// Raft's result for the oldest batch. Clients that would wait too long for it, or
+    /// behind it, get an error meanwhile.
     async fn oldest_outcome(&mut self) -> Option<Result<(), ProposeError>> {
         loop {
             let first = self.in_flight.front_mut()?;
@@ -470,7 +470,8 @@ impl Executor {
         }
     }
 
-    /// Whether what a batch takes for past is so by the stamps of those before it.
+    /// True when every time that the batch took for past is covered by the stamps of the
+    /// batches before it.
     fn is_time_covered(&self, batch: &Batch) -> bool {
         let mut stamps = self
             .in_flight
@@ -566,7 +567,7 @@ fn on_top_of<'e, R>(
     }
 }
 
-/// What requests are evaluated with.
+/// The context in which requests are evaluated.
 struct Evaluation<'a> {
     replica: &'a Replica,
     state: &'a ReadView<'a>,
@@ -578,7 +579,7 @@ struct Evaluation<'a> {
     is_default_ttl_tentative: &'a mut bool,
 }
 
-/// Why a request has no response of its own.
+/// The reason why a request has no response of its own.
 enum RequestError {
     /// Its answers do not fit the node's memory now. Nothing of it is done.
     OutOfMemory,
@@ -648,14 +649,15 @@ impl Evaluation<'_> {
         Ok(Response::Done(outcomes))
     }
 
-    /// Whether the node has memory for answers of one command.
+    /// True when the node has memory for the answers of one command.
     fn fits(&self, bytes: usize) -> bool {
         bytes <= ANSWERS_BYTES || bytes <= self.replica.queue.quota().left()
     }
 
-    /// What follows is evaluated by the `default_ttl` that the batch sets, and later, as
-    /// older rows count from its millisecond. Should the batch not come about, nothing
-    /// was told by then that rests on the rule: it would have to be committed behind it.
+    /// Puts the `default_ttl` that the batch sets into force for the ops that follow, one
+    /// millisecond later: older rows count from the batch's own. Should the batch fail,
+    /// no answer has relied on the rule by then: such an answer is committed behind the
+    /// batch.
     fn apply_default_ttl(&mut self, batch: &mut Batch) -> Result<(), CallError> {
         let Some(Some(record)) = batch.edits.get(Family::State, key::DEFAULT_TTL) else {
             return Ok(());
@@ -742,7 +744,7 @@ impl Evaluation<'_> {
             && watched.expires_at_ms.is_none_or(|at| at > self.stamp.now_ms))
     }
 
-    /// Whether no row of the partition has ever been written: whatever is, counts.
+    /// True when no row of the partition has ever been written.
     fn was_never_written(&self, edits: &Edits) -> Result<bool, CallError> {
         let count = Overlay { edits, view: self.view }.get(Family::State, key::ROWS);
         Ok(count.map_err(|fault| self.replica.fault(fault))?.is_none())

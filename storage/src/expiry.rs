@@ -14,11 +14,12 @@ use row::expire::DueItems;
 use row::view::Rules;
 use row::{Family, key};
 
-/// When the partitions of a node are to be looked at, ms by the process's steady clock:
-/// hundreds of them have nothing to remove for hours. They share it.
+/// The next time at which the partitions of a node are to be checked, ms by the process's
+/// steady clock. All partitions share it: hundreds of them have nothing to remove for
+/// hours.
 ///
-/// Whoever finds something to be due earlier than was known sounds it after having noted
-/// that, so that a look that comes after sees it.
+/// A caller that learns of an earlier expiry records it first and then calls
+/// [`NextExpiry::wake`], so that the check that follows sees it.
 #[derive(Debug, Default)]
 pub(crate) struct NextExpiry(AtomicU64);
 
@@ -33,18 +34,18 @@ impl NextExpiry {
         self.0.fetch_min(at_ms, Ordering::AcqRel);
     }
 
-    /// Whether to look now; who does must set it again.
+    /// True when the check is due now; the caller then schedules the next one.
     pub(crate) fn is_due(&self, now_ms: u64) -> bool {
         self.0.load(Ordering::Acquire) <= now_ms
             && self.0.swap(u64::MAX, Ordering::AcqRel) <= now_ms
     }
 }
 
-/// What the expiry cycle knows of a partition.
+/// The expiry cycle's state for a partition.
 #[derive(Debug)]
 pub(crate) struct Expiry {
     state: Mutex<ExpiryState>,
-    /// Whether the cycle is at work in the partition.
+    /// The cycle is at work in the partition.
     is_busy: AtomicBool,
     /// The longest that a step has held the executor, ns.
     longest_step_ns: AtomicU64,
@@ -53,25 +54,25 @@ pub(crate) struct Expiry {
 
 #[derive(Debug, Default)]
 struct ExpiryState {
-    /// Where the time index begins: below it was nothing when it was last searched, and
-    /// nothing was put there since. What is removed leaves tombstones there.
+    /// The beginning of the time index: the last search found nothing below it, and
+    /// nothing was put there since. Removed entries leave tombstones there.
     from: Bytes,
-    /// When the next row or field may be due, ms. A lower bound: finding nothing is
-    /// harmless.
+    /// The time at which the next row or field may be due, ms. It is a lower bound: a
+    /// search that finds nothing is harmless.
     next_due_ms: u64,
     /// The earliest time that a batch has put into the time index since the last search
     /// began.
     noted_ms: u64,
     /// Grows whenever all this is forgotten.
     epoch: u64,
-    /// Where the walk over rows that only the table's `default_ttl` expires stands;
-    /// `None`: it is through.
+    /// The position of the walk over rows that only the table's `default_ttl` expires;
+    /// `None`: it is finished.
     walk: Option<u64>,
     /// The `default_ttl_since_ms` that the walk belongs to.
     walk_of_ms: u64,
 }
 
-/// What the expiry cycle has to do in a partition.
+/// The expiry cycle's next work in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExpiryWork {
     /// To search for what is due.
@@ -83,9 +84,9 @@ pub(crate) enum ExpiryWork {
 /// A search that has begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Search {
-    /// Where in the time index; empty = at its beginning.
+    /// The start in the time index; empty = its beginning.
     pub(crate) from: Bytes,
-    /// Where the walk over old rows stands, if one is under way.
+    /// The position of the walk over old rows, if one is under way.
     pub(crate) walk: Option<u64>,
     epoch: u64,
 }

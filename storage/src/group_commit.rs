@@ -1,4 +1,5 @@
-//! How long an executor waits for more before a batch begins.
+//! Group commit: the delay before a batch that lets more requests join it (PostgreSQL's
+//! `commit_delay`).
 //!
 //! Clients that were just answered ask again in a moment. A batch that begins without
 //! them makes two alternating halves out of them, each paying for a round of its own. So
@@ -30,24 +31,23 @@ const WAIT_ROUNDS_MAX: u32 = 3;
 /// A batch that leaves more than this part of its requests waiting as it lands was not
 /// what clients waited for.
 const LEFT_FRACTION: usize = 4;
-/// So many rounds for which patience was of no use, more than those for which it was, end
-/// it for so many rounds.
+/// This many misses more than hits switch the delay off for this many rounds.
 const MISSES_MAX: u32 = 4;
 const COOLDOWN_ROUNDS: u32 = 500;
-/// So many ops are worth a round of their own.
+/// From this number of ops on, a batch is worth a round of its own.
 pub(crate) const FULL_OPS: usize = 64;
 
-/// What the last batch tells about the next.
+/// The measurements of the last batch, which predict the next.
 #[derive(Debug, Default)]
 pub(crate) struct BatchDelay {
-    /// How many requests the last batch answered, and how many waited by then.
+    /// Requests that the last batch answered, plus those queued by then.
     expected: usize,
-    /// How many ops the last batch had.
+    /// The ops of the last batch.
     ops: usize,
-    /// How long the last batch took from its proposal to its application.
+    /// The time from the last batch's proposal to its application.
     last_round: Duration,
-    /// Whether those seen lately were waited for in vain, or for longer than that was
-    /// worth.
+    /// The last delay ran out before the expected requests came, or took longer than they
+    /// were worth.
     has_missed: bool,
     /// Rounds for which patience was of no use, less those for which it was.
     misses: u32,
@@ -79,7 +79,7 @@ impl BatchDelay {
         }
     }
 
-    /// Whether batches are too small to be worth a round each.
+    /// True while batches are too small to be worth a round each.
     pub(crate) fn is_small(&self) -> bool {
         self.ops < FULL_OPS
     }

@@ -28,28 +28,29 @@ use crate::replica::{AnnouncedTtl, Replica, ReplicaFault, ReplicaOptions};
 use crate::row_cache::RowCache;
 use crate::{dirs, reads, tasks};
 
-/// How often the node looks whether anything has expired.
+/// The interval at which the node checks for expired rows.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest time without a look, should the alarm miss anything.
 const EXPIRY_CHECK_DELAY_MAX_MS: u64 = 10_000;
-/// How long a replica that has stopped by a fault, or could not be opened, is left alone:
-/// doubled from the first to the last.
+/// Back-off before a replica that has stopped by a fault, or could not be opened, is
+/// opened again: doubled from the first to the last.
 const RECOVERY_BACKOFF_MIN: Duration = Duration::from_secs(1);
 const RECOVERY_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Without a leader that sends its state so often in a row, a damaged replica is opened
 /// as it is: its vote may be what the group lacks for a majority.
 const UNANSWERED_ASKS_MAX: u32 = 3;
-/// How often the node looks whether its disks are well.
+/// The interval at which the node checks its disks.
 const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Group 0 of the log is meta's.
 const FIRST_RAFT_GROUP_ID: u64 = 1 << 32;
 /// Bits of a group's number that hold the partition's index.
 const INDEX_BITS: u32 = 20;
 
-/// What a node is opened with.
+/// The options of a node.
 #[derive(Clone)]
 pub struct NodeOptions {
-    /// Where partitions' stores are: one directory each, `<table id>-<index>-<raft id>`.
+    /// The directory of the partitions' stores: one directory each, `<table
+    /// id>-<index>-<raft id>`.
     pub dir: PathBuf,
     /// The runtime that Raft runs on.
     pub raft_runtime: tokio::runtime::Handle,
@@ -69,17 +70,17 @@ pub struct NodeOptions {
     pub step_clock: fn() -> Duration,
     /// The process's time, by which stamps are given.
     pub clock: Arc<SlewedClock>,
-    /// How long a write may be without a quorum; by then, half a second before at most,
-    /// its client is told that its outcome is unknown.
+    /// The time for which a write may be without a quorum; by then, half a second before
+    /// at the earliest, its client gets an unknown outcome.
     pub unknown_after: Duration,
     /// The other servers; `None`: there are none, and every group has one member.
     pub peers: Option<Peers>,
 }
 
-/// How a node reaches the others of its cluster.
+/// The node's connection to the others of its cluster.
 #[derive(Clone)]
 pub struct Peers {
-    /// Which server this is.
+    /// This server.
     pub server: ServerId,
     /// Carries letters between replicas.
     pub transport: Arc<dyn Transport>,
@@ -87,7 +88,7 @@ pub struct Peers {
     pub ticker: Arc<Ticker>,
 }
 
-/// What meta assigns of one table.
+/// Meta's assignment of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
     /// The table.
@@ -106,9 +107,10 @@ struct ReplicaSlot {
     placement: Arc<Placement>,
     raft_id: u64,
     replica: OpenResult,
-    /// When it was opened, or could not be opened, or was found to have stopped.
+    /// The time at which it was opened, could not be opened, or was found to have
+    /// stopped.
     since: Instant,
-    /// How long it is left alone once it is without a replica.
+    /// The back-off while it is without a replica.
     pause: Duration,
     /// Takes the state anew, while it is damaged.
     rebuild: Option<Arc<Rebuild>>,
@@ -127,7 +129,7 @@ pub struct Node {
     cycles: Arc<ExpiryCycles>,
     /// Grows with whatever meta wants to know at once.
     changes: Arc<watch::Sender<u64>>,
-    /// When the expiry cycle is to look at the replicas.
+    /// The time of the expiry cycle's next check.
     next_expiry: Arc<NextExpiry>,
 }
 
@@ -146,7 +148,7 @@ pub struct TableStats {
     pub applied: u64,
     /// Entries in the log and not yet purged, over all partitions.
     pub log_entries: u64,
-    /// Why a partition is not served, by index.
+    /// The faults of partitions that are not served, by index.
     pub faults: BTreeMap<u32, String>,
 }
 
@@ -507,7 +509,7 @@ impl Node {
             .collect()
     }
 
-    /// How all replicas are, for meta.
+    /// The state of all replicas, for meta.
     pub fn report(&self) -> Vec<meta_protocol::Replica> {
         let replicas = self.replicas.load();
         let report = |(partition, slot): (&PartitionId, &ReplicaSlot)| match &slot.replica {
@@ -590,7 +592,7 @@ impl Node {
         }
     }
 
-    /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE).
+    /// Switches the expiry cycle on or off (DEBUG SET-ACTIVE-EXPIRE).
     pub fn set_active_expiry(&self, active: bool) {
         self.cycles.is_active.store(active, Ordering::Relaxed);
         self.next_expiry.wake();
@@ -601,8 +603,8 @@ impl Node {
         self.row_cache.used()
     }
 
-    /// How many rows, and how many fields of other rows, the expiry cycle of this process
-    /// has removed since it began.
+    /// The numbers of rows, and of fields of other rows, that the expiry cycle of this
+    /// process has removed since it began.
     pub fn expired(&self) -> (u64, u64) {
         (self.cycles.rows.load(Ordering::Relaxed), self.cycles.fields.load(Ordering::Relaxed))
     }
@@ -632,7 +634,8 @@ impl Node {
         sum
     }
 
-    /// Why partitions of a table are not served here, by index. Asks no store.
+    /// The faults of a table's partitions that are not served here, by index. It asks no
+    /// store.
     pub fn faults(&self, table: TableId) -> BTreeMap<u32, String> {
         let fault = |(id, slot): (&PartitionId, &ReplicaSlot)| {
             let fault = match &slot.replica {
@@ -667,7 +670,7 @@ async fn close_all(slot: impl Iterator<Item = &ReplicaSlot>) {
     futures::future::join_all(slot.map(close)).await;
 }
 
-/// What meta says of a table's `default_ttl`.
+/// Meta's value of a table's `default_ttl`.
 fn default_ttl(table: &Table) -> AnnouncedTtl {
     let seconds: u64 =
         table.envs.get("default_ttl").and_then(|text| text.parse().ok()).unwrap_or(0);

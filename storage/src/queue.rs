@@ -10,7 +10,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::quota::{Quota, Reservation};
 
-/// What may wait for one partition.
+/// Bounds of one partition's queue.
 const REQUESTS_MAX: usize = 100_000;
 const BYTES_MAX: usize = 256 << 20;
 
@@ -25,7 +25,7 @@ pub(crate) struct QueuedRequest {
     pub(crate) answer: oneshot::Sender<Outcome>,
 }
 
-/// How much the executor takes or waits for.
+/// A number of requests, ops and bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct BatchSize {
     pub(crate) requests: usize,
@@ -43,11 +43,11 @@ pub(crate) struct Queue {
 struct QueueState {
     waiting: VecDeque<QueuedRequest>,
     size: BatchSize,
-    /// What they take of the node's memory.
+    /// The node's memory that they take.
     reservation: Reservation,
     /// The executor sleeps until so many requests or ops wait.
     wake_at: Option<BatchSize>,
-    /// Why nothing more is taken: the replica has stopped.
+    /// The reason why the queue takes nothing more: the replica has stopped.
     closed: Option<CallError>,
 }
 
@@ -110,7 +110,7 @@ impl Queue {
         self.queued.notify_one();
     }
 
-    /// Why nothing is taken any more, if so.
+    /// The reason why the queue is closed, if it is.
     pub(crate) fn closed(&self) -> Option<CallError> {
         self.state.lock().closed.clone()
     }
@@ -177,7 +177,7 @@ impl Queue {
         refuse(waiting.into_iter().map(|waiting| waiting.answer), &why);
     }
 
-    /// How many requests wait.
+    /// The number of queued requests.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().waiting.len()
     }

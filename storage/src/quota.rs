@@ -17,7 +17,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What each holder has for nothing, and in which steps it is counted beyond.
+/// Bytes that each holder has for free, and the step in which it is counted beyond.
 const FREE_BYTES: usize = 16 << 10;
 
 /// The memory that requests and batches of all partitions may take, and take.
@@ -44,7 +44,7 @@ impl Quota {
         Reservation { quota: self.clone(), bytes: 0 }
     }
 
-    /// How much is left.
+    /// The bytes that are left.
     pub(crate) fn left(&self) -> usize {
         self.bytes_max.saturating_sub(self.reserved.load(Ordering::Acquire))
     }

@@ -23,15 +23,16 @@ pub(crate) struct ReadView<'a> {
     replica: &'a Replica,
     /// Noted before the look at the store.
     version: Version,
-    /// Whether records that were read are kept: not before a write, which keeps its own.
+    /// Records that were read are put into the row cache: not before a write, which puts
+    /// its own.
     inserts: bool,
     snapshot: Option<Snapshot>,
-    /// How many more records may be walked past before all ranges end.
+    /// The number of records that may still be walked past before all ranges end.
     cells_left: Cell<u64>,
     /// The latest moment that was taken for past, ms; 0 when none was.
     observed_expiry_ms: Cell<u64>,
-    /// When a step of the expiry cycle that is being evaluated has held the executor for
-    /// long enough, by the node's clock for steps.
+    /// The end of the time that the current step of the expiry cycle has on the executor,
+    /// by the node's clock for steps.
     step_ends_at: Cell<Duration>,
 }
 
@@ -48,7 +49,7 @@ impl<'a> ReadView<'a> {
         }
     }
 
-    /// Whatever is applied at each get; [`SingleRowView`] sees one moment by it.
+    /// The latest applied state at each get; [`SingleRowView`] makes it consistent.
     fn latest(replica: &'a Replica) -> ReadView<'a> {
         ReadView::new(replica, true)
     }
@@ -81,13 +82,13 @@ impl<'a> ReadView<'a> {
         began
     }
 
-    /// How long ago a step began.
+    /// The time since a step began.
     pub(crate) fn since(&self, began: Duration) -> Duration {
         (self.replica.step_clock)().saturating_sub(began)
     }
 
-    /// Whether a range ended before its end because it took too long: what was made of it
-    /// is worth nothing.
+    /// True when a range ended before its end because it took too long: its result is
+    /// useless.
     fn is_over_budget(&self) -> bool {
         self.cells_left.get() == 0
     }
@@ -198,7 +199,7 @@ struct SingleRowView<'a> {
     cells: Cell<u32>,
     /// In the head that was read.
     generation: Cell<Option<u64>>,
-    /// Whether something else was looked at.
+    /// Something else was read.
     is_more: Cell<bool>,
 }
 
@@ -227,8 +228,8 @@ impl<'a> SingleRowView<'a> {
         Ok(())
     }
 
-    /// Whether what was seen, of the row with this key, is of one moment; to be asked
-    /// last.
+    /// True when everything read of the row with this key is of one point in time; to be
+    /// asked last.
     fn is_consistent(&self, key: &[u8]) -> Result<bool, Fault> {
         match (self.is_more.get(), self.heads.get(), self.cells.get()) {
             (false, 0 | 1, 0) => Ok(true),
@@ -298,7 +299,7 @@ pub(crate) enum ReadTime {
     Committed,
 }
 
-/// What became of a look at the state.
+/// The outcome of a local read.
 pub(crate) enum ReadOutcome {
     /// All is answered that was to be.
     Done(Response),
@@ -399,8 +400,8 @@ fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> EvalResult 
     answered
 }
 
-/// What an op answers, and on which moment's being past that [rests](View::rests_on), ms;
-/// `None` when there is too much to walk past.
+/// The answer of an op, and the latest time that it took for past, ms (see
+/// [`View::depends_on_time`]); `None` when there is too much to walk past.
 fn evaluate_on(
     view: &ReadView<'_>,
     op: &Op,
@@ -428,14 +429,14 @@ fn evaluate_single(
     Ok(evaluate_on(&ReadView::snapshot(replica, cells_max)?, op, stamp, rules))
 }
 
-/// Whether a request needs the executor: it writes, or asks what only the executor knows.
-/// Or the replica itself ([`is_sync`]).
+/// True for a request that needs the executor: it writes, or asks for something that only
+/// the executor, or the replica itself ([`is_sync`]), knows.
 pub(crate) fn is_for_executor(request: &Request) -> bool {
     !request.watched.is_empty()
         || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. } | Op::Sync))
 }
 
-/// Whether a request is answered by the replica: it asks for the disk.
+/// True for a request that the replica answers: it asks for the disk.
 pub(crate) fn is_sync(request: &Request) -> bool {
     request.watched.is_empty() && matches!(request.ops[..], [Op::Sync])
 }
@@ -455,10 +456,10 @@ fn single_row(op: &Op) -> Option<&Bytes> {
     }
 }
 
-/// How many records a request may look at on a thread that serves connections.
+/// The number of records that a request may examine on a thread that serves connections.
 const LONG_SCAN_CELLS: u64 = 1000;
 
-/// What walking past a record takes, about, and how many bytes can be copied in that
+/// The cost of walking past a record, ns, roughly, and the bytes that are copied in that
 /// time.
 const RECORD_NS: u64 = 1000;
 const RECORD_BYTES: u64 = 1024;
@@ -468,8 +469,8 @@ const RECORD_BYTES: u64 = 1024;
 /// HSCAN cursor stands for.
 pub(crate) const LOCAL_READ_CELLS_MAX: u64 = 2 * LONG_SCAN_CELLS;
 
-/// Whether a request is known to look at very many records: not on a thread that serves
-/// connections.
+/// True for a request that is known to examine very many records: it must not run on a
+/// thread that serves connections.
 pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     let mut records: u64 = 0;
     request.ops.iter().any(|op| {
@@ -478,8 +479,8 @@ pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     })
 }
 
-/// Whether requests will keep the executor so long that others had better be served by
-/// another thread meanwhile.
+/// True for requests that keep the executor so long that another thread should serve the
+/// rest meanwhile.
 pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a Request>) -> bool {
     let ops = requests.flat_map(|request| &request.ops);
     ops.fold(0u64, |records, op| records.saturating_add(cells_examined(replica, op)))
@@ -516,8 +517,8 @@ fn cells_examined(replica: &Replica, op: &Op) -> u64 {
     }
 }
 
-/// How many fields a hash has; 0 for anything else. What can't be read is found out by
-/// the op itself.
+/// The number of a hash's fields; 0 for anything else. The op itself reports a record
+/// that can't be read.
 fn field_count(replica: &Replica, key: &[u8]) -> u64 {
     let Ok(Some(head)) = replica.store.get(engine::batch::Family::Head, &key::head(key)) else {
         return 0;

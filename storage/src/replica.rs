@@ -46,7 +46,7 @@ pub struct Replica {
     partition: PartitionId,
     /// The table's name, for the log.
     table: String,
-    /// Why leadership is being handed over, for the log.
+    /// The reason of a hand-over of leadership, for the log.
     transfer_reason: Mutex<&'static str>,
     raft_id: u64,
     pub(crate) store: Store,
@@ -57,20 +57,20 @@ pub struct Replica {
     /// In force: what the partition's state says of `default_ttl`, and the limits of this
     /// server.
     rules: ArcSwap<Rules>,
-    /// When the `default_ttl` in force was set, by meta's time.
+    /// The time at which the `default_ttl` in force was set, by meta's clock.
     set_at_ms: AtomicU64,
-    /// What meta says of it. It comes to every server in its own time, so nobody goes by
-    /// it before it is in the partition's state.
+    /// Meta's value of it. It reaches every server at another time, so it is in force
+    /// only once it is in the partition's state.
     announced_ttl: Mutex<AnnouncedTtl>,
     pub(crate) queue: Queue,
-    /// Whether the group has other members, which go on without this one.
+    /// The group has other members, which go on without this one.
     has_peers: bool,
     /// The fault by which it has stopped.
     stopped: OnceLock<ReplicaFault>,
     changes: Arc<watch::Sender<u64>>,
     pub(crate) clock: Clock,
-    /// How long a batch in flight may be without a quorum; by then its clients are told
-    /// that its outcome is unknown.
+    /// The time for which a batch in flight may be without a quorum; by then its clients
+    /// get an unknown outcome.
     pub(crate) unknown_after: Duration,
     pub(crate) lease: Lease,
     in_flight: AtomicUsize,
@@ -80,7 +80,7 @@ pub struct Replica {
     pub(crate) step_clock: fn() -> Duration,
     pub(crate) row_cache: Arc<RowCache>,
     pub(crate) cache_scope: CacheScope,
-    /// When they were read, and after how many changes of the store.
+    /// The time of reading, and the store's count of changes then.
     counts: Mutex<Option<(Instant, u64, RowCounts)>>,
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct AnnouncedTtl {
     pub(crate) set_at_ms: u64,
 }
 
-/// What the replica's store holds.
+/// The size of the replica's store.
 #[derive(Debug, Clone, Copy)]
 struct RowCounts {
     rows: u64,
@@ -104,11 +104,12 @@ struct RowCounts {
 /// go of memory.
 const COUNTS_AGE_MAX: Duration = Duration::from_secs(60);
 
-/// How long one call waits for leadership to be confirmed; the caller may try again.
+/// The longest wait of one call for a confirmation of leadership; the caller may try
+/// again.
 const RAFT_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// How long a copy waits for an entry that it is to have on its disk; whoever wants to
-/// know asks again.
+/// The longest wait of a copy for an entry that it is to have on its disk; the caller
+/// asks again.
 const SYNC_COPY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time that is ahead of the wall clock by so much is not its reading only, ms; then what
@@ -116,21 +117,21 @@ const SYNC_COPY_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOCK_AHEAD_MS: i64 = 1_000;
 const COMMITTED_CLOCK_AGE_MS: u64 = 9_000;
 
-/// How soon a new leader that could not make itself ready tries again.
+/// The delay before a new leader that could not make itself ready tries again.
 const NOT_READY_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// How long a replica that has stopped by a fault tries to hand over what it leads; then
-/// the others elect.
+/// The time in which a replica that has stopped by a fault tries to hand over its
+/// leadership; then the others elect.
 const STEP_DOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a read is tried whose lease ran out on the way.
+/// The number of tries of a read whose lease runs out on the way.
 const READ_TRIES: usize = 5;
 
-/// Why a replica has stopped or is not open.
+/// The fault by which a replica has stopped or is not open.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicaFault {
     pub(crate) fault: CallError,
-    /// Whether what it has on disk can't be relied on: to open it again does not help.
+    /// Its data on disk can't be relied on: opening it again does not help.
     pub(crate) is_damaged: bool,
 }
 
@@ -145,8 +146,8 @@ impl ReplicaFault {
         ReplicaFault { fault: fault_error(fault), is_damaged: store.damage().is_some() }
     }
 
-    /// What callers are told: where there are peers, that this replica does nothing, so
-    /// that they find the one that leads.
+    /// The error for callers: with peers, that this replica does not lead, so that they
+    /// find the one that does.
     pub(crate) fn to_call_error(&self, has_peers: bool) -> CallError {
         match has_peers {
             true => CallError::NoLeader(format!("its replica here is set aside: {}", self.fault)),
@@ -155,7 +156,7 @@ impl ReplicaFault {
     }
 }
 
-/// What became of a proposal.
+/// The reason why a proposal has no result.
 pub(crate) enum ProposeError {
     /// It did not get into the log.
     NotProposed(String),
@@ -172,12 +173,12 @@ impl From<&ProposeError> for CallError {
     }
 }
 
-/// What a replica is opened with.
+/// The options of a replica.
 pub(crate) struct ReplicaOptions<'a> {
     pub(crate) placement: &'a Placement,
     /// The table's name.
     pub(crate) table: &'a str,
-    /// Which member of its group it is.
+    /// Its id in its group.
     pub(crate) raft_id: u64,
     /// The group's number in the node's log.
     pub(crate) group_id: u64,
@@ -326,7 +327,7 @@ impl Replica {
         })
     }
 
-    /// Which partition this is a copy of.
+    /// The partition that this is a copy of.
     pub fn partition(&self) -> PartitionId {
         self.partition
     }
@@ -432,13 +433,13 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether this replica believes to lead.
+    /// True when this replica believes to lead.
     pub(crate) fn leads(&self) -> bool {
         self.role.borrow().is_leader
     }
 
-    /// Whether this replica believes to lead in a term, by its lease or, when that has
-    /// run out, by what Raft said last. Before anything is told it takes the lease.
+    /// True when this replica believes to lead in a term: by its lease or, when that has
+    /// run out, by Raft's last notice. An answer needs the lease.
     pub(crate) fn leads_in(&self, term: u64) -> bool {
         match self.lease.term() {
             Some(leased) => leased == term,
@@ -488,12 +489,12 @@ impl Replica {
         *led = leads;
     }
 
-    /// Whether it leads, and hears of a majority of its group.
+    /// True when it leads and is in touch with a majority of its group.
     pub(crate) fn leads_with_quorum(&self) -> bool {
         self.stopped.get().is_none() && self.group.leads_with_quorum()
     }
 
-    /// Who leads, as far as is known here.
+    /// The leader, as far as it is known here.
     pub(crate) fn leader(&self) -> Option<Leader> {
         self.role
             .borrow()
@@ -569,7 +570,7 @@ impl Replica {
         }
     }
 
-    /// How it is, for meta.
+    /// Its state, for meta.
     pub(crate) fn report(&self) -> meta_protocol::Replica {
         let (figures, counts) = (self.group.stats(), self.counts());
         let fault = self.stopped.get().map(ReplicaFault::to_string);
@@ -644,12 +645,12 @@ impl Replica {
         }
     }
 
-    /// So many batches are under way, says the executor.
+    /// Sets the number of batches in flight.
     pub(crate) fn set_in_flight(&self, batches: usize) {
         self.in_flight.store(batches, Ordering::Release);
     }
 
-    /// Whether a write has room now; if not, why not.
+    /// Checks that a write has room now.
     pub(crate) fn writable(&self) -> Result<(), CallError> {
         self.group.writable().map_err(|why| match why {
             // Another is to lead soon, or the disk keeps up again.
@@ -663,8 +664,8 @@ impl Replica {
         }
     }
 
-    /// Whether something is stored that is due by then. May take as long as there are
-    /// tombstones.
+    /// True when something stored is due by then. It takes longer the more tombstones
+    /// there are.
     pub(crate) fn has_due(&self, due_ms: u64) -> Result<bool, CallError> {
         let mut found = self.leads() && self.expiry.due(due_ms, &self.rules()) == ExpiryWork::Now;
         let end = key::time_index(due_ms.saturating_add(1), key::ExpiryTarget::Row, &[]);
@@ -730,8 +731,8 @@ impl Replica {
         Ok(Response::Done(vec![Ok(Answer::Int(i64::try_from(index).unwrap_or(i64::MAX)))]))
     }
 
-    /// Whether it leads or not: waits until it has applied an entry, and then until its
-    /// log is on this server's disk.
+    /// As leader or follower: waits until it has applied an entry, and then until its log
+    /// is on this server's disk.
     pub(crate) async fn sync_copy(&self, index: u64, log: &Log) -> Result<(), String> {
         let applied = tokio::time::timeout(SYNC_COPY_TIMEOUT, self.group.applied(index)).await;
         applied
@@ -758,9 +759,9 @@ impl Replica {
         }
     }
 
-    /// Whoever leads next, and this replica after a restart, goes on from the last stamp
-    /// that is committed. While time is ahead of the wall clock nothing else tells them
-    /// how far it has come: then it is committed every so often though nobody writes.
+    /// Commits the time now and then while it is ahead of the wall clock, though nobody
+    /// writes: the next leader, and this replica after a restart, go on from the last
+    /// committed stamp, and nothing else tells them how far time has come.
     pub(crate) fn commit_clock_if_ahead(self: &Arc<Self>) {
         let now_ms = self.clock.now().now_ms;
         if self.clock.ahead_ms() < CLOCK_AHEAD_MS
@@ -857,8 +858,8 @@ impl Replica {
         self.lease.revoke();
     }
 
-    /// Who has stopped leads nobody: hands over to whoever is ready, and in any case
-    /// takes no part in the group any more, so that the others elect.
+    /// A stopped replica leads no more: it hands over to a follower that is ready, and in
+    /// any case leaves the group's work, so that the others elect.
     pub(crate) async fn step_down(self: &Arc<Self>) {
         if tokio::time::timeout(STEP_DOWN_TIMEOUT, self.hand_over("its replica here has stopped"))
             .await

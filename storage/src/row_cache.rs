@@ -38,7 +38,7 @@ use smallvec::SmallVec;
 use clock_ring::{CacheKey, CachedRecord, ClockRing};
 
 const SHARDS: usize = 64;
-/// So many records are fetched from memory side by side.
+/// The number of records that are fetched from memory side by side.
 const PREFETCH_MAX: usize = 64;
 /// A head that is written is kept whole when it has no more bytes than this: as much as
 /// the rest of its entry, about.
@@ -66,7 +66,7 @@ pub(crate) struct CacheScope {
     namespace: AtomicU64,
     /// Batches under way that clear everything.
     clearing: AtomicU64,
-    /// How often everything was forgotten.
+    /// Counts [`RowCache::invalidate_all`].
     epoch: AtomicU64,
 }
 
@@ -78,11 +78,11 @@ struct Shard {
     records: ClockRing,
     /// Hashes of keys whose batches have begun and not ended, and how many these are.
     pending: HashTable<(u64, usize)>,
-    /// When the last batch with a key of this shard ended.
+    /// The version at which the last batch with a key of this shard ended.
     last_write_end: Version,
 }
 
-/// What tells an owner's cells from its heads.
+/// The bit that tells cells from heads in a namespace.
 const CELLS: u64 = 1 << 63;
 
 /// Under which a family's records lie in the ring: heads under the owner's number, cells
@@ -377,7 +377,7 @@ fn rows(edits: &Edits) -> impl Iterator<Item = Changed<'_>> {
         .map(|(family, key, value)| (family, &key[..], value))
 }
 
-/// How much of a record that was written is kept at least.
+/// The bytes of a written record that are kept at least.
 fn kept_at_least(family: Family, value: &[u8]) -> usize {
     let is_small = family == Family::Head && value.len() <= WHOLE_HEAD_BYTES_MAX;
     if is_small { value.len() } else { value::metadata(family, value).len() }

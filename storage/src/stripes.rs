@@ -1,4 +1,4 @@
-//! Which rows were touched when: WATCH without memory per client.
+//! The last touches of rows: WATCH without memory per client.
 //!
 //! Each row falls into one of a fixed number of stripes by its place in hash order; a
 //! stripe holds the number of the last batch that touched a row of it. A watched row is
@@ -19,7 +19,7 @@ pub(crate) struct Stripes {
     touched: Vec<u64>,
     /// All rows that were there have been deleted.
     cleared: u64,
-    /// What happened before is not known.
+    /// The batch before which nothing is known.
     all_touched: u64,
     batch: u64,
 }
@@ -40,7 +40,7 @@ impl Stripes {
         stripe.max(self.all_touched).max(if existed { self.cleared } else { 0 })
     }
 
-    /// What happened before is not known any more: all rows count as touched.
+    /// Counts all rows as touched: nothing earlier is known any more.
     pub(crate) fn touch_all(&mut self) {
         self.batch += 1;
         self.all_touched = self.batch;
@@ -63,8 +63,8 @@ impl Stripes {
     }
 }
 
-/// Whether edits may change the row of this head key, which was there when it was watched
-/// or was not: they change a row that lies at the same place.
+/// True when edits may change the row of this head key, which existed when it was watched
+/// or did not: they change a row at the same position.
 pub(crate) fn changes(edits: &Edits, head_key: &[u8], existed: bool) -> bool {
     edits.clear && existed || edits.touches_row(&head_key[..POSITION_BYTES.min(head_key.len())])
 }

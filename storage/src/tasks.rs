@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-/// What made a loop panic may be there still: it is left alone for so long.
+/// The delay before a loop that panicked begins anew: the cause may still be there.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// Runs a task on the runtime of the caller; should it panic, `panicked` is told with

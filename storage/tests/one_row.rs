@@ -20,7 +20,7 @@ use storage::{Node, NodeOptions};
 
 const FIELDS: [&str; 2] = ["a", "b"];
 
-/// What the row is made to be, by one request.
+/// The state that one request gives the row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Step {
     Delete,
@@ -123,7 +123,7 @@ async fn open(dir: &Path, row_cache_bytes: usize) -> Arc<Node> {
     node
 }
 
-/// How far the writer is: in `done`, at least, and on its way to `begun`.
+/// The writer's progress: in `done`, at least, and on its way to `begun`.
 #[derive(Default)]
 struct Progress {
     begun: AtomicUsize,

@@ -53,7 +53,7 @@ struct Door {
 const LARGE: usize = 64 << 10;
 
 impl Net {
-    /// What a server sends from now on waits, or from its next large letter on.
+    /// Holds messages of a server back from now on, or from its next large one on.
     fn shut(&self, from: u64, shuts_after: usize) {
         self.doors
             .send_modify(|doors| doors.push(Door { from, shuts_after, is_shut: shuts_after == 0 }));
@@ -255,7 +255,7 @@ impl Three {
         Three { net, nodes, logs }
     }
 
-    /// Whoever leads among the servers that are not cut off, as soon as somebody does.
+    /// The leader among the servers that are not cut off, as soon as there is one.
     async fn leader(&self) -> usize {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -320,7 +320,7 @@ impl Three {
         }
     }
 
-    /// What one call of ops that belong together says, at a node that leads.
+    /// The answer to one call of joined ops, at a node that leads.
     async fn together(
         &self,
         at: usize,
@@ -915,8 +915,8 @@ async fn a_stray_directory_does_not_cost_a_replica_its_log() {
 
 const DAY_MS: u64 = 86_400_000;
 
-/// Whoever leads first has a clock that is ahead by a day for a moment, and the others go
-/// on from its stamps.
+/// The first leader's clock is ahead by a day for a moment, and the others go on from its
+/// stamps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
     let short = |key: &'static str| Op::StringSet {

@@ -301,7 +301,7 @@ async fn no_expiry_step_exceeds_its_time_on_the_executor() {
     setup.close().await;
 }
 
-/// What a thread has computed: whatever else the machine does, this is what a step costs.
+/// The processor time of a thread: the cost of a step, whatever else the machine does.
 fn computed() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -521,8 +521,8 @@ async fn a_dropped_table_answers_nothing_and_leaves_nothing() {
     setup.close().await;
 }
 
-/// What is evaluated with writes is bounded as what is only read: by a transaction, by a
-/// request, and by the node.
+/// Evaluation beside writes is bounded as reads are: by a transaction, by a request, and
+/// by the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_of_what_also_writes_are_bounded() {
     const LEN: usize = 1 << 20;

@@ -1,5 +1,5 @@
-//! How large answers may be, told by an op before it is carried out. (How large one is,
-//! the answer tells: `op_info.rs`.)
+//! The bound of an answer's size, known from the op before it is evaluated. (The size of
+//! an answer itself: `op_info.rs`.)
 //!
 //! An op that says nothing else is taken for one whose answer may be as large as a value,
 //! or as many of them. So a new op is bounded before anybody has thought of it, and one
@@ -7,7 +7,7 @@
 
 use crate::op::Op;
 
-/// How large the answer of an op may be.
+/// The bound of an op's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerSize {
     /// A number, a word, a key; or as much as the op names.
@@ -20,7 +20,7 @@ pub enum AnswerSize {
 const SMALL_PART_BYTES: i64 = 1024;
 
 impl Op {
-    /// How large its answer may be.
+    /// The bound of its answer.
     pub fn answer_size(&self) -> AnswerSize {
         let large_if = |is_large| if is_large { AnswerSize::Large } else { AnswerSize::Small };
         match self {

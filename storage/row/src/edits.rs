@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::key;
 use crate::view::{Fault, View};
 
-/// Which keyspace of the partition a record is in; one RocksDB column family each.
+/// The keyspace of a record: one RocksDB column family each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Family {
@@ -25,7 +25,7 @@ impl Family {
     pub const ALL: [Family; 3] = [Family::State, Family::Head, Family::Cell];
 }
 
-/// What a record takes in a batch besides its key and value, at most.
+/// Bytes that a record takes in a batch besides its key and value, at most.
 const RECORD_BYTES: usize = 12;
 
 /// Puts and deletes, the last word on each key; and whether everything below was cleared
@@ -40,7 +40,7 @@ pub struct Edits {
     records: [BTreeMap<Bytes, Option<Bytes>>; 3],
     /// Of all records.
     bytes: usize,
-    /// How many bytes there may be, if that is bounded.
+    /// The bound of `bytes`, if there is one.
     bytes_max: Option<usize>,
     /// There would be more.
     is_over: bool,
@@ -54,17 +54,17 @@ impl Edits {
         Edits { bytes_max: Some(bytes_max), ..Edits::default() }
     }
 
-    /// Whether more was changed than the bound allows.
+    /// True once more was changed than the bound allows.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Whether nothing is changed.
+    /// True when nothing is changed.
     pub fn is_empty(&self) -> bool {
         !self.clear && self.records.iter().all(BTreeMap::is_empty)
     }
 
-    /// How many records are changed.
+    /// The number of changed records.
     pub fn len(&self) -> usize {
         self.records.iter().map(BTreeMap::len).sum()
     }
@@ -91,7 +91,7 @@ impl Edits {
         }
     }
 
-    /// What these edits say of a record: `None` = nothing, `Some(None)` = it is deleted.
+    /// The state of a record in these edits: `None` = unchanged, `Some(None)` = deleted.
     pub fn get(&self, family: Family, key: &[u8]) -> Option<Option<&Bytes>> {
         match self.records[family as usize].get(key) {
             Some(value) => Some(value.as_ref()),
@@ -100,8 +100,8 @@ impl Edits {
         }
     }
 
-    /// Whether the head or a cell of a row at this place is changed: their keys begin
-    /// with it.
+    /// True when the head or a cell of a row at this position is changed: their keys
+    /// begin with it.
     pub fn touches_row(&self, place: &[u8]) -> bool {
         let from = (Bound::Included(place), Bound::Unbounded);
         let first = |family: Family| self.records[family as usize].range::<[u8], _>(from).next();
@@ -148,12 +148,12 @@ impl Edits {
         self.bytes = self.iter().map(|(_, key, value)| record_bytes(key, value)).sum();
     }
 
-    /// How many bytes the changed records take in a batch, at most.
+    /// The bytes that the changed records take in a batch, at most.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether `clear` hides what lies below.
+    /// True when `clear` hides the record below.
     fn hides(&self, family: Family, key: &[u8]) -> bool {
         self.clear && (family != Family::State || key.starts_with(key::TIME_INDEX))
     }
@@ -168,7 +168,7 @@ fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
 pub struct Overlay<'a> {
     /// The edits, which come first.
     pub edits: &'a Edits,
-    /// What lies below.
+    /// The state below.
     pub view: &'a dyn View,
 }
 

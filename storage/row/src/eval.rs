@@ -5,7 +5,7 @@ use crate::op::{Answer, Op, Refusal};
 use crate::view::{Fault, Tx};
 use crate::{expire, generic, hash, hash_expiry, hash_range, pegasus, scan, string};
 
-/// Why an op has no answer.
+/// The reason why an op has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EvalError {
     /// A deterministic "no", which left no edits.
@@ -27,7 +27,7 @@ impl From<Fault> for EvalError {
     }
 }
 
-/// What becomes of an op.
+/// The outcome of an op.
 pub type EvalResult = Result<Answer, EvalError>;
 
 /// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op

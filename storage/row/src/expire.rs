@@ -67,7 +67,7 @@ pub struct DueMembers {
 }
 
 impl DueItem {
-    /// How many rows or members it names.
+    /// The number of rows or members that it names.
     pub fn size(&self) -> usize {
         match self {
             DueItem::Row { .. } => 1,
@@ -101,15 +101,15 @@ impl DueItem {
     }
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DueItems {
-    /// What may be due, in order of time.
+    /// Rows and members that may be due, in order of time.
     pub items: Vec<DueItem>,
-    /// Where the next search begins: below it the time index had nothing but entries that
+    /// The start of the next search: below it the time index had nothing but entries that
     /// lead to these items.
     pub from: Bytes,
-    /// When the entry there is due, ms; `u64::MAX` when there is none.
+    /// The time at which the entry there is due, ms; `u64::MAX` when there is none.
     pub next_ms: u64,
 }
 
@@ -236,7 +236,7 @@ fn row(tx: &Tx<'_>, head_key: &[u8]) -> Result<Row, Fault> {
     Row::of(tx, KeyBuf::from_slice(head_key), stored)
 }
 
-/// What a step has done so far.
+/// The progress of a step.
 #[derive(Default)]
 struct ExpiryStep {
     rows: u64,
@@ -248,7 +248,7 @@ struct ExpiryStep {
 }
 
 impl ExpiryStep {
-    /// Whether it ends here; not before it has done something.
+    /// True when the step ends here; it does something first.
     fn is_over(&mut self, tx: &Tx<'_>) -> bool {
         let is_over = self.has_worked && (tx.view.is_spent() || tx.edits.bytes() >= self.edits_max);
         self.has_worked = true;

@@ -12,11 +12,11 @@ use crate::op::{Answer, Deadline, ExpireCondition, Refusal, RowContent, RowInfo,
 use crate::value::{Body, Header};
 use crate::view::{Fault, Tx};
 
-/// What Redis 7 keeps in a listpack: `hash-max-listpack-entries` and `-value`.
+/// Redis 7's bounds of a listpack: `hash-max-listpack-entries` and `-value`.
 const LISTPACK_ENTRIES_MAX: u64 = 512;
 const LISTPACK_VALUE_MAX: usize = 64;
 
-/// What Redis keeps as `embstr`.
+/// The longest string that Redis keeps as `embstr`.
 const EMBSTR_MAX: usize = 44;
 
 pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> EvalResult {

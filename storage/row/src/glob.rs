@@ -11,11 +11,11 @@
 /// falling back, which needs no preparation.
 const BACKTRACKING_STEPS_MAX: u64 = 1 << 16;
 
-/// What stands between two `*` is looked for byte by byte, if it is at most this long in
-/// the pattern.
+/// A segment between two `*` is searched byte by byte when it is at most this long in the
+/// pattern.
 const SEGMENT_SHORT: usize = 32;
 
-/// How long one match takes at worst, in ns, about.
+/// The time of one match in the worst case, ns, roughly.
 pub fn worst_case_ns(pattern: &[u8], text: &[u8]) -> u64 {
     let steps = (pattern.len() as u64).saturating_mul(text.len() as u64);
     if steps <= BACKTRACKING_STEPS_MAX {
@@ -25,8 +25,8 @@ pub fn worst_case_ns(pattern: &[u8], text: &[u8]) -> u64 {
     }
 }
 
-/// Whether `text` matches: `*` any bytes, `?` one byte, `[a-c]` `[^a-c]` one of (not of)
-/// a set, `\` takes the next byte as it is.
+/// Matches `text`: `*` any bytes, `?` one byte, `[a-c]` `[^a-c]` one of (not of) a set,
+/// `\` takes the next byte literally.
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     run(pattern, text, false)
 }
@@ -73,8 +73,8 @@ fn match_by_backtracking(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     }
 }
 
-/// Whether the first element of a pattern (not a `*`) takes a byte, and the rest of the
-/// pattern, which is the same for all bytes.
+/// Tries the first element of a pattern (not a `*`) on a byte. Returns the rest of the
+/// pattern, too, which is the same for all bytes.
 fn element(pattern: &[u8], byte: u8, nocase: bool) -> (bool, &[u8]) {
     let fold = |b: u8| if nocase { b.to_ascii_lowercase() } else { b };
     match pattern {
@@ -135,7 +135,7 @@ fn match_by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     })
 }
 
-/// Where the first place ends that a segment fits.
+/// The end of the first match of a segment.
 fn end_of(segment: &Segment<'_>, text: &[u8], nocase: bool) -> Option<usize> {
     if segment.len() > text.len() {
         return None;
@@ -167,7 +167,7 @@ fn end_of(segment: &Segment<'_>, text: &[u8], nocase: bool) -> Option<usize> {
     None
 }
 
-/// Which elements of a segment take a byte, one bit each.
+/// The elements of a segment that take a byte, one bit each.
 fn takers_of(segment: &Segment<'_>, byte: u8, nocase: bool) -> Vec<u64> {
     let mut bits = vec![0; segment.len().div_ceil(64)];
     for (at, one) in segment.iter().enumerate() {
@@ -176,8 +176,8 @@ fn takers_of(segment: &Segment<'_>, byte: u8, nocase: bool) -> Vec<u64> {
     bits
 }
 
-/// Whether a set (behind its `[` or `[^`) holds a byte, and the pattern behind its `]`;
-/// an unclosed set ends with the pattern.
+/// Tests a set (behind its `[` or `[^`) for a byte, and returns the pattern behind its
+/// `]`; an unclosed set ends with the pattern.
 fn set(mut pattern: &[u8], byte: u8, fold: impl Fn(u8) -> u8) -> (bool, &[u8]) {
     let byte = fold(byte);
     let mut hit = false;

@@ -170,8 +170,8 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) ->
     Ok(Answer::Bytes(new))
 }
 
-/// What a cell that was drawn takes beside its name and value: its index, two handles to
-/// bytes, and as much again when it is worded.
+/// Bytes that a drawn cell takes besides its name and value: its index, two handles to
+/// bytes, and as much again for its reply.
 const DRAWN_BYTES: u64 = 128;
 
 /// Draws by walking the row: uniform, and as long as the row is.

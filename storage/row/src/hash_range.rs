@@ -17,7 +17,7 @@ use crate::view::{Fault, Tx};
 /// on: a filter that hits nothing shall not walk for ever.
 const EXAMINED_MAX: u64 = 100_000;
 
-/// What looking at one member takes, about.
+/// The cost of examining one member, ns, roughly.
 const MEMBER_NS: u64 = 1000;
 
 /// Members that one op deletes at most, and bytes of records: each member is one or two
@@ -96,7 +96,7 @@ impl Filter {
         }
     }
 
-    /// Whether a sortkey passes.
+    /// True for a sortkey that passes.
     fn passes(&self, name: &[u8]) -> bool {
         match self {
             Filter::None => true,
@@ -108,7 +108,7 @@ impl Filter {
     }
 }
 
-/// Whether `inner` stands somewhere in `outer`.
+/// True when `outer` contains `inner`.
 pub(crate) fn contains(outer: &[u8], inner: &[u8]) -> bool {
     memchr::memmem::find(outer, inner).is_some()
 }
@@ -138,7 +138,7 @@ impl Range {
         (from, to)
     }
 
-    /// Whether every member is meant.
+    /// True when the range has every member.
     fn is_whole(&self) -> bool {
         self.start.is_none() && self.stop.is_none() && self.filter == Filter::None
     }
@@ -188,7 +188,7 @@ fn walk(
     Ok(next)
 }
 
-/// Where gathering ends before the range does.
+/// Limits that end a collection before the range ends.
 struct RangeLimits {
     examined_max: Option<u64>,
     /// 0 = no limit.

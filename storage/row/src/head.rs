@@ -213,7 +213,7 @@ fn count(tx: &mut Tx<'_>, counter: &'static [u8], by: i64) -> Result<(), Fault> 
     Ok(())
 }
 
-/// When the time index is to point out a head.
+/// The time of a head's entry in the time index.
 pub(crate) fn due_at(head: &Head, due: ExpiryTarget) -> Option<u64> {
     match (due, &head.body) {
         (ExpiryTarget::Row, _) => head.header.expires_at_ms,
@@ -222,8 +222,8 @@ pub(crate) fn due_at(head: &Head, due: ExpiryTarget) -> Option<u64> {
     }
 }
 
-/// Whether one of a collection's `count` members lives: one seek at most, however many
-/// are past. `space` is what the keys of their expiries begin with.
+/// True when one of a collection's `count` members is live: one seek at most, however
+/// many are expired. The keys of the expiries begin with `space`.
 fn has_live_member(
     tx: &Tx<'_>,
     count: u64,
@@ -244,9 +244,9 @@ fn has_live_member(
     Ok(last_ms.is_some() && !tx.is_expired(last_ms))
 }
 
-/// How many stored members of a collection are expired, counting no further than `max`;
-/// `space` is what the keys of their expiries begin with. Costs nothing unless one may
-/// be, and then as many steps as there are.
+/// The number of stored members that are expired, counted no further than `max`. The keys
+/// of the expiries begin with `space`. It costs nothing unless a member may be expired,
+/// and then one step for each.
 pub(crate) fn expired_members(
     tx: &Tx<'_>,
     space: &[u8],

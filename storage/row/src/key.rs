@@ -1,5 +1,5 @@
-//! Where a row is: its slot, its place in hash order, and the bytes of every record's
-//! key.
+//! The place of a row: its slot, its position in hash order, and the bytes of every
+//! record's key.
 //!
 //! Rows lie in hash order on purpose. The first eight bytes of a head key, read as a
 //! number, are the row's *position*: its slot and 48 bits of hash. Its upper 53 bits, the
@@ -27,7 +27,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The longest hashkey, bytes: its length is a u16 in cell keys.
 pub const HASHKEY_BYTES_MAX: usize = u16::MAX as usize;
 
-/// How many slots there are, as in Redis Cluster.
+/// The number of slots, as in Redis Cluster.
 pub const SLOTS: u16 = 16384;
 
 /// State key of the number of heads stored.
@@ -83,7 +83,7 @@ pub fn hash48(key: &[u8]) -> u64 {
     xxh3_64(key) >> 16
 }
 
-/// Where a row stands in hash order: `slot << 48 | hash48`, below 2^62.
+/// The position of a row in hash order: `slot << 48 | hash48`, below 2^62.
 pub fn position(key: &[u8]) -> u64 {
     u64::from(slot(key)) << 48 | hash48(key)
 }
@@ -132,8 +132,8 @@ pub fn head_hashkey(head_key: &[u8]) -> Option<&[u8]> {
     head_key.get(8..)
 }
 
-/// What all cells of one space of one generation of a row begin with.
-/// The hashkey must not be longer than [`HASHKEY_BYTES_MAX`].
+/// The prefix of all cells of one space of one generation of a row. The hashkey must not
+/// be longer than [`HASHKEY_BYTES_MAX`].
 pub fn cells(key: &[u8], generation: u64, space: u8) -> KeyBuf {
     let len = u16::try_from(key.len()).expect("ops refuse hashkeys longer than a u16");
     let mut out = KeyBuf::with_capacity(8 + 2 + key.len() + 9 + 64);
@@ -186,7 +186,7 @@ impl<'a> CellKey<'a> {
     }
 }
 
-/// What the time index points out about a row.
+/// The part of a row that an entry of the time index points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExpiryTarget {

@@ -1,4 +1,4 @@
-//! What can be done to a row.
+//! The operations on rows, as a pure library.
 //!
 //! A *row* is everything under one hashkey: a head and its cells. This crate knows how
 //! rows are laid out as key-value records ([`key`], [`value`]), what can be asked of them

@@ -18,7 +18,7 @@ pub(crate) type StoredMember<'a> = Option<(Header, &'a [u8])>;
 #[derive(Debug)]
 pub(crate) struct Members {
     hash: HashHead,
-    /// What the keys of all members begin with; it ends with the space.
+    /// The prefix of all members' keys; it ends with the space.
     prefix: KeyBuf,
 }
 
@@ -32,7 +32,7 @@ impl Members {
         Members { prefix: key::cells(row.hashkey(), hash.generation, key::MEMBERS), hash }
     }
 
-    /// Which life of the row they belong to.
+    /// The generation of the row that they belong to.
     pub(crate) fn generation(&self) -> u64 {
         self.hash.generation
     }
@@ -42,22 +42,23 @@ impl Members {
         &self.hash.expiries.floor
     }
 
-    /// What the keys of all members begin with.
+    /// The prefix of all members' keys.
     pub(crate) fn prefix(&self) -> &[u8] {
         &self.prefix
     }
 
-    /// How many are stored, those that are past and not yet removed included.
+    /// The number of stored members, expired ones that are not yet removed included.
     pub(crate) fn count(&self) -> u64 {
         self.hash.count
     }
 
-    /// How many live.
+    /// The number of live members.
     pub(crate) fn live(&self, tx: &Tx<'_>) -> Result<u64, Fault> {
         Ok(self.hash.count - self.expired(tx, self.hash.count)?)
     }
 
-    /// How many are past and not yet removed, counting no further than `max`.
+    /// The number of members that are expired and not yet removed, counted no further
+    /// than `max`.
     pub(crate) fn expired(&self, tx: &Tx<'_>, max: u64) -> Result<u64, Fault> {
         expired_members(tx, &self.space(), &self.hash.expiries, max)
     }
@@ -79,7 +80,7 @@ impl Members {
         out
     }
 
-    /// What the keys of all expiries of members begin with.
+    /// The prefix of the keys of all members' expiries.
     fn space(&self) -> KeyBuf {
         let mut out = self.prefix.clone();
         *out.last_mut().expect("a prefix ends with the space") = key::EXPIRIES;
@@ -197,7 +198,7 @@ impl Writer {
         Writer { row, members: None, fresh: true }
     }
 
-    /// Whether there is a live row to write to.
+    /// True when there is a live row to write to.
     pub(crate) fn exists(&self) -> bool {
         self.members.is_some()
     }
@@ -289,7 +290,7 @@ impl Writer {
         }
     }
 
-    /// When the first member may be past, ms.
+    /// The earliest time at which a member may expire, ms.
     pub(crate) fn due_ms(&self) -> Option<u64> {
         self.members.as_ref().and_then(|members| members.hash.expiries.due_ms())
     }

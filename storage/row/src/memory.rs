@@ -41,7 +41,7 @@ impl Memory {
         }
     }
 
-    /// What the expiry cycle finds due by the time index, all of it.
+    /// Everything that the expiry cycle finds due by the time index.
     pub fn due(&self, stamp: Stamp, rules: Rules) -> Result<DueItems, Fault> {
         expire::find(
             &Tx { view: self, edits: &mut Edits::default(), stamp, rules },

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::expire::DueItem;
 
-/// What a row holds.
+/// The data type of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum RowKind {
@@ -17,8 +17,8 @@ pub enum RowKind {
     Hash = 2,
 }
 
-/// Where the HEXPIRE family's field expiries end, as Redis's do: 46 bits of ms, in the
-/// year 4199.
+/// The latest expiry of a field that the HEXPIRE family takes, as in Redis: 46 bits of
+/// ms, in the year 4199.
 pub const FIELD_EXPIRY_MAX_MS: u64 = (1 << 46) - 1;
 
 /// A point in time that an op names: relative ones are resolved by the leader's stamp.
@@ -30,12 +30,12 @@ pub enum Deadline {
     At(i64),
 }
 
-/// What a write does to the expiry of what it writes.
+/// The effect of a write on the expiry of what it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ttl {
     /// No expiry named: the table's `default_ttl`, or never.
     Default,
-    /// Whatever it was (KEEPTTL).
+    /// The expiry that it had (KEEPTTL).
     Keep,
     /// Expire then.
     Until(Deadline),
@@ -43,7 +43,7 @@ pub enum Ttl {
     Never,
 }
 
-/// When an expiry may be changed (NX XX GT LT); all that are set must hold.
+/// The condition of a change of expiry (NX XX GT LT); all that are set must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ExpireCondition {
     /// Only when there is none.
@@ -56,7 +56,7 @@ pub struct ExpireCondition {
     pub earlier: bool,
 }
 
-/// When a write may happen.
+/// The condition of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum WriteCondition {
     /// Always.
@@ -68,18 +68,18 @@ pub enum WriteCondition {
     IfPresent,
 }
 
-/// Which sortkeys of a hash are meant.
+/// A range of a hash's sortkeys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     /// First sortkey; `None` = from the first of the row.
     pub start: Option<Bytes>,
-    /// Whether `start` itself is in.
+    /// `start` itself is in the range.
     pub start_inclusive: bool,
     /// Last sortkey; `None` = to the last of the row.
     pub stop: Option<Bytes>,
-    /// Whether `stop` itself is in.
+    /// `stop` itself is in the range.
     pub stop_inclusive: bool,
-    /// Which of these.
+    /// The test that sortkeys in the range must pass.
     pub filter: Filter,
     /// From `stop` downwards.
     pub reverse: bool,
@@ -190,8 +190,8 @@ pub enum Op {
     /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not
     /// kept.
     Restore { key: Bytes, content: RowContent, ttl: Ttl, replace: bool },
-    /// How Redis would say it stores the row (int, embstr, raw, listpack, listpackex,
-    /// hashtable). -> `Bytes` or `Nil`
+    /// The encoding that Redis would report for the row (int, embstr, raw, listpack,
+    /// listpackex, hashtable). -> `Bytes` or `Nil`
     Encoding { key: Bytes },
 
     // ---- the partition ----
@@ -307,7 +307,7 @@ pub enum Op {
     Sync,
 }
 
-/// What `Inspect` tells of a live row.
+/// The answer of `Inspect` for a live row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowInfo {
     /// Its kind.
@@ -323,7 +323,7 @@ pub struct RowInfo {
     pub now_ms: u64,
 }
 
-/// What a watched row looked like; opaque to everybody but the executor that made it.
+/// The state of a watched row; opaque to everybody but the executor that made it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchToken {
     /// The row.
@@ -332,9 +332,10 @@ pub struct WatchToken {
     pub term: u64,
     /// The last touch of the row (or of one that shares its stripe) then.
     pub touched: u64,
-    /// When it would expire: expired since = touched.
+    /// The row's expiry at that time: expired since = touched.
     pub expires_at_ms: Option<u64>,
-    /// Whether it was there. One that was not is not touched when all rows are deleted.
+    /// The row existed at that time. One that did not is not touched when all rows are
+    /// deleted.
     pub existed: bool,
 }
 
@@ -346,7 +347,7 @@ impl WatchToken {
     }
 }
 
-/// What an op says.
+/// The answer of an op.
 #[allow(missing_docs)] // the variant's line says what its fields are
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
@@ -373,8 +374,8 @@ pub enum Answer {
     CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
     /// A page of keys and the cursor of the next (0 = finished).
     Page { keys: Vec<Bytes>, next: u64, count: u64 },
-    /// How many rows and how many fields of other rows were deleted; how many items are
-    /// `done`, and how many members (`part`) of the item behind them; `left_ms`: the
+    /// The numbers of rows and of fields of other rows that were deleted; the number of
+    /// items `done`, and of members (`part`) of the item behind them; `left_ms`: the
     /// earliest entry of the time index that is due and was left there.
     Expired { rows: u64, fields: u64, done: u64, part: u64, left_ms: Option<u64> },
     /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
@@ -437,15 +438,15 @@ pub enum Refusal {
 pub struct Request {
     /// The ops, in order.
     pub ops: Vec<Op>,
-    /// Which of them, in rising order, belong together with the one before: both are
-    /// done, or neither. Where answers are large, those that follow may be left alone:
-    /// neither done nor answered, to be asked again.
+    /// Indexes of ops, in rising order, that are joined to the op before: both are done,
+    /// or neither. After large answers the ops that follow may be left out: neither done
+    /// nor answered; the caller sends them again.
     pub joined: Vec<u32>,
     /// If any of these was touched since, nothing is done.
     pub watched: Vec<WatchToken>,
 }
 
-/// What became of a [`Request`].
+/// The response to a [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
     /// One outcome an op, of the first commands at least.
@@ -471,7 +472,7 @@ impl Request {
 }
 
 impl Op {
-    /// Whether it may change many records.
+    /// True when it may change many records.
     pub(crate) fn may_change_much(&self) -> bool {
         match self {
             Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() > 1,
@@ -490,7 +491,8 @@ impl Op {
 }
 
 impl ExpireCondition {
-    /// Whether an expiry may change from `old` to `new`; none counts as infinitely late.
+    /// True when an expiry may change from `old` to `new`; none counts as infinitely
+    /// late.
     pub(crate) fn allows(self, old: Option<u64>, new: u64) -> bool {
         (!self.none || old.is_none())
             && (!self.some || old.is_some())

@@ -1,4 +1,4 @@
-//! What an op tells about itself: its rows and its size; and the size of an answer.
+//! Properties of an op: its rows and its size; and the size of an answer.
 
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
@@ -6,7 +6,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::expire::DueItem;
 use crate::op::{Answer, Filter, Mutation, Op, Range, Request, RowContent};
 
-/// What a byte string in a list takes besides its bytes.
+/// Bytes that a byte string in a list takes besides its own.
 const ITEM_BYTES: usize = size_of::<Bytes>() + 16;
 
 /// Bytes of keys, names and values, and how many byte strings in lists these are.
@@ -16,7 +16,7 @@ struct PayloadSize {
 }
 
 impl Op {
-    /// Whether it may change something.
+    /// True when it may change something.
     pub fn is_write(&self) -> bool {
         use Op::*;
         match self {
@@ -141,7 +141,7 @@ impl Op {
             + payload_size.items * ITEM_BYTES
     }
 
-    /// What it carries besides its first key.
+    /// The size of everything besides its first key.
     fn payload_size(&self) -> PayloadSize {
         use Op::*;
         let pairs = |pairs: &[(Bytes, Bytes)]| PayloadSize {
@@ -257,7 +257,7 @@ impl Answer {
 }
 
 impl Mutation {
-    /// How many bytes of names and values it carries.
+    /// The bytes of its names and values.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Mutation::Put { sortkey, value, .. } => sortkey.len() + value.len(),
@@ -267,7 +267,7 @@ impl Mutation {
 }
 
 impl Range {
-    /// How many bytes its ends and its filter have.
+    /// The bytes of its bounds and its filter.
     fn bytes(&self) -> usize {
         let ends = [&self.start, &self.stop].into_iter().flatten().map(Bytes::len).sum::<usize>();
         ends + match &self.filter {
@@ -281,7 +281,7 @@ impl Range {
 }
 
 impl RowContent {
-    /// How many bytes of names and values it holds.
+    /// The bytes of its names and values.
     pub fn bytes(&self) -> usize {
         match self {
             RowContent::String(value) => value.len(),
@@ -291,7 +291,7 @@ impl RowContent {
         }
     }
 
-    /// How many byte strings in a list these are.
+    /// The number of byte strings in lists.
     fn items(&self) -> usize {
         match self {
             RowContent::String(_) => 0,

@@ -1,4 +1,4 @@
-//! What records hold: heads, cells and counters as bytes.
+//! The bytes of records: heads, cells and counters.
 //!
 //! # Layout
 //! ```text
@@ -25,10 +25,10 @@ const HAS_EXPIRY: u8 = 1;
 const STRING: u8 = RowKind::String as u8;
 const HASH: u8 = RowKind::Hash as u8;
 
-/// What every record of a row begins with.
+/// The beginning of every record of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Header {
-    /// When and where it was written: 48 bits of ms, 8 of logical time, 8 of cluster tag.
+    /// Time and place of the write: 48 bits of ms, 8 of logical time, 8 of cluster tag.
     pub timetag: u64,
     /// Invisible from then on; `None` = never.
     pub expires_at_ms: Option<u64>,
@@ -38,7 +38,7 @@ impl Header {
     /// The most bytes a header takes.
     pub const BYTES_MAX: usize = 17;
 
-    /// When it was written, ms since the epoch.
+    /// The time of the write, ms since the epoch.
     pub fn written_at_ms(&self) -> u64 {
         self.timetag >> 16
     }
@@ -63,8 +63,8 @@ impl Header {
     }
 }
 
-/// What the head of a collection knows of the members that expire; every kind whose
-/// members do has it behind its count.
+/// The part of a collection's head about members that expire; every kind of row with such
+/// members has it behind its count.
 ///
 /// It answers in one seek what is asked at every op on a row, does it live: a member
 /// without an expiry does, and else one that expires later. Members that were removed
@@ -81,7 +81,7 @@ impl Header {
 ///   next floor away from the writer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expiries {
-    /// How many of the members stored have an expiry.
+    /// The number of stored members that have an expiry.
     pub expiring: u64,
     /// The floor; its time is that of the row's entry in the time index,
     /// [`ExpiryTarget::Field`](crate::key::Due::Field).
@@ -101,8 +101,8 @@ pub struct MemberExpiry {
     pub name: Bytes,
 }
 
-/// So much of a name is kept in a floor: names that begin alike for longer are walked
-/// past one by one.
+/// Bytes of a name that a floor keeps: names with a longer common prefix are walked past
+/// one by one.
 const FLOOR_NAME_MAX: usize = 256;
 
 impl MemberExpiry {
@@ -111,14 +111,14 @@ impl MemberExpiry {
         MemberExpiry { at_ms, name: Bytes::new() }
     }
 
-    /// Where the expiry lies of a member of this name.
+    /// The expiry of a member of this name.
     pub fn of(at_ms: u64, name: &[u8]) -> MemberExpiry {
         MemberExpiry { at_ms, name: Bytes::copy_from_slice(name) }
     }
 }
 
 impl Expiries {
-    /// When the first member may be past, ms; `None` when none expires.
+    /// The earliest time at which a member may expire, ms; `None` when none expires.
     pub fn due_ms(&self) -> Option<u64> {
         (self.expiring > 0).then_some(self.floor.at_ms)
     }
@@ -185,22 +185,23 @@ impl Expiries {
 /// A hash's part of its head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HashHead {
-    /// Which life of the row the cells belong to.
+    /// The generation of the row that the cells belong to.
     pub generation: u64,
-    /// How many members are stored, expired ones not yet purged included; never 0.
+    /// The number of stored members, expired ones that are not yet purged included; never
+    /// 0.
     pub count: u64,
-    /// Which of them expire.
+    /// The members that expire.
     pub expiries: Expiries,
 }
 
 impl HashHead {
-    /// How many bytes of a head it takes.
+    /// The bytes that it takes in a head.
     fn bytes(&self) -> usize {
         24 + if self.expiries.expiring > 0 { 16 + self.expiries.floor.name.len() } else { 0 }
     }
 }
 
-/// What a row holds, as its head tells.
+/// The content of a row, as its head has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     /// A string, whole.
@@ -214,7 +215,7 @@ pub enum Body {
 pub struct Head {
     /// Write time and expiry.
     pub header: Header,
-    /// What the row holds.
+    /// The content of the row.
     pub body: Body,
 }
 
@@ -278,7 +279,7 @@ impl Head {
     }
 }
 
-/// Which members a row has, and until when.
+/// The facts of a head that a compaction needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadSummary {
     /// Under which generation its members lie; `None` for a row that has none.
@@ -364,8 +365,8 @@ pub struct DefaultTtl {
     /// Since when, by the partition's own time, which no other clock tells better what
     /// was written before.
     pub since_ms: u64,
-    /// When it was set by meta's time, which tells one that was set later from one that
-    /// is heard of later.
+    /// The time of the change by meta's clock, which orders changes however late they
+    /// arrive.
     pub set_at_ms: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What an op sees: the state below it, the edits before it, and the time.
+//! The input of an op: the state below it, the edits before it, and the time.
 
 use std::ops::ControlFlow;
 
@@ -32,7 +32,7 @@ pub struct Stamp {
     pub timetag: u64,
 }
 
-/// What the table says about every row in it; read by ops, set through envs.
+/// The table's rules for every row in it; ops read them, envs set them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
     /// Expiry in ms given to writes that name none, and to older rows counted from
@@ -49,13 +49,13 @@ pub struct Rules {
     pub answer_bytes_max: usize,
 }
 
-/// What one op may change beyond `write_bytes_max`: keys of records, repeated with each
-/// field, and values that are written anew as they were.
+/// Bytes that one op may change beyond `write_bytes_max`: keys of records, repeated with
+/// each field, and values that are rewritten as they were.
 const RECORDS_BYTES_MAX: usize = 16 << 20;
 
 impl Rules {
-    /// When a record expires, `default_ttl` of older rows included. That one is virtual:
-    /// nothing is rewritten when the rule is set, whoever reads applies it.
+    /// The expiry of a record, `default_ttl` of older rows included. That one is virtual:
+    /// setting the rule rewrites nothing, every reader applies it.
     pub fn expires_at_ms(&self, header: &Header) -> Option<u64> {
         header.expires_at_ms.or_else(|| {
             (self.default_ttl_ms > 0 && header.written_at_ms() < self.default_ttl_since_ms)
@@ -122,8 +122,8 @@ pub trait View {
         true
     }
 
-    /// Whether whoever evaluates has had enough for now. An op that may end early, as a
-    /// step of the expiry cycle, looks after each piece of work, and ends then.
+    /// True once the evaluation has used up its time. An op that may end early, as a step
+    /// of the expiry cycle, asks after each piece of work, and then ends.
     fn is_spent(&self) -> bool {
         false
     }
@@ -133,9 +133,8 @@ pub trait View {
     /// it that the partition's time never runs from there again.
     fn depends_on_time(&self, _past_ms: u64) {}
 
-    /// Whether there is time for a piece of work that takes so many ns, beside walking.
-    /// If not, the op ends as if there were no more records, and what it says is thrown
-    /// away.
+    /// True when there is time for a piece of work of this many ns besides walking. If
+    /// not, the op ends as if there were no more records, and its answer is thrown away.
     fn has_time_for(&self, _ns: u64) -> bool {
         true
     }
@@ -187,7 +186,7 @@ impl Tx<'_> {
         self.edits.delete(family, key);
     }
 
-    /// What the batch sees as a view of its own.
+    /// The batch's state as a view of its own.
     pub fn state(&self) -> Overlay<'_> {
         Overlay { edits: self.edits, view: self.view }
     }
@@ -240,7 +239,8 @@ impl Tx<'_> {
             .then(|| self.stamp.now_ms.saturating_add(self.rules.default_ttl_ms))
     }
 
-    /// Whether a moment has come. What then is said [rests on](View::rests_on) it.
+    /// True when this time has passed. The answer then [depends on
+    /// it](View::depends_on_time).
     pub(crate) fn is_expired(&self, at_ms: Option<u64>) -> bool {
         let past = at_ms.filter(|at| *at <= self.stamp.now_ms);
         past.inspect(|at| self.view.depends_on_time(*at)).is_some()

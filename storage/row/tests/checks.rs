@@ -6,7 +6,7 @@ use row::op::{Answer, Check, Refusal, Ttl, WriteCondition};
 use row::view::Rules;
 use row::{Edits, EvalError, Op, Stamp, Tx, eval};
 
-/// Whether a check holds for a cell's value (`None`: no such cell).
+/// Evaluates a check of a cell's value (`None`: no such cell).
 fn holds(check: Check, operand: &str, value: Option<&str>) -> Result<bool, Refusal> {
     let memory = Memory::new();
     let mut edits = Edits::default();

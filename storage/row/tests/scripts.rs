@@ -319,7 +319,7 @@ fn show_value(family: Family, value: &Bytes) -> String {
     }
 }
 
-/// What one op added to the edits.
+/// The edits that one op added.
 fn show_edits(before: &Edits, after: &Edits, out: &mut String) {
     if after.clear && !before.clear {
         writeln!(out, "- everything").expect("a string takes all");

@@ -1,5 +1,5 @@
-//! What one op or step changes has a bound, all bytes of records counted: a hash repeats
-//! its key with each field.
+//! Changes of one op or step are bounded, with all bytes of records counted: a hash
+//! repeats its key with each field.
 
 use bytes::Bytes;
 use row::memory::Memory;

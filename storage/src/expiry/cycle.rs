@@ -27,8 +27,7 @@ use crate::replica::Replica;
 /// microseconds more.
 pub(crate) const STEP_TIME_MAX: Duration = Duration::from_millis(1);
 
-/// So many rows and fields are searched for at a time, and so many are handed to a step,
-/// which may leave some.
+/// Bounds of one search and of one step, in rows and fields; a step may leave some.
 const SEARCH_ITEMS_MAX: usize = 8192;
 const STEP_ITEMS_MAX: usize = 512;
 
@@ -41,15 +40,15 @@ const REMOVALS_PER_SECOND_MAX: u32 = 64_000;
 const STEP_PERMIT_TIME_MAX: Duration = Duration::from_millis(100);
 const STEP_WARN_AFTER: Duration = Duration::from_secs(10);
 
-/// Where a step failed, the next one comes after so long.
+/// The delay after a step that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// What the cycles of a node share.
+/// The state that the cycles of a node share.
 #[derive(Debug)]
 pub(crate) struct ExpiryCycles {
-    /// Whether they run (DEBUG SET-ACTIVE-EXPIRE).
+    /// The cycles run (DEBUG SET-ACTIVE-EXPIRE).
     pub(crate) is_active: AtomicBool,
-    /// How many rows, and how many fields of other rows, they have removed.
+    /// The numbers of rows, and of fields of other rows, that they have removed.
     pub(crate) rows: AtomicU64,
     pub(crate) fields: AtomicU64,
     /// Searches at one time.
@@ -168,7 +167,7 @@ impl ExpiryCycles {
     }
 }
 
-/// How far a step came.
+/// The progress of a step.
 struct StepProgress {
     items: usize,
     /// Members of the item behind these.
@@ -176,7 +175,7 @@ struct StepProgress {
 }
 
 impl StepProgress {
-    /// What a step has left.
+    /// The items that a step has left.
     fn left(&self, step: Vec<DueItem>) -> impl DoubleEndedIterator<Item = DueItem> {
         let mut left: VecDeque<DueItem> = step.into_iter().skip(self.items).collect();
         if self.part > 0

@@ -28,11 +28,11 @@ const KEY_BYTES_MAX: usize = 4 << 10;
 const VALUE_BYTES_MAX: usize = 16 << 10;
 /// A record may take this part of the ring.
 const RECORD_FRACTION: usize = 8;
-/// What a record takes, about: by this, buckets are as many as records.
+/// Bytes of a typical record: there are as many buckets as such records.
 const TYPICAL_RECORD_BYTES: usize = 128;
-/// How many records are moved at most before one has to go.
+/// Records that are promoted at most before one is evicted.
 const PROMOTIONS_MAX: usize = 8;
-/// So many of a hash's highest bits choose the bucket before any others do.
+/// The number of a hash's highest bits that choose the bucket before any others do.
 const BUCKET_BITS: u32 = 18;
 /// The end of a chain. Zero, so that buckets that were never used take no memory: the
 /// system gives it when it is first written to.
@@ -46,7 +46,7 @@ const WHOLE: usize = 12;
 const NAMESPACE: usize = 16;
 const SINCE: usize = 24;
 
-/// What becomes of a record when it is the oldest.
+/// The state of a slot, which decides over an oldest record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 enum SlotState {
@@ -63,13 +63,13 @@ pub(super) struct CacheKey<'a> {
     pub(super) key: &'a [u8],
 }
 
-/// What is kept of a record.
+/// A record as it is cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CachedRecord<'a> {
-    /// When it began to hold, or a later moment.
+    /// The version since which it is known to hold.
     pub(super) since: Version,
     pub(super) value: &'a [u8],
-    /// Whether that is all of the value, or only its first part.
+    /// All of the value is there, not only its first part.
     pub(super) is_whole: bool,
 }
 
@@ -78,7 +78,7 @@ fn number(at: usize) -> u32 {
     (at / UNIT + 1) as u32
 }
 
-/// Where a record lies that has a number.
+/// The place of the record with this number.
 fn place_of(number: u32) -> usize {
     (number as usize - 1) * UNIT
 }

@@ -27,7 +27,7 @@ pub(crate) fn table() -> Table {
     }
 }
 
-/// What the node is to hold of a table.
+/// The node's assignment of a table.
 pub(crate) fn assigned(table: Table) -> Assignment {
     let members = vec![Member { raft_id: 1, server: ServerId(1) }];
     Assignment {
@@ -36,7 +36,7 @@ pub(crate) fn assigned(table: Table) -> Assignment {
     }
 }
 
-/// How nodes are opened.
+/// The options of a node.
 pub(crate) fn options(dir: &Path) -> NodeOptions {
     NodeOptions {
         dir: dir.join("partitions"),
@@ -67,7 +67,7 @@ pub(crate) fn node(options: NodeOptions, log: LogOptions) -> (Arc<Node>, Arc<Log
     )
 }
 
-/// Where the log of a node in a directory is.
+/// The options of the log of a node in a directory.
 pub(crate) fn log_options(dir: &Path) -> LogOptions {
     LogOptions::new(dir.join("log"))
 }

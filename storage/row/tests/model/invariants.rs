@@ -1,4 +1,4 @@
-//! What must hold of the records of a partition, whatever was done to it.
+//! Invariants of a partition's records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,7 +87,7 @@ pub(crate) fn check(memory: &Memory) {
     assert_eq!(counter(key::EXPIRING), expiring, "the counter of rows that expire");
 }
 
-/// What readers see is what the model holds.
+/// Readers see the same as the model.
 pub(crate) fn same(
     memory: &Memory,
     model: &BTreeMap<Bytes, (RowContent, Option<u64>)>,

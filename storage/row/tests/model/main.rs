@@ -18,8 +18,8 @@ use crate::model::Model;
 /// One batch: how much later than the last it comes, and its ops.
 type Batch = (u64, Vec<Op>, Cycle);
 
-/// How the expiry cycle does in a batch: so many states before the present one it has
-/// looked for what is due, and the writer is spent after so many pieces.
+/// The expiry cycle's part in a batch: the number of states before the present one in
+/// which it searched, and the pieces of work after which the writer is spent.
 type Cycle = (usize, u64);
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
