@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::key;
 use crate::view::{Fault, View};
 
-/// The keyspace of a record: one RocksDB column family each.
+/// The keyspace of a record in the partition: one RocksDB column family each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Family {
@@ -25,11 +25,11 @@ impl Family {
     pub const ALL: [Family; 3] = [Family::State, Family::Head, Family::Cell];
 }
 
-/// Bytes that a record takes in a batch besides its key and value, at most.
+/// The size of a record in a batch besides its key and value, at most.
 const RECORD_BYTES: usize = 12;
 
-/// Puts and deletes, the last word on each key; and whether everything below was cleared
-/// first.
+/// Puts and deletes, the last one of each key, and a flag that everything below was
+/// cleared first.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Edits {
     /// Everything in `Head`, `Cell` and the time index was deleted before the records
@@ -38,28 +38,27 @@ pub struct Edits {
     /// The new value of each record, `None` = deleted; one map a family, so that a
     /// look-up needs no owned key.
     records: [BTreeMap<Bytes, Option<Bytes>>; 3],
-    /// Of all records.
+    /// The size of all records in a batch.
     bytes: usize,
-    /// The bound of `bytes`, if there is one.
+    /// The maximum size, if there is one.
     bytes_max: Option<usize>,
-    /// There would be more.
+    /// True once a change was dropped because it would have passed the maximum.
     is_over: bool,
 }
 
 impl Edits {
-    /// Edits that are to be no larger than so many bytes, as [`Edits::bytes`] counts.
-    /// What goes beyond is not kept: once they are [over](Edits::is_over) they are of no
-    /// use.
+    /// Edits of at most `bytes_max` bytes, as counted by [`Edits::bytes`]. Changes beyond
+    /// that are dropped: edits that are [over](Edits::is_over) are of no use.
     pub fn bounded(bytes_max: usize) -> Edits {
         Edits { bytes_max: Some(bytes_max), ..Edits::default() }
     }
 
-    /// True once more was changed than the bound allows.
+    /// True if there were more changes than the maximum allows.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// True when nothing is changed.
+    /// True if nothing is changed.
     pub fn is_empty(&self) -> bool {
         !self.clear && self.records.iter().all(BTreeMap::is_empty)
     }
@@ -91,7 +90,7 @@ impl Edits {
         }
     }
 
-    /// The state of a record in these edits: `None` = unchanged, `Some(None)` = deleted.
+    /// The edit of a record: `None` = unchanged, `Some(None)` = deleted.
     pub fn get(&self, family: Family, key: &[u8]) -> Option<Option<&Bytes>> {
         match self.records[family as usize].get(key) {
             Some(value) => Some(value.as_ref()),
@@ -100,8 +99,8 @@ impl Edits {
         }
     }
 
-    /// True when the head or a cell of a row at this position is changed: their keys
-    /// begin with it.
+    /// True if the edits change the head or a cell of the row at `place`, the prefix of
+    /// their keys.
     pub fn touches_row(&self, place: &[u8]) -> bool {
         let from = (Bound::Included(place), Bound::Unbounded);
         let first = |family: Family| self.records[family as usize].range::<[u8], _>(from).next();
@@ -121,14 +120,14 @@ impl Edits {
         })
     }
 
-    /// As [`Edits::iter`], giving the records away.
+    /// As [`Edits::iter`], by value.
     pub fn into_records(self) -> impl Iterator<Item = (Family, Bytes, Option<Bytes>)> {
         Family::ALL.into_iter().zip(self.records).flat_map(|(family, records)| {
             records.into_iter().map(move |(key, value)| (family, key, value))
         })
     }
 
-    /// Adds edits made after these.
+    /// Adds later edits, which replace these on the same keys.
     pub fn merge(&mut self, later: Edits) {
         if later.clear {
             self.clear_rows();
@@ -139,7 +138,8 @@ impl Edits {
         }
     }
 
-    /// Clears all rows: below, and those written by these edits so far. Counters stay.
+    /// Clears all rows, those below and those written by these edits so far. Counters
+    /// stay.
     pub fn clear_rows(&mut self) {
         self.clear = true;
         self.records[Family::Head as usize].clear();
@@ -148,12 +148,12 @@ impl Edits {
         self.bytes = self.iter().map(|(_, key, value)| record_bytes(key, value)).sum();
     }
 
-    /// The bytes that the changed records take in a batch, at most.
+    /// The size of the changed records in a batch, at most.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// True when `clear` hides the record below.
+    /// True if `clear` hides the record below.
     fn hides(&self, family: Family, key: &[u8]) -> bool {
         self.clear && (family != Family::State || key.starts_with(key::TIME_INDEX))
     }
@@ -163,12 +163,12 @@ fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     RECORD_BYTES + key.len() + value.map_or(0, Bytes::len)
 }
 
-/// A view with edits on top of it, itself a view: what a batch sees, or what the batch
-/// after one in flight sees.
+/// A view with edits on top of it, which is a view itself: the state of a batch, or of
+/// the batch after one in flight.
 pub struct Overlay<'a> {
-    /// The edits, which come first.
+    /// The edits, which are read first.
     pub edits: &'a Edits,
-    /// The state below.
+    /// The view below.
     pub view: &'a dyn View,
 }
 
@@ -232,8 +232,8 @@ impl View for Overlay<'_> {
     }
 }
 
-/// Walks the records below and the edits together, in key order or against it; an edit
-/// stands for the record of its key.
+/// Walks the records below and the edits together, in key order or against it. An edit
+/// replaces the record of the same key.
 fn merge<'e>(
     over: &Overlay<'_>,
     family: Family,

@@ -1,4 +1,4 @@
-//! From an op to its answer and its edits.
+//! Evaluation: from an op to its answer and its edits.
 
 use crate::edits::Edits;
 use crate::op::{Answer, Op, Refusal};
@@ -30,8 +30,8 @@ impl From<Fault> for EvalError {
 /// The outcome of an op.
 pub type EvalResult = Result<Answer, EvalError>;
 
-/// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op
-/// adds nothing. One that would change more than a log entry is to hold
+/// Evaluates one op: returns its answer and adds its changes to the batch's edits. A
+/// refused op adds nothing. An op that would change more than fits one log entry
 /// ([`Rules::edits_bytes_max`](crate::view::Rules::edits_bytes_max)) is refused.
 pub fn eval(op: &Op, tx: &mut Tx<'_>) -> EvalResult {
     match tx.rules.edits_bytes_max().filter(|_| op.may_change_much()) {
@@ -47,8 +47,8 @@ pub fn eval(op: &Op, tx: &mut Tx<'_>) -> EvalResult {
     }
 }
 
-/// Evaluates something whose edits are taken over as a whole or, when there are more than
-/// so many bytes of them, not at all: it is refused then.
+/// Runs `run` and takes over its edits as a whole. If they exceed `bytes_max` bytes,
+/// nothing is taken over and the refusal is `too_large`.
 pub fn eval_bounded<T>(
     bytes_max: usize,
     too_large: Refusal,
@@ -58,7 +58,7 @@ pub fn eval_bounded<T>(
     let mut edits = Edits::bounded(bytes_max);
     let answered =
         run(&mut Tx { view: &tx.state(), edits: &mut edits, stamp: tx.stamp, rules: tx.rules });
-    // Whatever it says then: it did not see what it had written.
+    // Its own outcome does not count here: it may have read back edits that were dropped.
     if edits.is_over() {
         return Err(too_large.into());
     }
@@ -84,7 +84,7 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> EvalResult {
         }
         Encoding { key } => generic::encoding(tx, key),
         Watch { key } => generic::watch(tx, key),
-        // Rows that are evaluated without a replica are on no disk.
+        // Without a replica there is no log, so nothing is on disk.
         Sync => Ok(Answer::Int(0)),
 
         Scan { cursor, count, glob, kind } => scan::scan(tx, *cursor, *count, glob.as_ref(), *kind),

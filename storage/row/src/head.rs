@@ -1,5 +1,5 @@
-//! A row as an op finds it and leaves it: whether it lives, its head, its place in the
-//! time index, the number of rows.
+//! A row as an op finds it and leaves it: its liveness, its head, its entries in the time
+//! index and in the counters of rows.
 
 use bytes::Bytes;
 use std::ops::{ControlFlow, Deref};
@@ -11,19 +11,19 @@ use crate::op::{Refusal, RowKind};
 use crate::value::{Body, Expiries, HashHead, Head, MemberExpiry};
 use crate::view::{Fault, Tx};
 
-/// A row as it is stored, without the value of a string: enough to replace or delete it.
-/// Writing it keeps the `rows` counter and the time index exact.
+/// A stored row without the value of a string: enough to replace or delete it. Writing it
+/// keeps the `rows` counter and the time index exact.
 #[derive(Debug)]
 pub(crate) struct RowMetadata {
     head_key: KeyBuf,
     /// As stored, expired or not; a string's value may be missing.
     stored: Option<Head>,
     live: bool,
-    /// Of a live row, `default_ttl` included.
+    /// The expiry of a live row, `default_ttl` included.
     expires_at_ms: Option<u64>,
 }
 
-/// A row as it is stored, with the value of a string.
+/// A stored row with the value of a string.
 #[derive(Debug)]
 pub(crate) struct Row(RowMetadata);
 
@@ -33,17 +33,17 @@ impl Row {
         RowMetadata::read(tx, key, |head_key| tx.get(Family::Head, head_key)).map(Row)
     }
 
-    /// A row whose head was already read.
+    /// Makes a row of a head that was already read.
     pub(crate) fn of(tx: &Tx<'_>, head_key: KeyBuf, stored: Option<Head>) -> Result<Row, Fault> {
         RowMetadata::of(tx, head_key, stored).map(Row)
     }
 
-    /// The head, when the row lives.
+    /// The head of a live row.
     pub(crate) fn head(&self) -> Option<&Head> {
         self.0.head()
     }
 
-    /// The string it holds, when it lives; refuses other kinds.
+    /// The string that a live row holds; refuses other kinds.
     pub(crate) fn string(&self) -> Result<Option<&Bytes>, Refusal> {
         match self.head().map(|head| &head.body) {
             None => Ok(None),
@@ -68,8 +68,8 @@ impl From<Row> for RowMetadata {
 }
 
 impl RowMetadata {
-    /// Reads what the head of a row tells besides a string's value; refuses keys that no
-    /// row can have.
+    /// Reads the head of a row without a string's value; refuses keys that no row can
+    /// have.
     pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<RowMetadata, EvalError> {
         RowMetadata::read(tx, key, |head_key| tx.metadata(Family::Head, head_key))
     }
@@ -125,17 +125,17 @@ impl RowMetadata {
         self.live
     }
 
-    /// The head, when the row lives.
+    /// The head of a live row.
     fn head(&self) -> Option<&Head> {
         self.stored.as_ref().filter(|_| self.live)
     }
 
-    /// Its expiry, when it lives and has one.
+    /// The expiry of a live row.
     pub(crate) fn expires_at_ms(&self) -> Option<u64> {
         self.expires_at_ms
     }
 
-    /// The hash it holds, when it lives; refuses other kinds.
+    /// The hash that a live row holds; refuses other kinds.
     pub(crate) fn hash(&self) -> Result<Option<HashHead>, Refusal> {
         match self.head().map(|head| &head.body) {
             None => Ok(None),
@@ -149,8 +149,8 @@ impl RowMetadata {
         self.head().map(Head::kind)
     }
 
-    /// Replaces whatever was there; members of a replaced hash die with its generation.
-    /// With an expiry that is past, deletes the row.
+    /// Replaces the row, whatever its kind; the members of a replaced hash die with its
+    /// generation. An expiry in the past deletes the row.
     pub(crate) fn write(
         &self,
         tx: &mut Tx<'_>,
@@ -180,8 +180,8 @@ impl RowMetadata {
         Ok(())
     }
 
-    /// Moves the row's entries of the time index from one head to the other, and counts
-    /// the rows that expire.
+    /// Replaces the old head's entries in the time index by those of the new head, and
+    /// counts the rows that expire.
     fn index(&self, tx: &mut Tx<'_>, old: Option<&Head>, new: Option<&Head>) -> Result<(), Fault> {
         for due in [ExpiryTarget::Row, ExpiryTarget::Field] {
             let (old, new) =
@@ -222,8 +222,8 @@ pub(crate) fn due_at(head: &Head, due: ExpiryTarget) -> Option<u64> {
     }
 }
 
-/// True when one of a collection's `count` members is live: one seek at most, however
-/// many are expired. The keys of the expiries begin with `space`.
+/// True if any of a collection's `count` members is live. It costs one seek at most,
+/// however many members have expired. `space` is the key prefix of their expiries.
 fn has_live_member(
     tx: &Tx<'_>,
     count: u64,
@@ -233,8 +233,8 @@ fn has_live_member(
     if count > expiries.expiring || expiries.floor.at_ms > tx.stamp.now_ms {
         return Ok(true);
     }
-    // From the end: what is removed, or moved to a later time, leaves its tombstones in
-    // front, mostly.
+    // Backwards, because removed and rescheduled expiries mostly leave their tombstones
+    // at the front.
     let space = space();
     let mut last_ms = None;
     tx.range(Family::Cell, &space, &key::after_prefix(&space), true, &mut |key, _| {
@@ -244,9 +244,9 @@ fn has_live_member(
     Ok(last_ms.is_some() && !tx.is_expired(last_ms))
 }
 
-/// The number of stored members that are expired, counted no further than `max`. The keys
-/// of the expiries begin with `space`. It costs nothing unless a member may be expired,
-/// and then one step for each.
+/// The number of stored members of a collection that have expired, counted up to `max`.
+/// `space` is the key prefix of their expiries. It reads nothing while the floor lies in
+/// the future, and otherwise walks one step per expired member.
 pub(crate) fn expired_members(
     tx: &Tx<'_>,
     space: &[u8],
@@ -272,7 +272,7 @@ pub(crate) fn expired_members(
     Ok(found)
 }
 
-/// The key of a expiry in a space of expiries.
+/// The key of an expiry in a space of expiries.
 pub(crate) fn expiry_key(space: &[u8], expiry: &MemberExpiry) -> KeyBuf {
     let mut out = KeyBuf::from_slice(space);
     out.extend_from_slice(&expiry.at_ms.to_be_bytes());

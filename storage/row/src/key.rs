@@ -1,19 +1,21 @@
-//! The place of a row: its slot, its position in hash order, and the bytes of every
-//! record's key.
+//! Keys: the slot of a row, its position in hash order, and the bytes of every record's
+//! key.
 //!
-//! Rows lie in hash order on purpose. The first eight bytes of a head key, read as a
-//! number, are the row's *position*: its slot and 48 bits of hash. Its upper 53 bits, the
-//! slot and 39 bits of hash, are a SCAN *cursor*: a plain integer that needs no memory on
-//! the server, survives failover, restart and split, and is held exactly by a double, in
-//! which many clients keep it. Rows that share a cursor come in one page.
+//! Rows are stored in hash order on purpose. The first eight bytes of a head key, read as
+//! a number, are the row's *position*: its slot and 48 bits of hash. The upper 53 bits of
+//! it, the slot and 39 bits of hash, are a SCAN *cursor*: a plain integer that needs no
+//! memory on the server, survives failover, restart and split, and is held exactly by a
+//! double, in which many clients keep it. Rows that share a cursor come in one page.
 //!
 //! # Layout
 //! ```text
 //! head         slot u16 | hash48 | hashkey
-//! cell         slot u16 | hash48 | hashkey length u16 | hashkey | generation u64 | space u8 | sortkey
+//! cell         slot u16 | hash48 | hashkey length u16 | hashkey
+//!                | generation u64 | space u8 | sortkey
 //!                space 0: sortkey = the member's name             (value: the member)
-//!                space 1: sortkey = expires_at_ms u64 | its name  (value: empty; only members that expire)
-//! time index   'x' | expires_at_ms u64 | what u8 | head key       (value: empty)
+//!                space 1: sortkey = expires_at_ms u64 | its name  (value: empty)
+//!                         only for members that expire
+//! time index   'x' | expires_at_ms u64 | target u8 | head key     (value: empty)
 //! counters     "rows", "expiring", "generation"                   (value: u64)
 //! rule         "default_ttl"                                      (value: see `value.rs`)
 //! ```
@@ -36,19 +38,19 @@ pub const ROWS: &[u8] = b"rows";
 /// State key of the number of rows with an expiry of their own.
 pub const EXPIRING: &[u8] = b"expiring";
 
-/// State key of the generation given out last.
+/// State key of the last generation that was allocated.
 pub const GENERATION: &[u8] = b"generation";
 
-/// State key of the table's `default_ttl`, as the partition goes by it.
+/// State key of the table's `default_ttl` as the partition applies it.
 pub const DEFAULT_TTL: &[u8] = b"default_ttl";
 
-/// Behind the last head and the last cell: one more than the last slot.
+/// The end of all heads and cells, exclusive: one more than the last slot.
 pub const END: &[u8] = &SLOTS.to_be_bytes();
 
 /// The first byte of every key of the time index.
 pub const TIME_INDEX: &[u8] = b"x";
 
-/// Behind the last key of the time index.
+/// The end of the time index, exclusive.
 pub const TIME_INDEX_END: &[u8] = b"y";
 
 /// The space of members by name.
@@ -62,8 +64,8 @@ static CRC16: Crc<u16, Table<16>> = Crc::<u16, Table<16>>::new(&CRC_16_XMODEM);
 /// A key built for a look-up; most fit without an allocation.
 pub type KeyBuf = SmallVec<[u8; 128]>;
 
-/// The part of a key that is hashed to its slot: what is between the first `{` and the
-/// next `}`, unless that is nothing.
+/// The hash tag of a key, from which its slot is computed: the bytes between the first
+/// `{` and the next `}`, or the whole key if there are none.
 pub fn hash_tag(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|&b| b == b'{') else { return key };
     let rest = &key[open + 1..];
@@ -88,10 +90,10 @@ pub fn position(key: &[u8]) -> u64 {
     u64::from(slot(key)) << 48 | hash48(key)
 }
 
-/// The lower bits of a position, which a SCAN cursor leaves out.
+/// The number of low bits of a position that a SCAN cursor leaves out.
 const CURSOR_SHIFT: u32 = 9;
 
-/// The bits of a SCAN cursor that are of a hash.
+/// The number of hash bits in a SCAN cursor.
 pub const CURSOR_HASH_BITS: u32 = 48 - CURSOR_SHIFT;
 
 /// The SCAN cursor of the rows at a position, below 2^53.
@@ -127,7 +129,7 @@ pub fn head(key: &[u8]) -> KeyBuf {
     out
 }
 
-/// The hashkey that a head key names; `None` when it is too short to be one.
+/// The hashkey in a head key; `None` if the key is too short to be a head's.
 pub fn head_hashkey(head_key: &[u8]) -> Option<&[u8]> {
     head_key.get(8..)
 }
@@ -145,14 +147,14 @@ pub fn cells(key: &[u8], generation: u64, space: u8) -> KeyBuf {
     out
 }
 
-/// A cell key taken apart.
+/// A parsed cell key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CellKey<'a> {
     /// `slot << 48 | hash48`
     pub position: u64,
-    /// The row it belongs to.
+    /// The row that the cell belongs to.
     pub hashkey: &'a [u8],
-    /// The life of the row it belongs to.
+    /// The generation of the row that the cell belongs to.
     pub generation: u64,
     /// [`MEMBERS`] or [`EXPIRIES`].
     pub space: u8,
@@ -161,7 +163,7 @@ pub struct CellKey<'a> {
 }
 
 impl<'a> CellKey<'a> {
-    /// Takes a key of the cell family apart; `None` when it is none.
+    /// Parses a key of the cell family; `None` if it is not a cell key.
     pub fn parse(key: &'a [u8]) -> Option<CellKey<'a>> {
         let (position, rest) = key.split_first_chunk()?;
         let (len, rest) = rest.split_first_chunk()?;
@@ -177,7 +179,7 @@ impl<'a> CellKey<'a> {
         })
     }
 
-    /// The key of the head that says whether this cell lives.
+    /// The key of the cell's head, which decides whether the cell is live.
     pub fn head(&self) -> KeyBuf {
         let mut out = KeyBuf::with_capacity(8 + self.hashkey.len());
         out.extend_from_slice(&self.position.to_be_bytes());
@@ -186,7 +188,7 @@ impl<'a> CellKey<'a> {
     }
 }
 
-/// The part of a row that an entry of the time index points to.
+/// The part of a row that an entry of the time index is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExpiryTarget {
@@ -206,7 +208,7 @@ pub fn time_index(expires_at_ms: u64, due: ExpiryTarget, head_key: &[u8]) -> Byt
     Bytes::from(out)
 }
 
-/// Takes a time index key apart: when, what, head key.
+/// Parses a key of the time index into its time, target and head key.
 pub fn parse_time_index(key: &[u8]) -> Option<(u64, ExpiryTarget, &[u8])> {
     let (at, rest) = key.strip_prefix(TIME_INDEX)?.split_first_chunk()?;
     let (due, head_key) = rest.split_first()?;

@@ -1,4 +1,5 @@
-//! Properties of an op: its rows and its size; and the size of an answer.
+//! Properties of ops, read without evaluating them: their rows and their size; and the
+//! size of an answer.
 
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
@@ -6,17 +7,18 @@ use smallvec::{SmallVec, smallvec};
 use crate::expire::DueItem;
 use crate::op::{Answer, Filter, Mutation, Op, Range, Request, RowContent};
 
-/// Bytes that a byte string in a list takes besides its own.
+/// The size of a byte string in a list besides its bytes.
 const ITEM_BYTES: usize = size_of::<Bytes>() + 16;
 
-/// Bytes of keys, names and values, and how many byte strings in lists these are.
+/// The size of keys, names and values, and the number of byte strings in lists among
+/// them.
 struct PayloadSize {
     bytes: usize,
     items: usize,
 }
 
 impl Op {
-    /// True when it may change something.
+    /// True if the op may change something.
     pub fn is_write(&self) -> bool {
         use Op::*;
         match self {
@@ -127,12 +129,12 @@ impl Op {
         }
     }
 
-    /// About how many bytes it carries, for bounding batches.
+    /// The approximate size of the op's payload, bytes, for bounding batches.
     pub fn bytes(&self) -> usize {
         16 + self.first_key().map_or(0, Bytes::len) + self.payload_size().bytes
     }
 
-    /// About how many bytes of memory it takes.
+    /// The approximate memory it takes, bytes.
     pub fn memory_bytes(&self) -> usize {
         let payload_size = self.payload_size();
         size_of::<Op>()
@@ -141,7 +143,7 @@ impl Op {
             + payload_size.items * ITEM_BYTES
     }
 
-    /// The size of everything besides its first key.
+    /// The payload besides the first key.
     fn payload_size(&self) -> PayloadSize {
         use Op::*;
         let pairs = |pairs: &[(Bytes, Bytes)]| PayloadSize {
@@ -213,7 +215,7 @@ impl Op {
 }
 
 impl Request {
-    /// About how many bytes of memory it takes.
+    /// The approximate memory it takes, bytes.
     pub fn memory_bytes(&self) -> usize {
         let watched = self.watched.iter().map(|watched| size_of_val(watched) + watched.key.len());
         size_of::<Request>()
@@ -224,8 +226,8 @@ impl Request {
 }
 
 impl Answer {
-    /// About how many bytes of memory it takes besides itself: what answers of a request,
-    /// of a batch and of a node are bounded by.
+    /// The approximate memory of an answer besides itself, bytes: the answers of a
+    /// request, of a batch and of a node are bounded by it.
     pub fn bytes(&self) -> usize {
         let optional = |value: &Option<Bytes>| ITEM_BYTES + value.as_ref().map_or(0, Bytes::len);
         let cells = |cells: &[(Bytes, Bytes)]| {
@@ -257,7 +259,7 @@ impl Answer {
 }
 
 impl Mutation {
-    /// The bytes of its names and values.
+    /// The size of its names and values, bytes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Mutation::Put { sortkey, value, .. } => sortkey.len() + value.len(),
@@ -267,7 +269,7 @@ impl Mutation {
 }
 
 impl Range {
-    /// The bytes of its bounds and its filter.
+    /// The size of its ends and its filter, bytes.
     fn bytes(&self) -> usize {
         let ends = [&self.start, &self.stop].into_iter().flatten().map(Bytes::len).sum::<usize>();
         ends + match &self.filter {
@@ -281,7 +283,7 @@ impl Range {
 }
 
 impl RowContent {
-    /// The bytes of its names and values.
+    /// The size of its names and values, bytes.
     pub fn bytes(&self) -> usize {
         match self {
             RowContent::String(value) => value.len(),
@@ -291,7 +293,7 @@ impl RowContent {
         }
     }
 
-    /// The number of byte strings in lists.
+    /// The number of byte strings in lists among them.
     fn items(&self) -> usize {
         match self {
             RowContent::String(_) => 0,

@@ -47,10 +47,10 @@ fn mutate(tx: &mut Tx<'_>, hash: &mut Writer, mutation: &Mutation) -> Result<(),
     Ok(())
 }
 
-/// Evaluates a check of a cell's value by Pegasus's rules: a missing value passes no
-/// comparison, an empty operand matches every value there is, bytes are compared as
-/// bytes. Integers are decimal i64 (Pegasus also takes octal and hexadecimal); the value
-/// is read before the operand.
+/// Evaluates a check by Pegasus's rules: a missing value passes no comparison, an empty
+/// operand matches every existing value, and bytes are compared as bytes. Integers are
+/// decimal i64 (Pegasus also takes octal and hexadecimal); the value is parsed before the
+/// operand.
 fn holds(check: Check, operand: &[u8], value: Option<&Bytes>) -> Result<bool, Refusal> {
     let Some(value) = value else {
         return Ok(matches!(check, Check::None | Check::NotExist | Check::NotExistOrEmpty));

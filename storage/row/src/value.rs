@@ -1,4 +1,4 @@
-//! The bytes of records: heads, cells and counters.
+//! The values of records: heads, cells, counters and rules as bytes.
 //!
 //! # Layout
 //! ```text
@@ -25,17 +25,17 @@ const HAS_EXPIRY: u8 = 1;
 const STRING: u8 = RowKind::String as u8;
 const HASH: u8 = RowKind::Hash as u8;
 
-/// The beginning of every record of a row.
+/// The header with which every record of a row begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Header {
     /// Time and place of the write: 48 bits of ms, 8 of logical time, 8 of cluster tag.
     pub timetag: u64,
-    /// Invisible from then on; `None` = never.
+    /// The time from which on the record is invisible; `None` = never.
     pub expires_at_ms: Option<u64>,
 }
 
 impl Header {
-    /// The most bytes a header takes.
+    /// The size of the longest header.
     pub const BYTES_MAX: usize = 17;
 
     /// The time of the write, ms since the epoch.
@@ -63,34 +63,36 @@ impl Header {
     }
 }
 
-/// The part of a collection's head about members that expire; every kind of row with such
-/// members has it behind its count.
+/// The expiries of a collection's members, summarised in its head. Every kind with
+/// members that expire stores this after its count.
 ///
-/// It answers in one seek what is asked at every op on a row, does it live: a member
-/// without an expiry does, and else one that expires later. Members that were removed
-/// leave tombstones below the floor, so whoever walks what is past begins there.
+/// It answers in one seek the question that every op on a row asks, whether the row is
+/// live: a member without an expiry is live, and otherwise one that expires in the
+/// future. Removed members leave tombstones below the floor, so walks over expired
+/// members begin at the floor.
 ///
 /// # Invariants
-/// Held by `tests/model/`, whatever is done to the row.
-/// - `expiring` is exact, and what is past and not yet removed is counted.
-/// - No expiry of a member lies below the floor. Setting an expiry lowers the floor to
-///   it, if need be; only the expiry cycle raises it.
-/// - What was set since the floor got its value is not before `soonest_ms`. So who has
-///   seen the members of a state with this floor knows what a later state with this floor
-///   can have below them, without having seen it: that is how the cycle looks for the
-///   next floor away from the writer.
+/// Held by `tests/model/` after any sequence of ops.
+/// - `expiring` is exact; expired members that are not yet removed are counted.
+/// - No expiry of a member lies below the floor. Setting an expiry lowers the floor to it
+///   if need be; only the expiry cycle raises it.
+/// - No expiry that was set since the floor got its value is before `soonest_ms`.
+///   Therefore a search that has seen the members of one state with this floor also
+///   bounds the expiries of every later state with the same floor, without reading it:
+///   this is how the expiry cycle finds the next floor outside the partition's writer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expiries {
     /// The number of stored members that have an expiry.
     pub expiring: u64,
     /// The floor; its time is that of the row's entry in the time index,
-    /// [`ExpiryTarget::Field`](crate::key::Due::Field).
+    /// [`ExpiryTarget::Field`](crate::key::ExpiryTarget::Field).
     pub floor: MemberExpiry,
     /// The earliest expiry that was set since the floor got its value, ms; 0 = none.
     pub soonest_ms: u64,
 }
 
-/// A place among the expiries of a collection's members: they lie by time, then by name.
+/// A position among the expiries of a collection's members, which are ordered by time,
+/// then by name.
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
 )]
@@ -101,29 +103,30 @@ pub struct MemberExpiry {
     pub name: Bytes,
 }
 
-/// Bytes of a name that a floor keeps: names with a longer common prefix are walked past
-/// one by one.
+/// The longest prefix of a name that a floor keeps, bytes. Names that share a longer
+/// prefix are walked past one by one.
 const FLOOR_NAME_MAX: usize = 256;
 
 impl MemberExpiry {
-    /// The first place of a moment.
+    /// The first position at a time.
     pub fn at(at_ms: u64) -> MemberExpiry {
         MemberExpiry { at_ms, name: Bytes::new() }
     }
 
-    /// The expiry of a member of this name.
+    /// The position of the expiry of the member `name`.
     pub fn of(at_ms: u64, name: &[u8]) -> MemberExpiry {
         MemberExpiry { at_ms, name: Bytes::copy_from_slice(name) }
     }
 }
 
 impl Expiries {
-    /// The earliest time at which a member may expire, ms; `None` when none expires.
+    /// The earliest time at which a member may have expired, ms; `None` when none
+    /// expires.
     pub fn due_ms(&self) -> Option<u64> {
         (self.expiring > 0).then_some(self.floor.at_ms)
     }
 
-    /// A member gets an expiry that it did not have.
+    /// Counts a member that gets an expiry and had none.
     pub(crate) fn add(&mut self, at_ms: u64) {
         self.expiring += 1;
         if self.expiring == 1 || at_ms < self.floor.at_ms {
@@ -133,7 +136,7 @@ impl Expiries {
         }
     }
 
-    /// A member loses its expiry.
+    /// Counts a member that loses its expiry.
     pub(crate) fn remove(&mut self) -> Result<(), Fault> {
         self.expiring = self
             .expiring
@@ -145,10 +148,11 @@ impl Expiries {
         Ok(())
     }
 
-    /// Raises the floor: in a state with this floor, the first expiry of a member that is
-    /// still there lay at `next`.
+    /// Raises the floor: in a state with the present floor, `next` was the first expiry
+    /// of a member that is still stored.
     pub(crate) fn raise(&mut self, next: Option<&MemberExpiry>, now_ms: u64) {
-        // Of a time to come the floor has no name: others may come there.
+        // A floor in the future has no name: earlier names may still be added at that
+        // time.
         let name = |next: &MemberExpiry| {
             next.name
                 .slice(..if next.at_ms <= now_ms { next.name.len().min(FLOOR_NAME_MAX) } else { 0 })
@@ -157,7 +161,7 @@ impl Expiries {
         let soonest = (self.soonest_ms > 0).then(|| MemberExpiry::at(self.soonest_ms));
         match next.into_iter().chain(soonest).min() {
             Some(floor) if self.expiring > 0 => (self.floor, self.soonest_ms) = (floor, 0),
-            // No member is left that expires, whatever was counted.
+            // No expiring member is left, whatever the count says.
             _ => *self = Expiries::default(),
         }
     }
@@ -185,23 +189,22 @@ impl Expiries {
 /// A hash's part of its head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HashHead {
-    /// The generation of the row that the cells belong to.
+    /// The generation of the row's cells.
     pub generation: u64,
-    /// The number of stored members, expired ones that are not yet purged included; never
-    /// 0.
+    /// The number of members stored, expired ones not yet purged included; never 0.
     pub count: u64,
-    /// The members that expire.
+    /// The summary of their expiries.
     pub expiries: Expiries,
 }
 
 impl HashHead {
-    /// The bytes that it takes in a head.
+    /// The size of the hash's part of a head, bytes.
     fn bytes(&self) -> usize {
         24 + if self.expiries.expiring > 0 { 16 + self.expiries.floor.name.len() } else { 0 }
     }
 }
 
-/// The content of a row, as its head has it.
+/// The body of a head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     /// A string, whole.
@@ -215,7 +218,7 @@ pub enum Body {
 pub struct Head {
     /// Write time and expiry.
     pub header: Header,
-    /// The content of the row.
+    /// The row's value, or the summary of its members.
     pub body: Body,
 }
 
@@ -228,7 +231,7 @@ impl Head {
         }
     }
 
-    /// As bytes.
+    /// Encodes it.
     pub fn encode(&self) -> Bytes {
         let room = match &self.body {
             Body::String(value) => value.len(),
@@ -248,7 +251,7 @@ impl Head {
         out.freeze()
     }
 
-    /// From bytes; a string's value is a slice of them.
+    /// Decodes a head; a string's value is a slice of `bytes`.
     pub fn decode(bytes: &Bytes) -> Result<Head, Fault> {
         let mut rest = &bytes[..];
         let decode = |rest: &mut &[u8]| {
@@ -263,7 +266,7 @@ impl Head {
         decode(&mut rest).ok_or_else(|| fault("head", bytes))
     }
 
-    /// Decodes only what a sweep of dead records needs.
+    /// Decodes only the parts of a head that a sweep of dead records needs.
     pub fn summary(bytes: &[u8]) -> Result<HeadSummary, Fault> {
         let mut rest = bytes;
         let decode = |rest: &mut &[u8]| {
@@ -279,12 +282,13 @@ impl Head {
     }
 }
 
-/// The facts of a head that a compaction needs.
+/// The generation and the expiry of a row: enough to tell its live members from dead
+/// ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadSummary {
-    /// Under which generation its members lie; `None` for a row that has none.
+    /// The generation of the row's members; `None` for a row that has none.
     pub generation: Option<u64>,
-    /// From when on the row is invisible; `None` = never.
+    /// The time from which on the row is invisible; `None` = never.
     pub expires_at_ms: Option<u64>,
 }
 
@@ -308,7 +312,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// As bytes.
+    /// Encodes it.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(Header::BYTES_MAX + self.value.len());
         self.header.encode(&mut out);
@@ -316,13 +320,13 @@ impl Cell {
         out.freeze()
     }
 
-    /// From bytes; the value is a slice of them.
+    /// Decodes a cell; its value is a slice of `bytes`.
     pub fn decode(bytes: &Bytes) -> Result<Cell, Fault> {
         let (header, value) = Cell::decode_slice(bytes)?;
         Ok(Cell { header, value: bytes.slice(bytes.len() - value.len()..) })
     }
 
-    /// From bytes, borrowing the value.
+    /// Decodes a cell, borrowing its value.
     pub fn decode_slice(bytes: &[u8]) -> Result<(Header, &[u8]), Fault> {
         let mut rest = bytes;
         let header = Header::decode(&mut rest).ok_or_else(|| fault("cell", bytes))?;
@@ -330,11 +334,11 @@ impl Cell {
     }
 }
 
-/// The first part of a head or cell, which tells all but a value: of a head that of a
-/// string, of a cell its own. It decodes as a record with an empty value.
+/// The prefix of a head or cell without the value: a head loses that of a string, a cell
+/// its own. It decodes as a record with an empty value.
 pub fn metadata(family: Family, bytes: &[u8]) -> &[u8] {
     let mut rest = bytes;
-    // What is no record is told whole, so that whoever decodes it sees what it is.
+    // Corrupt bytes are returned whole, so that the decoder's fault can show them.
     if Header::decode(&mut rest).is_none() {
         return bytes;
     }
@@ -346,39 +350,40 @@ pub fn metadata(family: Family, bytes: &[u8]) -> &[u8] {
     }
 }
 
-/// A counter as bytes.
+/// Encodes a counter.
 pub fn encode_counter(n: u64) -> Bytes {
     Bytes::copy_from_slice(&n.to_be_bytes())
 }
 
-/// A counter from bytes.
+/// Decodes a counter.
 pub fn decode_counter(bytes: &[u8]) -> Result<u64, Fault> {
     <[u8; 8]>::try_from(bytes).map(u64::from_be_bytes).map_err(|_| fault("counter", bytes))
 }
 
-/// A table's `default_ttl` as a partition goes by it. It is in the partition's state, so
-/// that whoever leads goes by what earlier leaders have told readers.
+/// A table's `default_ttl` as a partition applies it. It is part of the partition's
+/// state, so that every leader applies the rule that earlier leaders have shown to
+/// readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DefaultTtl {
     /// Ms; 0 = none.
     pub ttl_ms: u64,
-    /// Since when, by the partition's own time, which no other clock tells better what
-    /// was written before.
+    /// The time from which on it applies, by the partition's own clock: no other clock
+    /// orders it better against the writes before it.
     pub since_ms: u64,
-    /// The time of the change by meta's clock, which orders changes however late they
-    /// arrive.
+    /// The time at which it was set, by meta's clock: it tells a rule that was set later
+    /// from one that arrives later.
     pub set_at_ms: u64,
 }
 
 impl DefaultTtl {
-    /// As bytes.
+    /// Encodes it.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(24);
         [self.ttl_ms, self.since_ms, self.set_at_ms].into_iter().for_each(|n| out.put_u64(n));
         out.freeze()
     }
 
-    /// From bytes.
+    /// Decodes it.
     pub fn decode(bytes: &[u8]) -> Result<DefaultTtl, Fault> {
         let mut rest = bytes;
         let mut next = || rest.try_get_u64().ok();

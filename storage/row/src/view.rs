@@ -1,4 +1,5 @@
-//! The input of an op: the state below it, the edits before it, and the time.
+//! The inputs of an op: the state below it, the edits before it, the time, and the
+//! table's rules.
 
 use std::ops::ControlFlow;
 
@@ -32,30 +33,30 @@ pub struct Stamp {
     pub timetag: u64,
 }
 
-/// The table's rules for every row in it; ops read them, envs set them.
+/// The table's settings that ops read; set through envs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
     /// Expiry in ms given to writes that name none, and to older rows counted from
     /// `default_ttl_since_ms`; 0 = none.
     pub default_ttl_ms: u64,
-    /// Since when the partition goes by `default_ttl_ms`, by its own time
+    /// The time from which on the partition applies `default_ttl_ms`, by its own clock
     /// ([`DefaultTtl`](crate::value::DefaultTtl)).
     pub default_ttl_since_ms: u64,
-    /// The most that one op may write of keys and values, and the longest string, bytes
+    /// The maximum size of the keys and values that one op writes, and of a string, bytes
     /// (`max_write_size`); 0 = no limit.
     pub write_bytes_max: usize,
-    /// The most that one op may answer, bytes; larger answers are refused with advice to
+    /// The maximum size of an answer, bytes; larger answers are refused with advice to
     /// scan; 0 = no limit.
     pub answer_bytes_max: usize,
 }
 
-/// Bytes that one op may change beyond `write_bytes_max`: keys of records, repeated with
-/// each field, and values that are rewritten as they were.
+/// The size of edits that one op may make beyond `write_bytes_max`: the keys of records,
+/// which are repeated with each field, and values that are rewritten unchanged.
 const RECORDS_BYTES_MAX: usize = 16 << 20;
 
 impl Rules {
-    /// The expiry of a record, `default_ttl` of older rows included. That one is virtual:
-    /// setting the rule rewrites nothing, every reader applies it.
+    /// The expiry of a record, the `default_ttl` of older rows included. That one is
+    /// virtual: setting the rule rewrites nothing, every reader applies it.
     pub fn expires_at_ms(&self, header: &Header) -> Option<u64> {
         header.expires_at_ms.or_else(|| {
             (self.default_ttl_ms > 0 && header.written_at_ms() < self.default_ttl_since_ms)
@@ -63,8 +64,8 @@ impl Rules {
         })
     }
 
-    /// The most that one op may change, all bytes of records counted: those of a hash
-    /// repeat its key with each field.
+    /// The maximum size of one op's edits, all bytes of records counted: the records of a
+    /// hash repeat its key with each field.
     pub fn edits_bytes_max(&self) -> Option<usize> {
         (self.write_bytes_max > 0).then(|| self.write_bytes_max + RECORDS_BYTES_MAX)
     }
@@ -88,12 +89,13 @@ impl Rules {
     }
 }
 
-/// The records of one partition, as of one moment.
+/// A consistent view of the records of one partition.
 pub trait View {
     /// The value of one record.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault>;
 
-    /// The [metadata](value::metadata) of a head or cell, or all of it, whichever is nearer.
+    /// The [metadata](value::metadata) of a head or cell, or the whole record if that is
+    /// cheaper.
     fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.get(family, key)
     }
@@ -109,32 +111,32 @@ pub trait View {
         each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault>;
 
-    /// The sortkey that an integer HSCAN cursor stands for in a row, if somebody
-    /// remembers it. Forgetting is allowed and only slow. `row` is what the keys of its
-    /// members begin with.
+    /// The sortkey that an integer HSCAN cursor stands for in a row, if it is remembered.
+    /// Forgetting is allowed and only slow. `row` is the key prefix of the row's members.
     fn recall_cursor(&self, _row: &[u8], _cursor: u64) -> Option<Bytes> {
         None
     }
 
-    /// Notes the sortkey that an HSCAN cursor stands for in a row; `false` when it is
-    /// known to stand for another one, which it then still does.
+    /// Remembers the sortkey that an HSCAN cursor stands for in a row; `false` if the
+    /// cursor is known to stand for another sortkey, which it keeps.
     fn remember_cursor(&self, _row: &[u8], _cursor: u64, _sortkey: &[u8]) -> bool {
         true
     }
 
-    /// True once the evaluation has used up its time. An op that may end early, as a step
-    /// of the expiry cycle, asks after each piece of work, and then ends.
+    /// True if the evaluation has used up its time. An op that may end early, such as a
+    /// step of the expiry cycle, asks after each piece of work and ends then.
     fn is_spent(&self) -> bool {
         false
     }
 
-    /// Notes that an op took a moment (ms since the epoch) for past: what it says holds
-    /// at that time and later, perhaps not before. Whoever gives the answer away sees to
-    /// it that the partition's time never runs from there again.
+    /// Notes that an op has treated a time (ms since the epoch) as past: its answer holds
+    /// from that time on, perhaps not before. Before the answer is sent, the caller makes
+    /// sure that the partition's time never falls behind it again.
     fn depends_on_time(&self, _past_ms: u64) {}
 
-    /// True when there is time for a piece of work of this many ns besides walking. If
-    /// not, the op ends as if there were no more records, and its answer is thrown away.
+    /// True if there is time for a piece of work of `ns` nanoseconds, walking not
+    /// counted. If not, the op ends as if there were no more records, and its answer is
+    /// discarded.
     fn has_time_for(&self, _ns: u64) -> bool {
         true
     }
@@ -201,7 +203,7 @@ impl Tx<'_> {
         self.put(Family::State, Bytes::from_static(name), value::encode_counter(n));
     }
 
-    /// A generation that no row of the partition ever had.
+    /// Allocates a generation that no row of the partition ever had.
     pub(crate) fn next_generation(&mut self) -> Result<u64, Fault> {
         let next = self.counter(key::GENERATION)? + 1;
         self.set_counter(key::GENERATION, next);
@@ -213,8 +215,8 @@ impl Tx<'_> {
         Header { timetag: self.stamp.timetag, expires_at_ms }
     }
 
-    /// A deadline in absolute ms; never beyond what a client can be told (i63), 0 when
-    /// before the epoch.
+    /// A deadline in absolute ms: at most i63, the largest time that a client can be
+    /// told, and 0 if it is before the epoch.
     pub(crate) fn deadline_ms(&self, deadline: Deadline) -> u64 {
         match deadline {
             Deadline::In(ms) => self.stamp.now_ms.saturating_add_signed(ms).min(i64::MAX as u64),
@@ -222,8 +224,8 @@ impl Tx<'_> {
         }
     }
 
-    /// The expiry that a write gives to a row; it may be past already. A row that is not
-    /// there has none to keep.
+    /// The expiry that a write gives to a row; it may be in the past. A missing row has
+    /// none to keep.
     pub(crate) fn expiry(&self, ttl: Ttl, row: &RowMetadata) -> Option<u64> {
         match ttl {
             Ttl::Keep if row.is_live() => row.expires_at_ms(),
@@ -239,7 +241,7 @@ impl Tx<'_> {
             .then(|| self.stamp.now_ms.saturating_add(self.rules.default_ttl_ms))
     }
 
-    /// True when this time has passed. The answer then [depends on
+    /// True if a time has come; the op's answer then [depends on
     /// it](View::depends_on_time).
     pub(crate) fn is_expired(&self, at_ms: Option<u64>) -> bool {
         let past = at_ms.filter(|at| *at <= self.stamp.now_ms);
