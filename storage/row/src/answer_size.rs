@@ -1,26 +1,26 @@
-//! The bound of an answer's size, known from the op before it is evaluated. (The size of
-//! an answer itself: `op_info.rs`.)
+//! The possible size of an op's answer, known before the op is evaluated. (The size of an
+//! actual answer: `op_info.rs`.)
 //!
-//! An op that says nothing else is taken for one whose answer may be as large as a value,
-//! or as many of them. So a new op is bounded before anybody has thought of it, and one
-//! that answers little says so here.
+//! The match is total, so that a new op is bounded from the start: an op is
+//! [`Large`](AnswerSize::Large) if its answer may be a value or many, and
+//! [`Small`](AnswerSize::Small) otherwise.
 
 use crate::op::Op;
 
-/// The bound of an op's answer.
+/// The possible size of an op's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerSize {
-    /// A number, a word, a key; or as much as the op names.
+    /// A number, a word or a key; or at most as much as the op itself names.
     Small,
     /// A value, or many.
     Large,
 }
 
-/// A part of a string up to this long is a small answer.
+/// The longest part of a string that is a small answer, bytes.
 const SMALL_PART_BYTES: i64 = 1024;
 
 impl Op {
-    /// The bound of its answer.
+    /// The possible size of its answer.
     pub fn answer_size(&self) -> AnswerSize {
         let large_if = |is_large| if is_large { AnswerSize::Large } else { AnswerSize::Small };
         match self {

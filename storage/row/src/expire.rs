@@ -1,18 +1,19 @@
-//! The expiry cycle: what is past its time stops being counted and stored, even if nobody
-//! asks for it.
+//! The expiry cycle: rows and members that have expired are uncounted and deleted, even
+//! if no client asks for them.
 //!
-//! Readers never depend on it; it goes through Raft as any write, so that the counters
-//! and the time index stay exact.
+//! Readers never depend on it. Its deletes go through Raft as any write, so that the
+//! counters and the time index stay exact.
 //!
 //! # Two halves
-//! [`find`] and [`find_old`] look for what is due, in a state that is at hand and away
-//! from the partition's writer: deleted records leave tombstones, and to walk past those
-//! may take long. [`Op::ExpireDue`](crate::Op::ExpireDue) is then a step of the writer:
-//! it looks at each thing that was found once more, by its own head or expiry, as it may
-//! have changed since, and deletes it if it is past. It walks nothing, so each piece of
-//! its work is small, and it ends as soon as the view [is spent](crate::View::is_spent).
+//! [`find`] and [`find_old`] look for due items in a snapshot of the state, outside the
+//! partition's writer: deleted records leave tombstones, and walking past those may take
+//! long. [`Op::ExpireDue`](crate::Op::ExpireDue) is then a step of the writer. It checks
+//! each item again by its own head or expiry, as it may have changed since, and deletes
+//! it if it has expired. It walks no range, so that each piece of its work is small, and
+//! it ends as soon as the view [is spent](crate::View::is_spent).
 //!
-//! A row that is past, or whose members are all past, goes without a look at its members.
+//! A row that has expired, or whose members all have, is deleted without reading its
+//! members.
 
 use std::ops::ControlFlow;
 
@@ -29,34 +30,34 @@ use crate::scan::{self, STEP_ROWS_MAX};
 use crate::value::{Body, Head, MemberExpiry};
 use crate::view::{Fault, Tx};
 
-/// With so many bytes of records deleted a step ends: keys may be long, and are in each
-/// record.
+/// A step ends after deleting this many bytes of records: keys may be long, and each
+/// record repeats them.
 const STEP_BYTES_MAX: usize = 1 << 20;
 
-/// With so many bytes of keys and names found a search ends.
+/// A search ends after finding this many bytes of keys and names.
 const FOUND_BYTES_MAX: usize = 1 << 20;
 
-/// Something that may be due.
+/// A row or members that may be due.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DueItem {
-    /// A row that is past.
+    /// A row that has expired.
     Row {
         /// The key of its head.
         head_key: Bytes,
-        /// The time of the entry of the time index that pointed it out; `None` when it
-        /// was found by the table's `default_ttl`.
+        /// The time of the row's entry in the time index; `None` if the row was found by
+        /// the table's `default_ttl`.
         indexed_ms: Option<u64>,
     },
-    /// Members of a row that are past.
+    /// Members of a row that have expired.
     Members(DueMembers),
 }
 
-/// Members of a row that are past, in the order of their expiries from the floor on.
+/// Members of a row that have expired, ordered by expiry from the floor on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DueMembers {
     /// The key of the row's head.
     pub head_key: Bytes,
-    /// The life of the row that they belong to.
+    /// The generation of the row that they belong to.
     pub generation: u64,
     /// The [floor](crate::value::Expiries::floor) of the state in which they were found.
     pub floor: MemberExpiry,
@@ -75,7 +76,7 @@ impl DueItem {
         }
     }
 
-    /// About how many bytes it carries.
+    /// Its approximate size, bytes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             DueItem::Row { head_key, .. } => head_key.len(),
@@ -86,7 +87,8 @@ impl DueItem {
         }
     }
 
-    /// Cuts off all but its first members, if there are more than `max`.
+    /// Keeps the first `max` members (one at least) and returns the others, if there are
+    /// any.
     pub fn cut(&mut self, max: usize) -> Option<DueItem> {
         let DueItem::Members(members) = self else { return None };
         if members.expiries.len() <= max.max(1) {
@@ -94,7 +96,7 @@ impl DueItem {
         }
         let mut rest =
             DueMembers { expiries: members.expiries.split_off(max.max(1)), ..members.clone() };
-        // Where the step before will have left it.
+        // The step on the first part will have raised the floor to here.
         rest.floor = rest.expiries[0].clone();
         members.next = Some(rest.floor.clone());
         Some(DueItem::Members(rest))
@@ -104,18 +106,18 @@ impl DueItem {
 /// The result of a search.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DueItems {
-    /// Rows and members that may be due, in order of time.
+    /// The items that may be due, in order of time.
     pub items: Vec<DueItem>,
-    /// The start of the next search: below it the time index had nothing but entries that
-    /// lead to these items.
+    /// The key from which the next search begins: all entries of the time index below it
+    /// led to these items.
     pub from: Bytes,
-    /// The time at which the entry there is due, ms; `u64::MAX` when there is none.
+    /// The time of the entry there, ms; `u64::MAX` when there is none.
     pub next_ms: u64,
 }
 
-/// Looks for rows and members that are due by the time index, from `from` on (empty = its
-/// beginning), about `max` of them. In a state only: what this batch has edited is not
-/// looked at by a step either.
+/// Finds rows and members that are due by the time index, from `from` on (empty = its
+/// beginning), about `max` of them. It reads the state only: a step does not look at the
+/// edits of its batch either.
 pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<DueItems, Fault> {
     let from = if from.is_empty() { key::TIME_INDEX } else { from };
     let (entries, mut from, mut next_ms) = due_entries(tx, from, max)?;
@@ -137,11 +139,11 @@ pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<DueItems, Fault> {
     Ok(DueItems { items, from, next_ms })
 }
 
-/// An entry of the time index: when, what, the head's key.
+/// An entry of the time index: its time, target and head key.
 type IndexEntry = (u64, ExpiryTarget, Bytes);
 
-/// The first entries that are due, the key of the one behind them (or where it would be),
-/// and when that is due.
+/// The first entries that are due, then the key of the entry behind them (or where it
+/// would be), and the time of that entry.
 fn due_entries(
     tx: &Tx<'_>,
     from: &[u8],
@@ -171,8 +173,8 @@ fn due_entries(
     fault.map_or(Ok((entries, from, next_ms)), Err)
 }
 
-/// The members that an entry of the time index leads to; or the row, when all of it is
-/// past, or there is nothing that the entry could mean.
+/// The members that an entry of the time index leads to. The list is empty when the whole
+/// row has expired, or nothing matches the entry any more.
 fn due_members(
     tx: &Tx<'_>,
     at_ms: u64,
@@ -207,8 +209,9 @@ fn due_members(
     Ok(found(members.generation(), members.floor().clone(), expiries, next))
 }
 
-/// Looks for rows that are past by the table's `default_ttl` and so have no entry in the
-/// time index, from a position on: what it found, and where to go on (0 = it is through).
+/// Finds rows that have expired by the table's `default_ttl` and so have no entry in the
+/// time index, from a position on. Returns them and the position from which to continue
+/// (0 = the end was reached).
 pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<DueItem>, u64), Fault> {
     let mut items = Vec::new();
     let (mut looked, mut bytes, mut last, mut next) = (0, 0, None, 0);
@@ -229,7 +232,7 @@ pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<DueItem>, u64), Fault> {
     Ok((items, next))
 }
 
-/// A row by the key of its head; a string without its value.
+/// Reads a row by its head key; a string without its value.
 fn row(tx: &Tx<'_>, head_key: &[u8]) -> Result<Row, Fault> {
     let stored =
         tx.metadata(Family::Head, head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
@@ -241,14 +244,14 @@ fn row(tx: &Tx<'_>, head_key: &[u8]) -> Result<Row, Fault> {
 struct ExpiryStep {
     rows: u64,
     fields: u64,
-    /// Entries of the time index that are due and stay, the earliest.
+    /// The earliest due entry that stays in the time index.
     left_ms: Option<u64>,
     edits_max: usize,
     has_worked: bool,
 }
 
 impl ExpiryStep {
-    /// True when the step ends here; it does something first.
+    /// True if the step ends here; never before it has done some work.
     fn is_over(&mut self, tx: &Tx<'_>) -> bool {
         let is_over = self.has_worked && (tx.view.is_spent() || tx.edits.bytes() >= self.edits_max);
         self.has_worked = true;
@@ -286,9 +289,9 @@ pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[DueItem]) -> EvalResult {
     Ok(Answer::Expired { rows, fields, done, part, left_ms })
 }
 
-/// Deletes a row if it is past. Of one that is not, or not any more, an entry of the time
-/// index may be left without a reason: it would be found again for ever, and to stop
-/// every replica over it would help nobody, so it goes.
+/// Deletes a row if it has expired. If it has not, or not any more, an entry of the time
+/// index may be stale. It is deleted: the search would find it again and again, and
+/// stopping every replica with a fault would help nobody.
 fn expire_row(
     tx: &mut Tx<'_>,
     step: &mut ExpiryStep,
@@ -309,8 +312,8 @@ fn expire_row(
     Ok(())
 }
 
-/// Deletes members that are past, and raises the floor behind them; with how many it is
-/// done.
+/// Deletes members that have expired and raises the floor behind them; returns the number
+/// of members that are done.
 fn expire_members(
     tx: &mut Tx<'_>,
     step: &mut ExpiryStep,

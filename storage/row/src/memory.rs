@@ -1,7 +1,7 @@
-//! The test kit beside [`View`]: a partition's records in memory.
+//! The test kit of [`View`]: a partition's records in memory.
 //!
-//! Everything that is said of rows can be tried on it without a disk: evaluate an op with
-//! a [`Tx`] over a `Memory`, then [`apply`](Memory::apply) its edits, as a replica would.
+//! Any claim about rows can be tested on it without a disk: evaluate an op with a [`Tx`]
+//! over a `Memory`, then [`apply`](Memory::apply) its edits, as a replica would.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ impl Memory {
         }
     }
 
-    /// Everything that the expiry cycle finds due by the time index.
+    /// All items that the expiry cycle finds to be due by the time index.
     pub fn due(&self, stamp: Stamp, rules: Rules) -> Result<DueItems, Fault> {
         expire::find(
             &Tx { view: self, edits: &mut Edits::default(), stamp, rules },
@@ -61,7 +61,7 @@ impl View for Memory {
         Ok(self.records.get(&(family, Bytes::copy_from_slice(key))).cloned())
     }
 
-    /// No more than the gist, so that who uses more is found out.
+    /// The metadata and never more, so that a caller that relies on more fails here.
     fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         Ok(self.get(family, key)?.map(|bytes| bytes.slice(..value::metadata(family, &bytes).len())))
     }
@@ -90,11 +90,11 @@ impl View for Memory {
     }
 }
 
-/// A reader of a partition in memory that notes what ops do to it and tell it.
+/// A reader of a partition in memory that records how ops use it.
 #[derive(Debug)]
 pub struct Reader<'a> {
     memory: &'a Memory,
-    /// Pieces of work until it is spent.
+    /// The number of pieces of work until it is spent.
     left: Cell<u64>,
     cursors: Option<RefCell<BTreeMap<u64, Bytes>>>,
     past_ms: Cell<u64>,
@@ -104,7 +104,7 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// One that has all the time there is, and remembers no cursors.
+    /// A reader that is never spent and remembers no cursors.
     pub fn new(memory: &'a Memory) -> Reader<'a> {
         Reader {
             memory,
@@ -117,33 +117,34 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// [Spent](View::is_spent) after so many pieces of work.
+    /// Makes it [spent](View::is_spent) after that number of pieces of work.
     pub fn spent_after(self, pieces: u64) -> Reader<'a> {
         self.left.set(pieces);
         self
     }
 
-    /// Remembers HSCAN's cursors, these to begin with, if there are any.
+    /// Makes it remember HSCAN's cursors, beginning with `cursors`, unless that is
+    /// `None`.
     pub fn remembering(self, cursors: Option<BTreeMap<u64, Bytes>>) -> Reader<'a> {
         Reader { cursors: cursors.map(RefCell::new), ..self }
     }
 
-    /// The cursors that it remembers.
+    /// The remembered cursors.
     pub fn into_cursors(self) -> Option<BTreeMap<u64, Bytes>> {
         self.cursors.map(RefCell::into_inner)
     }
 
-    /// The latest moment that an op took for past.
+    /// The latest time that an op treated as past.
     pub fn past_ms(&self) -> u64 {
         self.past_ms.get()
     }
 
-    /// Records that were read.
+    /// The number of records read.
     pub fn reads(&self) -> u64 {
         self.reads.get()
     }
 
-    /// The most records that were read between two looks at the time.
+    /// The largest number of records read between two calls of [`View::is_spent`].
     pub fn reads_between_looks(&self) -> u64 {
         self.longest.get().max(self.reads_since_look.get())
     }

@@ -1,5 +1,5 @@
-//! The operations on rows and their answers. Ops know kinds of rows, not commands and not
-//! RESP.
+//! The operations on rows, their answers and their refusals. Ops know kinds of rows, but
+//! neither commands nor RESP.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::expire::DueItem;
 
-/// The data type of a row.
+/// The kind of a row's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum RowKind {
@@ -17,11 +17,11 @@ pub enum RowKind {
     Hash = 2,
 }
 
-/// The latest expiry of a field that the HEXPIRE family takes, as in Redis: 46 bits of
-/// ms, in the year 4199.
+/// The latest field expiry of the HEXPIRE family, as in Redis: 46 bits of ms, in the year
+/// 4199.
 pub const FIELD_EXPIRY_MAX_MS: u64 = (1 << 46) - 1;
 
-/// A point in time that an op names: relative ones are resolved by the leader's stamp.
+/// A time that an op names; the leader's stamp resolves relative ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Deadline {
     /// This many ms from the batch's stamp (may be negative: already past).
@@ -33,59 +33,60 @@ pub enum Deadline {
 /// The effect of a write on the expiry of what it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ttl {
-    /// No expiry named: the table's `default_ttl`, or never.
+    /// No expiry given: the table's `default_ttl`, or never.
     Default,
-    /// The expiry that it had (KEEPTTL).
+    /// Leave it unchanged (KEEPTTL).
     Keep,
-    /// Expire then.
+    /// Expire at the deadline.
     Until(Deadline),
-    /// Explicitly never (PERSIST).
+    /// Never expire (PERSIST).
     Never,
 }
 
-/// The condition of a change of expiry (NX XX GT LT); all that are set must hold.
+/// The condition under which an expiry may be changed (NX XX GT LT); all flags that are
+/// set must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ExpireCondition {
-    /// Only when there is none.
+    /// Only if there is none.
     pub none: bool,
-    /// Only when there is one.
+    /// Only if there is one.
     pub some: bool,
-    /// Only when the new one is later (no expiry counts as infinitely late).
+    /// Only if the new one is later (no expiry counts as infinitely late).
     pub later: bool,
-    /// Only when the new one is earlier.
+    /// Only if the new one is earlier.
     pub earlier: bool,
 }
 
-/// The condition of a write.
+/// The condition under which a write may happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum WriteCondition {
     /// Always.
     #[default]
     Always,
-    /// NX: only when it does not exist.
+    /// NX: only if the target does not exist.
     IfAbsent,
-    /// XX: only when it exists.
+    /// XX: only if the target exists.
     IfPresent,
 }
 
-/// A range of a hash's sortkeys.
+/// A range of a hash's sortkeys, with a filter and limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     /// First sortkey; `None` = from the first of the row.
     pub start: Option<Bytes>,
-    /// `start` itself is in the range.
+    /// True if `start` itself is included.
     pub start_inclusive: bool,
     /// Last sortkey; `None` = to the last of the row.
     pub stop: Option<Bytes>,
-    /// `stop` itself is in the range.
+    /// True if `stop` itself is included.
     pub stop_inclusive: bool,
-    /// The test that sortkeys in the range must pass.
+    /// The test that sortkeys between these must pass.
     pub filter: Filter,
     /// From `stop` downwards.
     pub reverse: bool,
     /// At most this many cells; 0 = no limit.
     pub cells_max: u64,
-    /// At most this many bytes of sortkeys and values; 0 = no limit of its own.
+    /// At most this many bytes of sortkeys and values; 0 = no limit besides the table's.
     pub bytes_max: u64,
 }
 
@@ -154,8 +155,8 @@ pub enum Mutation {
     Delete { sortkey: Bytes },
 }
 
-/// Everything in a row, as DUMP, RESTORE and COPY carry it. Field expiries are absolute
-/// ms.
+/// The whole content of a row, as DUMP, RESTORE and COPY carry it. Field expiries are
+/// absolute ms.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowContent {
     /// A string.
@@ -164,15 +165,16 @@ pub enum RowContent {
     Hash(Vec<(Bytes, Bytes, Option<u64>)>),
 }
 
-/// An operation on the row `key` (two name a second row of the same partition, four are
-/// on the partition). Field lists are never empty. What each answers stands behind `->`.
+/// An operation on the row `key`. Two ops name a second row of the same partition, and
+/// some are on the partition instead. Field lists are never empty. The answer of each op
+/// stands behind `->`.
 #[allow(missing_docs)] // the variant's line says what its fields are
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     // ---- any row ----
     /// -> `Row`
     Inspect { key: Bytes },
-    /// About how many bytes the row takes on disk, before compression. The first
+    /// The approximate size of the row on disk, bytes, before compression. The first
     /// `samples` members of a hash (0 = all) stand for the others. -> `Int` or `Nil`
     Size { key: Bytes, samples: u64 },
     /// -> `Int` 0|1
@@ -190,33 +192,35 @@ pub enum Op {
     /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not
     /// kept.
     Restore { key: Bytes, content: RowContent, ttl: Ttl, replace: bool },
-    /// The encoding that Redis would report for the row (int, embstr, raw, listpack,
-    /// listpackex, hashtable). -> `Bytes` or `Nil`
+    /// The encoding that Redis would report (int, embstr, raw, listpack, listpackex,
+    /// hashtable). -> `Bytes` or `Nil`
     Encoding { key: Bytes },
 
     // ---- the partition ----
     /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired ones;
-    /// looks at about `count` rows. -> `Page` (next = 0: partition finished)
+    /// reads about `count` rows. -> `Page` (next = 0: the partition is finished)
     Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<RowKind> },
     /// The first live row at or after a [cursor](crate::key::cursor) in hash order,
-    /// wrapping round. -> `Bytes` or `Nil`, or an empty `Page` that was filled with
-    /// expired ones
+    /// wrapping round. -> `Bytes` or `Nil`, or an empty `Page` if the rows that were read
+    /// had all expired
     FirstAtOrAfter { cursor: u64 },
-    /// Number of rows. -> `Int`
+    /// The number of rows. -> `Int`
     Rows,
-    /// Number of rows that have an expiry. -> `Int`
+    /// The number of rows that have an expiry. -> `Int`
     Expiring,
     /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits
     /// are `Edits::clear`.
     Clear,
-    /// One step of the expiry cycle: of what was [found](crate::expire) to be due,
-    /// deletes in order what still is, until the view is spent; at least one thing. ->
+    /// One step of the expiry cycle: of the [items found](crate::expire) to be due,
+    /// deletes in order those that still are, until the view is spent; at least one. ->
     /// `Expired`
     ExpireDue { items: Vec<DueItem> },
-    /// From the next millisecond on the partition goes by this `default_ttl`, unless it
-    /// does by one that was set later. Rows written before count from there. -> `Ok`
+    /// Makes the partition apply this `default_ttl` from the next millisecond on, unless
+    /// it applies one that was set later. The time to live of rows written before counts
+    /// from there. -> `Ok`
     SetDefaultTtl { ttl_ms: u64, set_at_ms: u64 },
-    /// Rests on a moment's being past, if it is, for reads that did. -> `Ok`
+    /// Makes the partition's time depend on `at_ms`, if that is past, on behalf of reads
+    /// that did. -> `Ok`
     AdvanceClock { at_ms: u64 },
 
     // ---- strings ----
@@ -226,8 +230,8 @@ pub enum Op {
     StringGetDelete { key: Bytes },
     /// GETEX. -> `Bytes` or `Nil`
     StringGetExpire { key: Bytes, ttl: Ttl },
-    /// `want_old` reads the old value first (and then refuses `WrongType` for other
-    /// kinds). -> `Written`
+    /// With `want_old`, reads the old value first, and then refuses `WrongType` for other
+    /// kinds. -> `Written`
     StringSet { key: Bytes, value: Bytes, ttl: Ttl, only: WriteCondition, want_old: bool },
     /// MSETNX: all or none. -> `Int` 0|1
     StringSetAllIfAbsent { pairs: Vec<(Bytes, Bytes)> },
@@ -246,27 +250,27 @@ pub enum Op {
     StringLen { key: Bytes },
 
     // ---- hashes ----
-    /// -> `Int` how many fields are new. With `only` on a field basis (HSETNX): nothing
-    /// is written unless all fields qualify (HSETEX FNX/FXX), and the answer is then
-    /// `Nil`. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
+    /// Sets fields. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
+    /// With `only`, nothing is written unless all fields qualify (HSETNX, HSETEX
+    /// FNX/FXX), and the answer is then `Nil`. -> `Int`, the number of new fields
     HashPut { key: Bytes, pairs: Vec<(Bytes, Bytes)>, only: WriteCondition, ttl: Ttl },
     /// -> `Values`, one per field, or `Nil` without the row
     HashGet { key: Bytes, fields: SmallVec<[Bytes; 1]> },
     /// HGETDEL. -> `Values`
     HashGetDelete { key: Bytes, fields: Vec<Bytes> },
-    /// HGETEX: `ttl` Keep leaves it. -> `Values`
+    /// HGETEX: `Ttl::Keep` leaves the expiry unchanged. -> `Values`
     HashGetExpire { key: Bytes, fields: Vec<Bytes>, ttl: Ttl },
-    /// -> `Int` how many were there; a hash without fields is no row
+    /// Deletes fields; a hash without fields is no row. -> `Int`, the number deleted
     HashDelete { key: Bytes, fields: Vec<Bytes> },
-    /// Exact also when fields have expired. -> `Int`
+    /// The exact number of live fields, whether or not expired ones are purged. -> `Int`
     HashLen { key: Bytes },
     /// Cells of a range, in sortkey order. -> `Cells`, or `Nil` without the row
     HashRange { key: Bytes, range: Range, want_values: bool },
-    /// -> `Int` how many cells of the range exist
+    /// -> `Int`, the number of cells in the range
     HashRangeCount { key: Bytes, range: Range },
     /// Deletes a range. -> `Deleted`
     HashRangeDelete { key: Bytes, range: Range },
-    /// HSCAN: small hashes whole, others about `count` cells; some MiB at most. ->
+    /// HSCAN: a small hash whole, of others about `count` cells; a few MiB at most. ->
     /// `CellsPage`, or `Nil` without the row
     HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
     /// -> `Int`; refuses `HashNotInteger`, `Overflow`
@@ -277,14 +281,15 @@ pub enum Op {
     /// `seed`. -> `Cells`, or `Nil` without the row
     HashRandom { key: Bytes, count: i64, seed: u64, want_values: bool },
     /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2
-    /// deleted as already past. -> `Ints`, or `Nil` without the row
+    /// deleted because the deadline is past. -> `Ints`, or `Nil` without the row
     HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireCondition },
-    /// -2 no field, -1 no expiry, else absolute ms, or ms from the stamp on when
-    /// `remaining`. -> `Ints`, or `Nil` without the row
+    /// One answer a field: -2 no field, -1 no expiry, otherwise absolute ms, or with
+    /// `remaining` the ms from the stamp on. -> `Ints`, or `Nil` without the row
     HashExpiry { key: Bytes, fields: Vec<Bytes>, remaining: bool },
-    /// -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil` without the row
+    /// One answer a field: -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil`
+    /// without the row
     HashPersist { key: Bytes, fields: Vec<Bytes> },
-    /// Checks one cell and, when the check holds, does all mutations. -> `Checked`;
+    /// Checks one cell and, if the check holds, applies all mutations. -> `Checked`;
     /// refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
     CheckAndMutate {
         key: Bytes,
@@ -296,52 +301,52 @@ pub enum Op {
     },
 
     // ---- transactions ----
-    /// A token by which a later request can tell whether the row was touched since. ->
+    /// A token by which a later request detects that the row was touched since. ->
     /// `WatchToken`. Answered by the executor.
     Watch { key: Bytes },
 
     // ---- the log ----
-    /// Has what was acknowledged before it on the leader's disk, whatever the durability.
-    /// -> `Int`: the index of the log entry up to which that is so. Answered by the
-    /// replica, for a request of this op alone.
+    /// Syncs everything that was acknowledged before it to the leader's disk, whatever
+    /// the durability. -> `Int`: the index of the last log entry that is synced. Answered
+    /// by the replica, for a request of this op alone.
     Sync,
 }
 
-/// The answer of `Inspect` for a live row.
+/// The answer of `Inspect` about a live row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowInfo {
-    /// Its kind.
+    /// The kind of its value.
     pub kind: RowKind,
     /// Absolute ms; `None` = never.
     pub expires_at_ms: Option<u64>,
     /// The stamp of its last head write, ms.
     pub written_at_ms: u64,
-    /// Bytes of a string; live or not yet purged fields of a hash.
+    /// The length of a string in bytes; the number of a hash's fields, expired ones not
+    /// yet purged included.
     pub len: u64,
-    /// The stamp by which it was judged, ms: what remains of an expiry and how long ago
-    /// it was written count from here.
+    /// The stamp of the evaluation, ms: the remaining time to live and the idle time
+    /// count from here.
     pub now_ms: u64,
 }
 
-/// The state of a watched row; opaque to everybody but the executor that made it.
+/// The state of a watched row; opaque to everything but the executor that made it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchToken {
     /// The row.
     pub key: Bytes,
     /// The leader's term when it was watched; 0 for [`WatchToken::unwritten`].
     pub term: u64,
-    /// The last touch of the row (or of one that shares its stripe) then.
+    /// The last touch of the row, or of a row that shares its stripe, at that time.
     pub touched: u64,
-    /// The row's expiry at that time: expired since = touched.
+    /// The expiry at that time; a row that has expired since counts as touched.
     pub expires_at_ms: Option<u64>,
-    /// The row existed at that time. One that did not is not touched when all rows are
-    /// deleted.
+    /// True if the row existed. A missing row is not touched by deleting all rows.
     pub existed: bool,
 }
 
 impl WatchToken {
-    /// A row of a table that was not there: touched as soon as anything has ever been
-    /// written to its partition.
+    /// The token of a row whose table did not exist: touched as soon as anything has ever
+    /// been written to its partition.
     pub fn unwritten(key: Bytes) -> WatchToken {
         WatchToken { key, term: 0, touched: 0, expires_at_ms: None, existed: false }
     }
@@ -365,31 +370,32 @@ pub enum Answer {
     Values(SmallVec<[Option<Bytes>; 1]>),
     /// See [`RowInfo`].
     Row(Option<RowInfo>),
-    /// `done`: was it set; `old`: the value before, when asked.
+    /// `done`: it was set; `old`: the value before, if requested.
     Written { done: bool, old: Option<Bytes> },
-    /// Cells; without values when not asked. `next`: the first sortkey left out when a
-    /// limit cut the answer short.
+    /// Cells; the values are empty if not requested. `next`: the first sortkey left out
+    /// when a limit cut the answer short.
     Cells { cells: Vec<(Bytes, Bytes)>, next: Option<Bytes> },
     /// A page of cells and the integer cursor of the next (0 = finished).
     CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
     /// A page of keys and the cursor of the next (0 = finished).
     Page { keys: Vec<Bytes>, next: u64, count: u64 },
-    /// The numbers of rows and of fields of other rows that were deleted; the number of
-    /// items `done`, and of members (`part`) of the item behind them; `left_ms`: the
-    /// earliest entry of the time index that is due and was left there.
+    /// The numbers of deleted rows and of deleted fields of other rows; the number of
+    /// items that are `done`, and of members done (`part`) in the item after them;
+    /// `left_ms`: the earliest due entry that stays in the time index.
     Expired { rows: u64, fields: u64, done: u64, part: u64, left_ms: Option<u64> },
-    /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
+    /// `count` deleted; `next`: the first sortkey that was not deleted when a limit cut
+    /// it short.
     Deleted { count: u64, next: Option<Bytes> },
     /// A whole row and its expiry.
     RowContent { content: RowContent, expires_at_ms: Option<u64> },
-    /// `done`: did the check hold; `value`: the checked cell's value, when asked (outer
-    /// None: not asked).
+    /// `done`: the check held; `value`: the checked cell's value, if requested (outer
+    /// None: not requested).
     Checked { done: bool, value: Option<Option<Bytes>> },
     /// See [`WatchToken`].
     WatchToken(WatchToken),
 }
 
-/// A deterministic "no". Redis's wording of each lives in `commands`.
+/// A deterministic refusal. Redis's wording of each lives in `commands`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// The row is of another kind.
@@ -412,11 +418,11 @@ pub enum Refusal {
     BusyKey,
     /// A value would grow beyond `max_write_size`.
     TooLarge,
-    /// The records that would be changed, each with the row's key in it, are more than
-    /// one op may change.
+    /// The changed records, each of which repeats the row's key, would exceed the maximum
+    /// of one op.
     TooManyFields,
-    /// With what was done before it in one request, more would be changed than a log
-    /// entry is to hold. Nothing was done; alone it may be possible.
+    /// Together with the commands before it in the request, the changes would exceed the
+    /// maximum of a log entry. Nothing was done; the command alone may succeed.
     TooMuch,
     /// RENAME or COPY of a row that is larger than `max_write_size`.
     RowTooLarge,
@@ -424,7 +430,7 @@ pub enum Refusal {
     ExpiryTooFar,
     /// A key is longer than 65,535 bytes.
     KeyTooLong,
-    /// The answer would be larger than the server gives at once.
+    /// The answer would exceed the maximum size of an answer.
     AnswerTooLarge,
     /// A check's operand is not an integer.
     CheckOperandNotInteger,
@@ -438,25 +444,25 @@ pub enum Refusal {
 pub struct Request {
     /// The ops, in order.
     pub ops: Vec<Op>,
-    /// Indexes of ops, in rising order, that are joined to the op before: both are done,
-    /// or neither. After large answers the ops that follow may be left out: neither done
-    /// nor answered; the caller sends them again.
+    /// The indexes, ascending, of ops that are joined to the op before them: both are
+    /// done, or neither. If answers are large, the commands at the end may be left out,
+    /// neither done nor answered, and have to be requested again.
     pub joined: Vec<u32>,
-    /// If any of these was touched since, nothing is done.
+    /// Rows that must be untouched; otherwise nothing is done.
     pub watched: Vec<WatchToken>,
 }
 
-/// The response to a [`Request`].
+/// The outcome of a [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
-    /// One outcome an op, of the first commands at least.
+    /// One outcome per op, of the first commands at least.
     Done(Vec<Result<Answer, Refusal>>),
     /// A watched row was touched; nothing was done.
     Touched,
 }
 
 impl Request {
-    /// Its ops, those together that are done together or not at all.
+    /// The ops, grouped by command: a group is done as a whole or not at all.
     pub fn commands(&self) -> impl Iterator<Item = &[Op]> {
         let mut joined = self.joined.iter().map(|at| *at as usize).filter(|at| *at > 0).peekable();
         let mut at = 0;
@@ -472,7 +478,7 @@ impl Request {
 }
 
 impl Op {
-    /// True when it may change many records.
+    /// True if the op may change many records.
     pub(crate) fn may_change_much(&self) -> bool {
         match self {
             Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() > 1,
@@ -483,16 +489,15 @@ impl Op {
             | Op::HashPersist { fields, .. } => fields.len() > 1,
             Op::CheckAndMutate { mutations, .. } => mutations.len() > 1,
             Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } => true,
-            // The others change one record, or look after their own bounds
-            // (HashRangeDelete, ExpireDue).
+            // The others change one record, or bound their own changes (HashRangeDelete,
+            // ExpireDue).
             _ => false,
         }
     }
 }
 
 impl ExpireCondition {
-    /// True when an expiry may change from `old` to `new`; none counts as infinitely
-    /// late.
+    /// True if an expiry may change from `old` to `new`; none counts as infinitely late.
     pub(crate) fn allows(self, old: Option<u64>, new: u64) -> bool {
         (!self.none || old.is_none())
             && (!self.some || old.is_some())
