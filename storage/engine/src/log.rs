@@ -54,12 +54,15 @@
 //! belongs to storage.
 
 mod disk;
+mod error;
 mod group;
 mod maintenance;
+mod options;
 pub(crate) mod record;
 mod recover;
 mod scan;
 mod segment;
+mod spare;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -67,9 +70,6 @@ mod write_on_park;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -79,6 +79,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use disk::{DISK_PROBATION, Disk, DiskProblem, DiskSpace, HEALTHY_FSYNC_MAX, OsDisk};
+pub use error::LogError;
+pub use options::{Durability, LogOptions};
 pub use stats::LogStats;
 pub use write_on_park::WriteOnPark;
 
@@ -89,50 +91,9 @@ use writer::Writer;
 
 use record::Suspects;
 use segment::Segment;
+use spare::Spare;
 
 use crate::mutants::{self, Rule};
-
-/// The time at which an acknowledged write is on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Before it is acknowledged.
-    Always,
-    /// At most about this long after it is acknowledged.
-    Interval(Duration),
-    /// Whenever the operating system writes it (or a sixteenth of a segment waits).
-    Os,
-}
-
-/// Options of a log.
-#[derive(Clone, Debug)]
-pub struct LogOptions {
-    /// The log's directory; created when missing.
-    pub dir: PathBuf,
-    /// The directory must contain a log; without one, [`LogError::Missing`].
-    pub must_exist: bool,
-    /// The condition for acknowledging a write.
-    pub durability: Durability,
-    /// Size of a segment; 16 MiB by default, from 4 KiB to 1 GiB.
-    pub segment_bytes: u32,
-    /// The bound of the groups' tails in memory, bytes over all groups. Older entries are
-    /// read from the segments.
-    pub tail_bytes_max: u64,
-    /// Fills a segment with zeros before it is used, which makes an fdatasync cheaper and
-    /// shows a full disk in time. If false, segments grow.
-    pub preallocate: bool,
-    /// Threads that write what they appended before they park. Without any, the log's own
-    /// thread does all writing.
-    pub write_on_park: Option<WriteOnPark>,
-    /// The bound of one group's entries that wait for the disk, bytes. Over all groups it
-    /// is four times as large. Beyond it [`GroupLog::writable`] returns an error.
-    ///
-    /// [`GroupLog::writable`]: crate::raft::GroupLog::writable
-    pub unwritten_bytes_max: u64,
-    /// The disk that is written and synced.
-    pub disk: Arc<dyn Disk>,
-    /// Further directories whose disks are monitored: a full one is a [`DiskProblem`].
-    pub watched: Vec<PathBuf>,
-}
 
 /// The budget of all groups that replay their logs at the same time, in [`REPLAY_UNIT`]s.
 /// A group that needs more takes all of it.
@@ -140,138 +101,6 @@ const REPLAY_UNITS: u32 = 64;
 const REPLAY_UNIT: u64 = 1 << 20;
 /// The bound of waiting bytes of all groups, as a multiple of one group's.
 const UNWRITTEN_TOTAL_FACTOR: u64 = 4;
-
-impl LogOptions {
-    /// The defaults for a log in `dir`: everything is durable before it is acknowledged.
-    pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
-        LogOptions {
-            dir: dir.into(),
-            must_exist: false,
-            durability: Durability::Always,
-            segment_bytes: 16 << 20,
-            tail_bytes_max: 16 << 20,
-            preallocate: true,
-            write_on_park: None,
-            unwritten_bytes_max: 64 << 20,
-            disk: Arc::new(OsDisk),
-            watched: Vec::new(),
-        }
-    }
-}
-
-/// Failures of the log.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum LogError {
-    /// The operating system returned an error.
-    #[error("{what} {}: {source}", path.display())]
-    Io {
-        /// The failed action.
-        what: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The error of the operating system.
-        #[source]
-        source: Arc<io::Error>,
-    },
-    /// No space (or quota) left for the log.
-    #[error("no space left for the log: {what} {}", path.display())]
-    DiskFull {
-        /// The failed action.
-        what: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-    },
-    /// Stored bytes are not those that were written. The log refuses to open, since it
-    /// may lack acknowledged entries.
-    #[error("the log is damaged: {} at byte {offset}: {why}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// The offset of the damage.
-        offset: u64,
-        /// The kind of damage.
-        why: &'static str,
-    },
-    /// Entries are missing, though every record is whole: files are missing, or belong to
-    /// another log.
-    #[error("the log in {} is incomplete: group {group}: {why}", dir.display())]
-    Incomplete {
-        /// The log's directory.
-        dir: PathBuf,
-        /// The group that lacks entries.
-        group: u64,
-        /// The missing entries.
-        why: String,
-    },
-    /// The bytes are whole, but of a format that this build does not know. Nothing is
-    /// changed, so the version that wrote them can go on.
-    #[error("{} was written by a newer version: at byte {offset}: {why}", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The offset of the unknown bytes.
-        offset: u64,
-        /// The unknown part.
-        why: &'static str,
-    },
-    /// More bytes wait to be written than the bound allows: the disk is too slow. Nothing
-    /// was proposed.
-    #[error("the log's disk does not keep up: {bytes} bytes wait for it")]
-    Behind {
-        /// The bytes that wait.
-        bytes: u64,
-    },
-    /// The directory contains no log although it must ([`LogOptions::must_exist`]). The
-    /// votes and the entries that stores had not flushed are lost with it.
-    #[error(
-        "log directory {} is missing its segments although the data directory was written with \
-         them; restore them or start with an empty data directory",
-        dir.display()
-    )]
-    Missing {
-        /// The log's directory.
-        dir: PathBuf,
-    },
-    /// The log stopped after an earlier failure: the state of the disk is unknown, so
-    /// nothing more is written.
-    #[error("the log stopped after: {0}")]
-    Poisoned(String),
-    /// The log was closed.
-    #[error("the log is closed")]
-    Closed,
-    /// The caller asked for something that a log cannot do, such as leaving a hole.
-    #[error("not a log operation: {0}")]
-    InvalidOperation(String),
-}
-
-impl LogError {
-    pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> LogError {
-        let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                LogError::DiskFull { what, path }
-            }
-            _ => LogError::Io { what, path, source: Arc::new(source) },
-        }
-    }
-}
-
-impl From<LogError> for io::Error {
-    fn from(e: LogError) -> io::Error {
-        let kind = match &e {
-            LogError::Io { source, .. } => source.kind(),
-            LogError::DiskFull { .. } => io::ErrorKind::StorageFull,
-            LogError::Corrupt { .. } | LogError::Incomplete { .. } | LogError::Missing { .. } => {
-                io::ErrorKind::InvalidData
-            }
-            LogError::Newer { .. } => io::ErrorKind::Unsupported,
-            LogError::Behind { .. } => io::ErrorKind::WouldBlock,
-            LogError::InvalidOperation(_) => io::ErrorKind::InvalidInput,
-            LogError::Poisoned(_) | LogError::Closed => io::ErrorKind::Other,
-        };
-        io::Error::new(kind, e)
-    }
-}
 
 /// The node's Raft log.
 pub struct Log {
@@ -348,17 +177,6 @@ struct OpQueue {
     closed: bool,
 }
 
-/// The next segment's file.
-enum Spare {
-    /// To be made when the active segment is half full, unless a segment is recycled
-    /// before.
-    Wanted,
-    Making,
-    Ready(File, PathBuf),
-    /// The writer holds it; it does not have its own name yet.
-    Taken,
-}
-
 impl Log {
     /// Opens the log in `options.dir`, or creates one.
     ///
@@ -405,7 +223,7 @@ impl Log {
         if let Some(write_on_park) = &shared.options.write_on_park {
             write_on_park.serve(&shared);
         }
-        let mut threads = vec![spawn("log-keeper", &shared, maintenance::run)?];
+        let mut threads = vec![spawn("log-maintenance", &shared, maintenance::run)?];
         if !shared.is_inline() {
             threads.push(spawn("log-writer", &shared, LogInner::write_until_closed)?);
         }
@@ -619,76 +437,6 @@ impl LogInner {
         }
     }
 
-    /// Makes the spare unless there is one, or another thread makes it. Returns false if
-    /// that failed.
-    fn make_spare(&self) -> bool {
-        if !self.claim_spare() {
-            return true;
-        }
-        let failure = self.finish_spare(self.new_segment_file()).err();
-        let made = failure.is_none();
-        failure.map_or_else(|| self.admit(), |why| self.refuse(why));
-        made
-    }
-
-    /// Claims the making of the spare; false if there is one, or another thread makes it.
-    fn claim_spare(&self) -> bool {
-        let mut spare = self.spare.lock();
-        let begins = matches!(*spare, Spare::Wanted);
-        if begins {
-            *spare = Spare::Making;
-        }
-        begins
-    }
-
-    /// Stores the spare, or the fact that it could not be made.
-    fn finish_spare(&self, made: Result<(File, PathBuf), LogError>) -> Result<(), LogError> {
-        let (state, ended) = match made {
-            Ok((file, path)) => (Spare::Ready(file, path), Ok(())),
-            Err(e) => (Spare::Wanted, Err(e)),
-        };
-        *self.spare.lock() = state;
-        self.spare_changed.notify_all();
-        ended
-    }
-
-    /// True when it is time to make a spare.
-    fn needs_spare(&self) -> bool {
-        // Read first: once the spare is taken, it is wanted again only after the next
-        // segment has become the active one, which is less than half full then.
-        let is_wanted = matches!(*self.spare.lock(), Spare::Wanted);
-        let active = self.active.lock().clone();
-        is_wanted && active.end() >= active.capacity / 2
-    }
-
-    /// Turns an obsolete segment into the spare, if none exists and the segment is not
-    /// being read; otherwise returns it.
-    fn recycle(&self, segment: Arc<Segment>) -> Result<Option<Arc<Segment>>, LogError> {
-        let segment = match Arc::try_unwrap(segment) {
-            Ok(segment) if segment.bytes()? == u64::from(self.options.segment_bytes) => segment,
-            Ok(segment) => return Ok(Some(Arc::new(segment))),
-            Err(segment) => return Ok(Some(segment)),
-        };
-        if !self.claim_spare() {
-            return Ok(Some(Arc::new(segment)));
-        }
-        self.finish_spare(segment::recycle(&self.options.dir, segment))?;
-        self.admit();
-        Ok(None)
-    }
-
-    fn new_segment_file(&self) -> Result<(File, PathBuf), LogError> {
-        #[cfg(test)]
-        if self.faults.disk_full.load(Ordering::Relaxed) {
-            return Err(LogError::io(
-                "preallocate",
-                &self.options.dir,
-                io::ErrorKind::StorageFull.into(),
-            ));
-        }
-        segment::spare(&self.options.dir, self.options.segment_bytes, self.options.preallocate)
-    }
-
     pub(crate) fn drive_if_inline(&self) {
         if self.is_inline() {
             self.drive();
@@ -822,39 +570,7 @@ impl LogInner {
         Ok(())
     }
 
-    /// The next segment's file. Normally the maintenance thread has made it. Otherwise it
-    /// is made here, and retried until there is space; any other failure is the log's.
-    pub(crate) fn take_spare(&self) -> Result<(File, PathBuf), LogError> {
-        loop {
-            {
-                let mut spare = self.spare.lock();
-                if let Spare::Ready(..) = *spare
-                    && let Spare::Ready(file, path) = std::mem::replace(&mut *spare, Spare::Taken)
-                {
-                    return Ok((file, path));
-                }
-                if matches!(*spare, Spare::Making) {
-                    self.spare_changed.wait_for(&mut spare, Duration::from_millis(100));
-                    continue;
-                }
-            }
-            if !self.make_spare() {
-                let refusal = self.refusal.lock().clone();
-                match refusal {
-                    Some(why) if !matches!(why, LogError::DiskFull { .. }) => return Err(why),
-                    refusal => self.wait_for_space().map_err(|closed| refusal.unwrap_or(closed))?,
-                }
-            }
-        }
-    }
-
-    /// The spare has its real name; another can be made.
-    pub(crate) fn spare_taken(&self) {
-        *self.spare.lock() = Spare::Wanted;
-        self.wake_keeper();
-    }
-
-    fn wake_keeper(&self) {
+    fn wake_maintenance(&self) {
         self.maintenance.lock().woken = true;
         self.maintenance_woken.notify_one();
     }
@@ -863,7 +579,7 @@ impl LogInner {
     /// safe.
     pub(crate) fn remove_later(&self, segments: Vec<Arc<Segment>>) {
         self.maintenance.lock().obsolete.extend(segments);
-        self.wake_keeper();
+        self.wake_maintenance();
     }
 
     /// Reduces the groups' caches to their bound, the largest by the most.

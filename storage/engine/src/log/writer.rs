@@ -345,7 +345,7 @@ impl Writer {
         self.buffer.clear();
         let half = self.active.capacity / 2;
         if end < half && next_end >= half {
-            shared.wake_keeper();
+            shared.wake_maintenance();
         }
         if self.buffer.capacity() > 4 * BUFFER_BYTES {
             self.buffer = Vec::new();

@@ -239,8 +239,8 @@ async fn damage_while_running_is_an_error_with_file_and_offset() {
     .unwrap();
     let error = group.try_get_log_entries(1..2).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
-    let told = error.to_string();
-    assert!(told.contains(path.to_str().unwrap()) && told.contains("at byte 28"), "{told}");
+    let text = error.to_string();
+    assert!(text.contains(path.to_str().unwrap()) && text.contains("at byte 28"), "{text}");
 }
 
 #[test]

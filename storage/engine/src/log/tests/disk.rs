@@ -67,14 +67,14 @@ fn a_failed_fsync_fails_every_later_sync() {
     assert!(!segment.sync(&disk).unwrap(), "there is nothing to sync");
     segment.end.store(100, Ordering::Release);
     disk.fails_once.store(true, Ordering::Relaxed);
-    for _caller in ["the keeper", "the writer"] {
+    for _caller in ["the maintenance thread", "the writer"] {
         let error = segment.sync(&disk).unwrap_err();
         assert!(error.to_string().contains("the disk is gone"), "{error}");
     }
     assert_eq!(
         (disk.syncs.load(Ordering::Relaxed), segment.synced()),
         (1, 28),
-        "nobody is told that it went well"
+        "no caller gets a success"
     );
 }
 
