@@ -22,7 +22,8 @@ pub enum Durability {
 pub struct LogOptions {
     /// The log's directory; created when missing.
     pub dir: PathBuf,
-    /// The directory must contain a log; without one, [`LogError::Missing`](super::LogError::Missing).
+    /// The directory must contain a log; without one, opening fails with
+    /// [`LogError::Missing`](super::LogError::Missing).
     pub must_exist: bool,
     /// The condition for acknowledging a write.
     pub durability: Durability,
@@ -44,7 +45,8 @@ pub struct LogOptions {
     pub unwritten_bytes_max: u64,
     /// The disk that is written and synced.
     pub disk: Arc<dyn Disk>,
-    /// Further directories whose disks are monitored: a full one is a [`DiskProblem`](super::DiskProblem).
+    /// Further directories whose disks are monitored: a full one is a
+    /// [`DiskProblem`](super::DiskProblem).
     pub watched: Vec<PathBuf>,
 }
 
