@@ -23,7 +23,7 @@
 //!   (`tests/memory.rs`; `resp/framer.rs`,
 //!   `command_over_the_query_buffer_is_refused_before_it_arrives`,
 //!   `arguments_count_for_more_than_their_bytes`); so is the memory of all clients.
-//! - Only [`resp`] knows RESP; rows are reached through [`cluster::Call`] only.
+//! - Only [`resp`] knows RESP; rows are reached through [`cluster::CallPartition`] only.
 //!
 //! # Not here
 //! The meaning of commands (crate `commands`), the effect of ops (crate `row`), the

@@ -93,8 +93,8 @@ async fn unread_replies_arrive_in_order_once_the_client_reads() {
     for round in 1..=12 {
         let number = round.to_string();
         let told = format!(
-            "{bulk}{bulk}:{number}\r\n{bulk}+OK\r\n$-1\r\n+OK\r\n*3\r\n{bulk}{bulk}{bulk}+string\\
-             r\n{bulk}"
+            "{bulk}{bulk}:{number}\r\n{bulk}+OK\r\n$-1\r\n+OK\r\n*3\r\n{bulk}{bulk}{bulk}+string\
+             \r\n{bulk}"
         );
         client.expect(&told).await;
         client.expect(&format!("${}\r\n{number}\r\n", number.len())).await;

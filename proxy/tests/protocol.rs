@@ -142,9 +142,9 @@ async fn hello_switches_the_protocol_within_a_pipeline() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send("GET none\r\nHELLO 3\r\nGET none\r\nHELLO 2\r\nGET none\r\n").await;
-    let three = "%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.0\r\n$5\r\nproto\\
-                 r\n:3\r\n$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\\
-                 nmaster\r\n$7\r\nmodules\r\n*0\r\n";
+    let three = "%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.0\r\n$5\r\nproto\
+                 \r\n:3\r\n$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\
+                 \nmaster\r\n$7\r\nmodules\r\n*0\r\n";
     let two = three.replacen("%7", "*14", 1).replace(":3", ":2");
     client.expect(&format!("$-1\r\n{three}_\r\n{two}$-1\r\n")).await;
     client.ask("HELLO 4", "-NOPROTO unsupported protocol version\r\n").await;

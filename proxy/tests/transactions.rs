@@ -232,8 +232,8 @@ async fn whole_table_commands_run_in_exec_with_one_partition() {
     client.expect(&format!("+OK\r\n{}", QUEUED.repeat(8))).await;
     client
         .expect(
-            "*8\r\n+OK\r\n:1\r\n*1\r\n$1\r\na\r\n*2\r\n$1\r\n0\r\n*1\r\n$1\r\na\r\n$1\r\na\r\n+OK\\
-             r\n:0\r\n+OK\r\n$1\r\n1\r\n",
+            "*8\r\n+OK\r\n:1\r\n*1\r\n$1\r\na\r\n*2\r\n$1\r\n0\r\n*1\r\n$1\r\na\r\n$1\r\na\r\n+OK\
+             \r\n:0\r\n+OK\r\n$1\r\n1\r\n",
         )
         .await;
 }
