@@ -188,8 +188,8 @@ async fn failed_write_is_never_retried_and_reports_its_outcome() {
         ),
         (
             CallError::OutOfMemory,
-            "-BUSY Requests that wait or are under way on the server take all the memory that \
-             they may, nothing was done, try again later\r\n",
+            "-BUSY Pending requests use all the memory that the server has for them, nothing was \
+             done, try again later\r\n",
         ),
         (
             CallError::ReadOnly("disk full".into()),
