@@ -5,7 +5,7 @@
 use std::io::Write;
 
 /// Values of `BRIDLE_MUTANT`, and the rule that each breaks (`engine::mutants::Rule`,
-/// `meta/cluster/src/rows.rs`).
+/// `meta/cluster/src/row_client.rs`).
 const MUTANTS: [(&str, &str); 8] = [
     ("none", "nothing: the baseline of the others"),
     ("answer-before-fsync", "writes are acknowledged before they are written and fsynced"),

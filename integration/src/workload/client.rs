@@ -28,7 +28,7 @@ const HELD_MS_MAX: u64 = 2_000;
 /// Errors that are answers of the row.
 const ANSWERS: [&str; 2] = ["WRONGTYPE ", "ERR value is not an integer"];
 /// Errors of commands without effect (the proxy's `call_error`, in
-/// `proxy/src/words.rs`).
+/// `proxy/src/errors.rs`).
 const NOTHING_DONE: [&str; 8] = [
     "CLUSTERDOWN",
     "BUSY",

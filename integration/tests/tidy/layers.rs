@@ -27,7 +27,7 @@ const ALLOWED_USERS: &[(&str, &[&str])] = &[
     ("tracing", &["cluster", "engine", "storage", "meta", "proxy", "bridle"]),
 ];
 
-/// Whether code names a library.
+/// True if code names a library.
 fn names(text: &str, library: &str) -> bool {
     let path = library.replace('-', "_");
     text.match_indices(&path).any(|(at, _)| {

@@ -1,6 +1,7 @@
 //! The tree is tidy: crates depend on each other as the architecture says, and pages name
 //! only what exists. Each file checks one kind of rule; [`tree`] reads the files.
 
+mod docs;
 mod examples;
 mod layers;
 mod names;

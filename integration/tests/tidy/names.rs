@@ -41,7 +41,7 @@ impl Renamed {
         self.scope.iter().any(|prefix| prefix == "." || path.starts_with(prefix.as_str()))
     }
 
-    /// Whether the row is about an identifier of Rust code.
+    /// True if the row is about an identifier of Rust code.
     fn is_identifier(&self) -> bool {
         !matches!(self.kind.as_str(), "file" | "string")
     }

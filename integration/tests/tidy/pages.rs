@@ -211,38 +211,6 @@ fn tests_exist(claim: &str, tests: &str) {
     }
 }
 
-/// Tests that module docs name under `# Invariants` are there. (Only names of three words
-/// and more: shorter ones may be anything.)
-#[test]
-fn invariants_in_module_docs_name_what_exists() {
-    let paths: Vec<_> = crates()
-        .values()
-        .flat_map(|info| sources(info, &["src", "tests", "benches", "examples"]))
-        .collect();
-    let texts: Vec<_> = paths.iter().map(read).collect();
-    let all: String = texts.iter().map(|text| code(text)).collect();
-    let is_long = |word: &&str| {
-        word.matches('_').count() >= 2
-            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-    };
-    let (mut wrong, mut seen) = (Vec::new(), 0);
-    for (path, text) in paths.iter().zip(&texts) {
-        let doc = text.lines().map_while(|line| line.strip_prefix("//!"));
-        let invariants = doc
-            .skip_while(|line| *line != " # Invariants")
-            .skip(1)
-            .take_while(|line| !line.starts_with(" # "));
-        for word in invariants.flat_map(quoted).filter(is_long) {
-            seen += 1;
-            if !has_word(&all, word) {
-                wrong.push(format!("{}: {word}", path.display()));
-            }
-        }
-    }
-    assert!(seen > 0, "no module doc names a test any more");
-    assert!(wrong.is_empty(), "invariants name what is not there:\n{}", wrong.join("\n"));
-}
-
 #[test]
 fn the_command_table_is_as_generated() {
     let page = read("proxy/COMMANDS.md");

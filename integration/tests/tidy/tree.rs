@@ -102,7 +102,7 @@ pub(crate) fn code(text: &str) -> String {
     code
 }
 
-/// Whether `word` stands in the text and is not part of a longer name.
+/// True if `word` stands in the text and is not part of a longer name.
 pub(crate) fn has_word(text: &str, word: &str) -> bool {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word).any(|(at, _)| {
@@ -111,7 +111,7 @@ pub(crate) fn has_word(text: &str, word: &str) -> bool {
     })
 }
 
-/// Whether something of this name is defined in the text.
+/// True if an item of this name is defined in the text.
 pub(crate) fn defines(text: &str, name: &str) -> bool {
     ["fn", "struct", "enum", "trait", "const", "static", "type", "mod", "macro_rules!", "pub use"]
         .iter()

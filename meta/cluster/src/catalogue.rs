@@ -9,7 +9,7 @@
 //! # Invariants
 //! - The version grows with every change (`what_is_known_changes_with_the_news`).
 //! - That there is no table is not remembered (`a_missing_table_is_asked_for_each_time`),
-//!   and not said of a moment before the question (`shared.rs`,
+//!   and not said of a moment before the question (`single_flight.rs`,
 //!   `nobody_is_told_of_a_moment_before_it_came`).
 //! - A question ends: each meta is asked once, and those that hints name, a bounded
 //!   number in all (`the_meta_that_leads_is_found`).

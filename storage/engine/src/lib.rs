@@ -28,7 +28,7 @@
 //!   `only_flushed_entries_are_purged`).
 //! - A confirmed leader sees everything that was acknowledged, through restarts and
 //!   network partitions (`tests/raft_leases.rs`).
-//! - A received snapshot is complete, or it is not installed (`tests/raft_states.rs`).
+//! - A received snapshot is complete, or it is not installed (`tests/raft_snapshots.rs`).
 //! - A damaged file is named and never read as data (`tests/corruption.rs`;
 //!   `log/tests/damage.rs`).
 //! - A full disk breaks no promise: writes wait or are refused, reads go on
