@@ -1,29 +1,34 @@
 //! The admin API: HTTP and JSON, for `bridle admin` and anybody's scripts.
 //!
-//! | request                                            | body            | answer |
-//! |----------------------------------------------------|-----------------|--------|
-//! | `GET /v1/status`                                   |                 | [`NodeStatus`] of the process that is asked |
-//! | `GET /v1/cluster`                                  |                 | [`ClusterStatus`] |
-//! | `GET /v1/nodes`                                    |                 | list of [`ServerStatus`] |
-//! | `DELETE /v1/nodes/{id}`                            |                 | 204; a server that is down and holds nothing is forgotten, and stays out |
-//! | `DELETE /v1/metas/{index}`                          |                 | 204; the server of this seat of the meta group has lost its directory: another may take it |
-//! | `GET /v1/tables`                                   |                 | list of [`TableStatus`] |
-//! | `POST /v1/tables`                                  | [`NewTable`]    | 201, [`TableStatus`] |
-//! | `GET /v1/tables/{name}`                            |                 | [`TableStatus`] |
-//! | `DELETE /v1/tables/{name}`                         |                 | 202, [`TableStatus`]; the partitions are destroyed in the background |
-//! | `GET /v1/tables/{name}/partitions`                 |                 | list of [`PartitionStatus`] |
-//! | `PUT /v1/tables/{name}/partitions/{index}/leader`  | [`NewLeader`]   | [`PartitionStatus`], once it is so |
-//! | `GET /v1/tables/{name}/envs`                       |                 | object of env to value |
-//! | `GET /v1/tables/{name}/envs/{key}`                 |                 | [`EnvValue`] |
-//! | `PUT /v1/tables/{name}/envs/{key}`                 | [`EnvValue`]    | object of env to value |
-//! | `DELETE /v1/tables/{name}/envs/{key}`              |                 | object of env to value |
-//! | `POST /v1/tables/{name}/compaction`                |                 | 202, [`CompactionStatus`]; goes on in the background, on all replicas |
-//! | `GET /v1/tables/{name}/compaction`                 |                 | [`CompactionStatus`] |
+//! | request                                           | body          | answer                   |
+//! |---------------------------------------------------|---------------|--------------------------|
+//! | `GET /v1/status`                                  |               | [`NodeStatus`]           |
+//! | `GET /v1/cluster`                                 |               | [`ClusterStatus`]        |
+//! | `GET /v1/nodes`                                   |               | [`ServerStatus`]s        |
+//! | `DELETE /v1/nodes/{id}`                           |               | 204 (1)                  |
+//! | `DELETE /v1/metas/{index}`                        |               | 204 (2)                  |
+//! | `GET /v1/tables`                                  |               | [`TableStatus`]s         |
+//! | `POST /v1/tables`                                 | [`NewTable`]  | 201, [`TableStatus`]     |
+//! | `GET /v1/tables/{name}`                           |               | [`TableStatus`]          |
+//! | `DELETE /v1/tables/{name}`                        |               | 202, [`TableStatus`] (3) |
+//! | `GET /v1/tables/{name}/partitions`                |               | [`PartitionStatus`]s     |
+//! | `PUT /v1/tables/{name}/partitions/{index}/leader` | [`NewLeader`] | [`PartitionStatus`] (4)  |
+//! | `GET /v1/tables/{name}/envs`                      |               | object of env to value   |
+//! | `GET /v1/tables/{name}/envs/{key}`                |               | [`EnvValue`]             |
+//! | `PUT /v1/tables/{name}/envs/{key}`                | [`EnvValue`]  | object of env to value   |
+//! | `DELETE /v1/tables/{name}/envs/{key}`             |               | object of env to value   |
+//! | `POST /v1/tables/{name}/compaction`               |               | [`CompactionStatus`] (5) |
+//! | `GET /v1/tables/{name}/compaction`                |               | [`CompactionStatus`]     |
+//!
+//! (1) Forgets a server that is down and holds nothing; it stays out. (2) The server of
+//! this meta index has lost its directory: another may take the index. (3) The partitions
+//! are destroyed in the background. (4) Answered once the new leader leads. (5) Status 202;
+//! it goes on in the background, on all replicas.
 //!
 //! Any meta may be asked: one that does not lead has the one that does answer
 //! (`GET /v1/status` excepted).
 //!
-//! What is refused is answered with 4xx and `{"error": "why"}`: 400 makes no sense, 401
+//! A refusal is answered with 4xx and `{"error": "why"}`: 400 makes no sense, 401
 //! password wanted, 403 comes from a web page, 404 no such thing, 409 exists already; 5xx
 //! with the same body is trouble: 503 not now (try again), 500 a fault or an unknown
 //! outcome.
@@ -67,28 +72,29 @@ use crate::image::MetadataImage;
 use crate::meta::{Meta, MetaMode};
 use crate::state::{Refusal, TablePhase, TableRecord};
 
-/// What who sends neither is told.
-const PASSWORD_REQUIRED: &str = "the server's password or the cluster's secret is wanted (Authorization: \
-                      Bearer <password>; bridle admin --password-file); a cluster that has only \
-                      certificates must be given one of them to be administered, and a server \
-                      that has neither lets in only who is on its own machine, while protected \
-                      mode is on";
+/// Answer to a request without password or secret.
+const PASSWORD_REQUIRED: &str = concat!(
+    "the server's password or the cluster's secret is wanted (Authorization: Bearer ",
+    "<password>; bridle admin --password-file); a cluster that has only certificates must ",
+    "be given one of them to be administered, and a server that has neither lets in only ",
+    "who is on its own machine, while protected mode is on",
+);
 
-/// What the API asks of the process that it is part of.
+/// The process that the API is part of.
 pub trait HostProcess: Send + Sync + 'static {
-    /// Whether this password or secret (`None`: none was sent) opens the API to who asks
-    /// from there (`None`: not known). Compares in constant time.
+    /// True if this password or secret (`None`: none was sent) opens the API to a request
+    /// from this address (`None`: not known). Compares in constant time.
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool;
-    /// How the node is.
+    /// Status of the node.
     fn status(&self) -> NodeStatus;
     /// The node's own figures. Asked of the only server, standalone; others report them.
     fn server_figures(&self) -> ServerStats;
-    /// What a table holds here. Asked of the only server, standalone.
+    /// Usage of a table here. Called standalone only.
     fn figures(&self, table: &Table) -> TableUsage;
     /// Starts a compaction of the table, unless one is running; how it stands. Asked of
     /// the only server, standalone.
     fn compact(&self, table: &Arc<Table>) -> CompactionStatus;
-    /// How the table's last compaction stands. Asked of the only server, standalone.
+    /// Progress of the table's last compaction. Called standalone only.
     fn compaction(&self, table: &Table) -> CompactionStatus;
 }
 
@@ -146,7 +152,7 @@ impl From<JsonRejection> for ApiError {
 /// The largest body of a request, bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
-/// What handlers need.
+/// Context of the handlers.
 #[derive(Clone)]
 struct Api {
     meta: Arc<Meta>,

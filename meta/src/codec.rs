@@ -3,20 +3,20 @@
 //! # Layout
 //! All in family `Default`; integers are big-endian.
 //!
-//! | key                                       | value                                                          |
-//! |-------------------------------------------|----------------------------------------------------------------|
-//! | `cluster`                                 | version u8 = 1, u64                                            |
-//! | `next_id`                                 | version u8 = 1, u32                                            |
-//! | `next_raft_id`                            | version u8 = 1, u64                                            |
-//! | `next_number`                             | version u8 = 1, u32                                            |
-//! | `stamp`                                   | version u8 = 1, u64 ms                                         |
-//! | `s`, server id u64                        | version u8 = 1, [`RegisteredServer`] by postcard                     |
-//! | `x`, server id u64                        | version u8 = 1, u64 ms: when it was removed                    |
-//! | `m`, seat u32                             | version u8 = 1, server id u64: whose the seat of the meta group is |
-//! | `t`, table id u32                         | version u8 = 1, [`TableRecord`] by postcard                         |
-//! | `p`, table id u32, index u32              | version u8 = 1, [`Placement`]'s epoch and members by postcard  |
+//! | key                          | value, after version u8 = 1                |
+//! |------------------------------|--------------------------------------------|
+//! | `cluster`                    | u64                                        |
+//! | `next_id`                    | u32                                        |
+//! | `next_raft_id`               | u64                                        |
+//! | `next_number`                | u32                                        |
+//! | `stamp`                      | u64 ms                                     |
+//! | `s`, server id u64           | [`RegisteredServer`] by postcard           |
+//! | `x`, server id u64           | u64 ms: the time of its removal            |
+//! | `m`, meta index u32          | server id u64: the server of the index     |
+//! | `t`, table id u32            | [`TableRecord`] by postcard                |
+//! | `p`, table id u32, index u32 | [`Placement`]'s epoch, members by postcard |
 //!
-//! What is written is frozen: `tests` holds its bytes.
+//! The bytes are frozen: `tests/vectors/records.txt`.
 
 use std::sync::Arc;
 
@@ -60,14 +60,14 @@ fn server_key(kind: u8, id: ServerId) -> [u8; 9] {
     key
 }
 
-/// The key of who has a seat of the meta group.
+/// The key of the server of a meta index.
 pub(crate) fn meta_index_key(index: u32) -> [u8; 5] {
     let mut key = [META_INDEX; 5];
     key[1..].copy_from_slice(&index.to_be_bytes());
     key
 }
 
-/// Whose a seat is, from its record.
+/// The server of a meta index, from its record.
 pub(crate) fn meta_index_owner(value: &[u8]) -> Option<ServerId> {
     let (version, id) = value.split_first()?;
     (*version == VERSION).then(|| id.try_into().ok().map(|id| ServerId(u64::from_be_bytes(id))))?
@@ -297,7 +297,7 @@ mod tests {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// What a batch writes, a line each.
+    /// The records of a batch, a line each.
     fn lines_of(label: &str, changes: &[MetaChange], stamp_ms: u64) -> Vec<String> {
         let bytes = batch(changes, stamp_ms);
         let line = |written: Result<Written<'_>, _>| match written.unwrap() {
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_loaded() {
+    fn written_records_load_as_the_same_state() {
         let bytes = batch(&example(), 77);
         let mut loaded = MetaState::default();
         for change in batch::read(&bytes).unwrap() {

@@ -1,8 +1,8 @@
-//! What the meta that leads does by itself: takes the next step of creations and drops,
-//! notices who has fallen silent, and keeps leaders even.
+//! The leading meta's control loop: advances the creation and removal of tables, tracks
+//! liveness and balances leaders.
 //!
-//! Everything here starts from what is committed and what is reported, so whoever leads
-//! next goes on where this one was.
+//! Each step starts from the committed state and the reports, so the next leader
+//! continues where this one stopped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Weak;
@@ -19,22 +19,22 @@ use crate::meta::{Meta, MetaMode};
 use crate::placement::{self, LedPartition};
 use crate::state::{MetaCommand, TablePhase};
 
-/// How often it looks around when nothing stirs it.
+/// Interval of the loop when nothing wakes it.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a majority of the metas may take to confirm that this one leads.
+/// Timeout for a majority of the metas to confirm that this one leads.
 const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
-/// Without a majority's word for so long, three of Raft's leases, another meta leads if
-/// one can: Raft's leader that is cut off from the others does not notice.
+/// Without confirmation for this long (three of Raft's leases) another meta leads if one
+/// can: a Raft leader that is cut off does not notice it.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(3);
-/// How long nobody may have come or gone before leaders are moved.
+/// Leaders are balanced after no server has connected or disconnected for this long.
 const BALANCE_DELAY: Duration = Duration::from_secs(5);
-/// Between two rounds of moving leaders.
+/// Interval between two rounds of balancing.
 const BALANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// The most leaders that are moved in a round.
+/// Maximum number of transfers in a round.
 const TRANSFERS_MAX: usize = 4;
-/// A leadership that was to be moved is not tried again for so long.
+/// A transfer that was attempted is not repeated before this time has passed.
 const TRANSFER_RETRY_AFTER: Duration = Duration::from_secs(30);
-/// How long a leadership that an operator has moved is left alone.
+/// A leadership that an operator has moved is not balanced for this long.
 const OPERATOR_HOLD: Duration = Duration::from_secs(600);
 /// A member that lacks more entries of the log is not made a leader.
 pub(crate) const LAG_MAX: u64 = 1000;
@@ -42,10 +42,10 @@ pub(crate) const LAG_MAX: u64 = 1000;
 /// Orders that wait for a server's channel.
 pub(crate) const INSTRUCTIONS_MAX: usize = 1024;
 
-/// What the leader has in hand; of no consequence when it is lost.
+/// The controller's memory; nothing depends on it after it is lost.
 #[derive(Debug)]
 pub(crate) struct ControllerState {
-    /// Where orders go, by server, with the channel's number.
+    /// Senders of instructions, by server, with the channel's number.
     instructions: BTreeMap<ServerId, (u64, mpsc::Sender<Instruction>)>,
     /// Since when nobody has come or gone.
     servers_changed_at: Instant,
@@ -57,8 +57,7 @@ pub(crate) struct ControllerState {
     operator_holds: BTreeMap<PartitionId, (ServerId, Instant)>,
     /// The last compaction of a table.
     compaction_runs: BTreeMap<TableId, u64>,
-    /// How long the last compaction of a table has taken, once it was seen to have ended:
-    /// which, and ms.
+    /// Run and duration (ms) of the last compaction of a table, once it has ended.
     compaction_ms: BTreeMap<TableId, (u64, u64)>,
 }
 
@@ -113,8 +112,8 @@ impl ControllerState {
         self.compaction_runs.get(&table).copied()
     }
 
-    /// How long a compaction has taken: as long as it goes on `elapsed_ms`, then what it
-    /// was when that was first asked for.
+    /// Duration of a compaction: `elapsed_ms` while it runs, then the value of the first
+    /// question after its end.
     pub(crate) fn compaction_ms(
         &mut self,
         table: TableId,
@@ -261,10 +260,9 @@ impl Meta {
         } else if self.confirmed.lock().elapsed() >= UNCONFIRMED_MAX
             && self.image.borrow().term == Some(leads_in)
         {
-            // Who is attached here is to look for the one that leads now.
+            // Attached servers must look for the present leader.
             tracing::warn!(
-                "no majority of the metas confirms that this one leads: it does not act as the \
-                 leader any more"
+                "this meta steps down: no majority of the metas confirms its leadership"
             );
             self.resign();
         }
@@ -274,7 +272,7 @@ impl Meta {
         let leads_in = self.image.borrow().term;
         if !is_leader {
             if leads_in.is_some() {
-                tracing::info!("this meta does not lead any more");
+                tracing::info!("this meta no longer leads");
                 self.resign();
             }
             return;
@@ -283,7 +281,7 @@ impl Meta {
             match self.ensure_leading().await {
                 Ok(()) => tracing::info!(term, "this meta leads"),
                 Err(error) => {
-                    tracing::debug!(%error, "this meta can't lead yet");
+                    tracing::debug!(%error, "this meta cannot lead yet");
                     return;
                 }
             }
@@ -305,14 +303,18 @@ impl Meta {
                 match group.evict_leader(disk_problem.clone(), Box::new(|| ())).await {
                     Ok(_) => {}
                     Err(error) => {
-                        tracing::warn!(%disk_problem, %error, "another meta should lead, and none can")
+                        tracing::warn!(
+                            %disk_problem,
+                            %error,
+                            "no other meta can take over the leadership"
+                        )
                     }
                 }
             });
         }
     }
 
-    /// Who has fallen silent, and who leads now.
+    /// Marks servers without heartbeats as down, and publishes new leaders.
     fn refresh_liveness(&self) {
         let now = Instant::now();
         let mut tracker = self.tracker.lock();
@@ -329,7 +331,8 @@ impl Meta {
         drop(tracker);
         for server in silent {
             let address = image.servers.get(&server).map(|server| server.address.clone());
-            tracing::warn!(%server, address, "server is down: nothing was heard of it for {} s", HEARTBEAT_TIMEOUT.as_secs());
+            let seconds = HEARTBEAT_TIMEOUT.as_secs();
+            tracing::warn!(%server, address, "server is down: no heartbeat for {seconds} s");
             self.controller.lock().servers_changed(now);
         }
     }
@@ -349,7 +352,7 @@ impl Meta {
                 ),
                 Err(MetaError::Refused(_)) => {}
                 Err(error) => {
-                    tracing::warn!(id = id.0, %error, "a new table can't be made ready yet")
+                    tracing::warn!(id = id.0, %error, "cannot make a new table ready yet")
                 }
             }
         }
@@ -357,7 +360,7 @@ impl Meta {
             match self.command(MetaCommand::MarkDestroyed { id, server }).await {
                 Ok(_) | Err(MetaError::Refused(_)) => {}
                 Err(error) => {
-                    tracing::warn!(id = id.0, %error, "a dropped table can't be forgotten yet")
+                    tracing::warn!(id = id.0, %error, "cannot forget a dropped table yet")
                 }
             }
         }
@@ -373,9 +376,16 @@ impl Meta {
             let Instruction::Transfer { partition, term: _, to } = &instruction else { continue };
             let table =
                 self.image.borrow().tables.get(&partition.table).map(|table| table.name.clone());
-            tracing::info!(table, partition = partition.index, from = %server, to_member = to, "leaders are evened out: a leadership is handed over");
+            let index = partition.index;
+            tracing::info!(
+                table,
+                partition = index,
+                from = %server,
+                to_member = to,
+                "balancing leaders: leadership transfer"
+            );
             if let Err(error) = self.send_instruction(server, instruction) {
-                tracing::debug!(%server, %error, "a leadership can't be moved");
+                tracing::debug!(%server, %error, "cannot transfer a leadership");
             }
         }
     }
@@ -383,7 +393,7 @@ impl Meta {
     /// Sends an instruction to a server.
     ///
     /// # Errors
-    /// [`MetaError::NotNow`]: it has no channel, or does not take its orders.
+    /// [`MetaError::NotNow`]: it has no channel, or its queue of instructions is full.
     pub(crate) fn send_instruction(
         &self,
         server: ServerId,
@@ -393,6 +403,6 @@ impl Meta {
         let controller = self.controller.lock();
         let (_, sender) =
             controller.instructions.get(&server).ok_or_else(|| not_now("is not connected"))?;
-        sender.try_send(instruction).map_err(|_| not_now("does not take its orders"))
+        sender.try_send(instruction).map_err(|_| not_now("takes no more instructions"))
     }
 }

@@ -1,8 +1,8 @@
-//! Standalone: the only server is in this process, and is told and heard by function
-//! calls instead of a channel.
+//! Standalone: the only server is in this process and is reached by function calls
+//! instead of a channel.
 //!
-//! Everything else is as in a cluster: its replicas are placed, its word makes tables
-//! ready and lets them be forgotten.
+//! All else is as in a cluster: its replicas are placed, its reports make tables ready and
+//! let dropped ones be forgotten.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ pub struct CommittedTables {
     pub ready: Vec<Arc<Table>>,
     /// Tables whose partitions are to be destroyed; then [`Meta::dropped`].
     pub dropping: Vec<Arc<Table>>,
-    /// Where the partitions of all of these are.
+    /// Placements of all their partitions.
     pub placements: BTreeMap<PartitionId, Arc<Placement>>,
 }
 
-/// What proxies see: tables that serve and are open.
+/// Tables that serve and are open, as proxies see them.
 #[derive(Debug, Default)]
 pub(crate) struct OpenTables {
     by_name: BTreeMap<String, Arc<Table>>,
@@ -142,7 +142,7 @@ impl Meta {
         }
     }
 
-    /// Whether proxies see the table.
+    /// True if proxies see the table.
     pub fn is_open(&self, id: TableId) -> bool {
         match self.local_server() {
             Some(_) => self.view.load().by_name.values().any(|table| table.id == id),
@@ -179,7 +179,7 @@ impl Catalogue for Meta {
         self.view.load().by_name.values().cloned().collect()
     }
 
-    // What serves is in sight before anybody is told of it: nobody needs to be asked.
+    // A serving table is published before its creation is announced: memory suffices.
     fn find(&self, name: &str) -> Boxed<'_, Result<Option<Arc<Table>>, CallError>> {
         Box::pin(std::future::ready(Ok(self.table(name))))
     }

@@ -9,7 +9,7 @@ pub const DEFAULT_TTL: &str = "default_ttl";
 pub struct Env {
     /// Its name.
     pub name: &'static str,
-    /// What it does and what it takes, in a sentence.
+    /// Its effect and its values, in a sentence.
     pub summary: &'static str,
     check: fn(&str) -> bool,
 }
@@ -35,11 +35,11 @@ pub enum EnvError {
     /// Its own check says no.
     #[error("'{value}' is not a value of {name} ({summary})")]
     BadValue {
-        /// Whose.
+        /// The env.
         name: &'static str,
-        /// What it takes.
+        /// Its values.
         summary: &'static str,
-        /// What it was given.
+        /// The refused value.
         value: String,
     },
 }

@@ -12,7 +12,13 @@ pub enum MetaError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// Another meta leads, or none; nothing was changed.
-    #[error("this meta does not lead; {}", .leader.as_ref().map_or("no leader is known".to_owned(), |leader| format!("the leader is {leader}")))]
+    #[error(
+        "this meta does not lead; {}",
+        .leader.as_ref().map_or_else(
+            || "no leader is known".to_owned(),
+            |leader| format!("the leader is {leader}"),
+        )
+    )]
     NotLeading {
         /// The leader's address, as far as it is known.
         leader: Option<String>,

@@ -1,8 +1,8 @@
-//! What the leading meta shows: its state, joined with what was reported, in the form in
-//! which servers and proxies are told.
+//! The metadata image: the leading meta's state joined with the reported leaders, in the
+//! form in which servers and proxies receive it.
 //!
-//! A picture is never changed, only replaced; what did not change is shared with the one
-//! before. So telling somebody what is new is a comparison of two pictures.
+//! An image is immutable and shares unchanged values with its predecessor, so the delta
+//! for a server is a comparison of two images.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use serde::Serialize;
 use crate::liveness::ServerTracker;
 use crate::state::{MetaState, TablePhase};
 
-/// A map whose values are shared from picture to picture.
+/// A map whose values are shared between images.
 pub type SharedMap<K, V> = Arc<BTreeMap<K, Arc<V>>>;
 
-/// One moment, as the leader sees it.
+/// The metadata at one version, as the leader sees it.
 #[derive(Debug, Clone)]
 pub struct MetadataImage {
     /// The term of the group under which this meta leads; `None`: it does not, and the
@@ -26,7 +26,7 @@ pub struct MetadataImage {
     pub term: Option<u64>,
     /// Since when it leads.
     pub since: Instant,
-    /// What is committed.
+    /// The committed state.
     pub state: Arc<MetaState>,
     /// Grows with the state, also from leader to leader.
     pub version: u64,
@@ -96,7 +96,7 @@ impl MetadataImage {
         image.with_leaders(tracker)
     }
 
-    /// The same with the leaders that the roster knows.
+    /// The same with the leaders that the tracker knows.
     pub fn with_leaders(mut self, tracker: &ServerTracker) -> MetadataImage {
         let serves = |partition: &PartitionId| {
             self.state
@@ -121,12 +121,12 @@ impl MetadataImage {
         self
     }
 
-    /// Whether the roster knows other leaders than this picture.
+    /// True if the tracker knows other leaders than this image.
     pub fn has_old_leaders(&self, tracker: &ServerTracker) -> bool {
         self.leaders_version != tracker.leaders_version()
     }
 
-    /// What a server is to hold and to destroy.
+    /// Assignments of a server: tables to hold and to destroy.
     pub fn assignments(&self, server: ServerId) -> BTreeMap<TableId, Arc<Assignment>> {
         let mut assigned = BTreeMap::<TableId, Assignment>::new();
         for placement in
@@ -175,7 +175,7 @@ fn share_unchanged<K: Ord + Clone, V: PartialEq>(
     if same { before.clone() } else { Arc::new(now) }
 }
 
-/// The version of a leader's first picture. A term counts milliseconds since 1970
+/// The version of a leader's first image. A term counts milliseconds since 1970
 /// (`engine::raft::types::Term`): there is room for those up to the year 2527, and in
 /// each for 2^20 changes; they are written by Raft one after the other, so no leader
 /// makes as many before the next term could begin by the clock.
@@ -183,8 +183,8 @@ fn first_version(term: u64) -> u64 {
     term << 20
 }
 
-/// What somebody who knows `before` (nothing, when it is `None`) must be told to know
-/// `now`, in pages of bounded size; at least one page.
+/// Deltas of bounded size, at least one, that lead from `before` (`None`: nothing is
+/// known) to `now`.
 pub fn deltas<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
     before: Option<&BTreeMap<K, Arc<V>>>,
     now: &BTreeMap<K, Arc<V>>,
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_say_what_is_new() {
+    fn deltas_lead_from_one_map_to_another() {
         let (before, now) =
             (map(&[(1, "a"), (2, "b"), (3, "c")]), map(&[(1, "a"), (2, "B"), (4, "d")]));
         let told = deltas(Some(&before), &now, 9);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_of_bounded_size() {
+    fn deltas_are_of_bounded_size() {
         let long = "x".repeat(DELTA_BYTES / 10);
         let now: BTreeMap<u32, Arc<String>> =
             (0..95).map(|key| (key, Arc::new(long.clone()))).collect();
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unchanged_is_shared() {
+    fn unchanged_values_are_shared() {
         let before: SharedMap<u32, String> = Arc::new(map(&[(1, "a"), (2, "b")]));
         let same = share_unchanged(&before, map(&[(1, "a"), (2, "b")]).into_iter());
         assert!(Arc::ptr_eq(&before, &same));

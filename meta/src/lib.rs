@@ -1,40 +1,40 @@
-//! Metadata: which servers and tables there are, where replicas live, and the door
-//! through which an operator changes that.
+//! Metadata: servers, tables and placements, and the API by which operators change them.
 //!
 //! One, three or five processes form the meta group: a Raft group of its own, group 0 of
-//! their logs, with a store of its own. The one that leads decides and tells; the others
-//! say who leads. Standalone is the same with a group of one and one server in the same
-//! process ([`MetaMode::Standalone`]).
+//! their logs, with a store of its own. Its leader decides and sends updates; the others
+//! name the leader. Standalone is a group of one with one server in the same process
+//! ([`MetaMode::Standalone`]).
 //!
-//! # What is kept and what is only known
-//! What must survive is the group's state ([`state`]): servers, tables, placements, how
-//! far creations and drops are. Who leads a partition, who is alive and how far replicas
-//! are is what servers report ([`liveness`]): the leader keeps it in memory, and the next
-//! one hears it anew.
+//! # Durable and volatile state
+//! The group's state ([`state`]) is durable: servers, tables, placements and the phases of
+//! tables. Leaders, liveness and the progress of replicas are volatile: servers report
+//! them ([`liveness`]), the leader keeps them in memory, and the next leader receives them
+//! again.
 //!
 //! # Life of a change
-//! 1. A command ([`state::MetaCommand`]) comes from the admin API ([`admin`]), from the first
-//!    write to `db0` to `db15` ([`Catalogue::ensure`](cluster::Catalogue::ensure)), from
-//!    a server that registers, or from the leader itself.
-//! 2. Meta's leader stamps it and decides it on the applied state: a pure function gives
-//!    changes or a refusal ([`state::State::decide`]); where replicas go is another one
-//!    ([`placement`]).
-//! 3. The changes become one entry, a finished write batch ([`codec`]), of meta's group.
+//! 1. A command ([`state::MetaCommand`]) comes from the admin API ([`admin`]), from the
+//!    first write to `db0` to `db15`
+//!    ([`Catalogue::ensure`](cluster::Catalogue::ensure)), from a server that registers, or
+//!    from the controller.
+//! 2. The leader stamps it and decides it on the applied state: a pure function gives
+//!    changes or a refusal ([`state::MetaState::decide`]); another one chooses servers for
+//!    replicas ([`placement`]).
+//! 3. The changes become one entry of meta's group, a finished write batch ([`codec`]).
 //! 4. Once applied, state and reports are published as a [`image::MetadataImage`]. Every
-//!    server and proxy holds a channel to the leader and is told what is new to it:
+//!    server and proxy holds a channel to the leader and receives what has changed:
 //!    assignments, tables, routes, addresses ([`cluster::meta_protocol`]).
-//! 5. Servers make it so and report. When every partition of a new table has a leader,
-//!    the table is made ready, and only then do proxies see it; when nothing is left
-//!    anywhere of a dropped one, it is forgotten.
+//! 5. Servers apply the change and report. A new table becomes ready, and visible to
+//!    proxies, when each of its partitions has a leader; a dropped one is forgotten when no
+//!    server holds a part of it.
 //!
-//! Nothing is half done after a crash: the state says what there should be, and whoever
-//! follows it makes it so.
+//! A crash leaves nothing half done: the state describes the goal, and the next leader
+//! continues towards it.
 //!
 //! # Ids
-//! The cluster's id is drawn by the first leader. The n-th configured meta has Raft id n
-//! and is [`ServerId::of_meta`](cluster::ServerId::of_meta) n on the wire. Members are fixed by
-//! the configuration: an empty directory forms the group only together with the others,
-//! which have the same list.
+//! The first leader draws the cluster's id. The n-th configured meta has Raft id n and is
+//! [`ServerId::of_meta`](cluster::ServerId::of_meta) n on the wire. The configuration fixes
+//! the members: an empty directory forms the group only together with the others, which
+//! have the same list.
 //!
 //! # Invariants
 //! - A create or a drop survives a crash at any step, and the loss of the leader

@@ -1,7 +1,8 @@
-//! What the servers have reported: who is there, who leads what, how far replicas are.
+//! Liveness and reports of servers: which are up, the leaders of partitions, the progress
+//! of replicas.
 //!
-//! Only in the memory of the meta that leads, and made anew from the servers' first
-//! reports when another does. Pure: whoever calls says what time it is.
+//! Kept only in the leading meta's memory and rebuilt from the servers' first reports when
+//! another meta leads. Pure: the caller passes the time.
 //!
 //! # Invariants
 //! - What is kept is bounded by what was placed: reports of replicas, tables and
@@ -19,19 +20,19 @@ use cluster::{Leader, PartitionId, ServerId, TableId};
 
 use crate::state::{MetaState, TablePhase};
 
-/// A server that was not heard for so long is down.
+/// A server without a heartbeat for this long is down.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most compactions that are kept in mind of a server.
 const COMPACTIONS_MAX: usize = 64;
 
-/// One server, as far as it was heard of under this leader.
+/// One server, as it reported itself to this leader.
 #[derive(Debug, Clone)]
 pub struct ServerHealth {
     /// Which of its channels counts.
     session: u64,
     /// When it was last heard.
     pub last_heartbeat: Instant,
-    /// Whether it is there.
+    /// True while its heartbeats arrive.
     pub up: bool,
     /// Its version of Bridle.
     pub software: String,
@@ -43,7 +44,7 @@ pub struct ServerHealth {
     pub destroyed: BTreeSet<TableId>,
     /// Its part of compactions, by run.
     pub compactions: BTreeMap<u64, CompactionProgress>,
-    /// Its own figures, once it has told them.
+    /// Its own statistics, once it has reported them.
     pub figures: Option<ServerStats>,
 }
 
@@ -117,7 +118,7 @@ impl ServerTracker {
         self.servers.get(&server).map(|health| health.session)
     }
 
-    /// Whether this channel still counts.
+    /// True if this is the server's newest channel.
     pub fn is_current(&self, server: ServerId, session: u64) -> bool {
         self.servers.get(&server).is_some_and(|health| health.session == session)
     }
@@ -184,7 +185,7 @@ impl ServerTracker {
         }
     }
 
-    /// Those that have just fallen silent.
+    /// Marks servers whose heartbeats have stopped as down, and returns them.
     pub fn take_timed_out(&mut self, now: Instant) -> Vec<ServerId> {
         let silent = self.servers.iter_mut().filter(|(_, health)| {
             health.up && now.saturating_duration_since(health.last_heartbeat) > HEARTBEAT_TIMEOUT
@@ -202,13 +203,12 @@ impl ServerTracker {
         self.servers.get(&server)
     }
 
-    /// Whether a server is there.
+    /// True if a server is up.
     pub fn is_up(&self, server: ServerId) -> bool {
         self.servers.get(&server).is_some_and(|health| health.up)
     }
 
-    /// Whether a replica could lead and should: it is able to, and its server says that
-    /// its disks are well.
+    /// True if a replica can lead and its server's disks are healthy.
     pub fn should_lead(
         &self,
         server: ServerId,
@@ -219,7 +219,7 @@ impl ServerTracker {
         self.is_healthy(server) && self.can_lead(server, partition, raft_id, lag_max)
     }
 
-    /// Whether a server is known that does not say of its disks that they ail.
+    /// True if a server is known and has reported no disk problem.
     pub fn is_healthy(&self, server: ServerId) -> bool {
         self.servers.get(&server).is_some_and(|health| {
             health.figures.as_ref().is_none_or(|figures| figures.ailing.is_none())
@@ -241,12 +241,12 @@ impl ServerTracker {
         self.leaders_version
     }
 
-    /// How a replica of a partition is, as its server reported it.
+    /// A replica of a partition, as its server reported it.
     pub fn replica(&self, server: ServerId, partition: PartitionId) -> Option<&Replica> {
         self.servers.get(&server)?.replicas.get(&partition)
     }
 
-    /// How the leader of a partition is, when its server is there.
+    /// The leading replica of a partition, if its server is up.
     pub fn leading(&self, partition: PartitionId) -> Option<&Replica> {
         let leader = self.leader(partition).filter(|leader| self.is_up(leader.server))?;
         self.replica(leader.server, partition).filter(|replica| replica.leads)
@@ -291,8 +291,8 @@ impl ServerTracker {
             .collect()
     }
 
-    /// Whether every server that is there and holds something of a table has made the
-    /// assignments of `version` true.
+    /// True if every server that is up and holds a part of a table has applied the
+    /// assignments of `version`.
     pub fn has_followed(&self, state: &MetaState, table: TableId, version: u64) -> bool {
         let holders: BTreeSet<ServerId> = state
             .placements_of(table)
@@ -305,7 +305,7 @@ impl ServerTracker {
             .all(|health| health.followed >= version)
     }
 
-    /// Whether a replica could lead: it runs, its server is there, and it lacks at most
+    /// True if a replica can lead: it runs, its server is up, and it lacks at most
     /// `lag_max` entries.
     pub fn can_lead(
         &self,
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_a_sick_disk_is_able_to_lead_and_should_not() {
+    fn a_server_with_a_bad_disk_can_lead_and_should_not() {
         let (now, state) = (Instant::now(), state(TablePhase::Ready));
         let mut tracker = three(now);
         tracker.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_and_broken_channels() {
+    fn silent_servers_and_broken_channels_are_down() {
         let (now, state) = (Instant::now(), state(TablePhase::Ready));
         let mut tracker = three(now);
         let later = now + HEARTBEAT_TIMEOUT;

@@ -1,5 +1,5 @@
 //! The meta group's member in this process: the group, the leader's decisions, and the
-//! picture that it publishes.
+//! image that it publishes.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -31,16 +31,16 @@ use crate::state::{MetaCommand, MetaState};
 /// Meta's group in the node's log and on the wire; partitions' numbers are far above.
 pub const GROUP: u64 = 0;
 
-/// How long a majority may take to confirm a change, and what was decided before. Beyond
-/// that another meta leads, if one can.
+/// Timeout for a majority to confirm a change and those before it. After that another
+/// meta leads, if one can.
 const MAJORITY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Standalone, nobody else can lead: however slow the disk is.
+/// Standalone, no other meta can lead, however slow the disk is.
 const STANDALONE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What meta is opened with.
+/// Options of a meta.
 #[derive(Clone)]
 pub struct MetaOptions {
-    /// Where its store is.
+    /// Directory of its store.
     pub dir: PathBuf,
     /// The runtime that Raft runs on.
     pub raft_runtime: tokio::runtime::Handle,
@@ -52,15 +52,15 @@ pub struct MetaOptions {
     pub cluster: u64,
     /// The process's time, by which commands are stamped.
     pub clock: Arc<SlewedClock>,
-    /// Who is in the group.
+    /// Membership of the group.
     pub mode: MetaMode,
 }
 
-/// Who is in the meta group.
+/// Membership of the meta group.
 #[derive(Clone)]
 pub enum MetaMode {
     /// A group of one, in the process that is also the only server (standalone): no
-    /// channels, it is told by function calls.
+    /// channels; updates are function calls.
     Standalone(Server),
     /// A member of a group.
     Member {
@@ -69,7 +69,7 @@ pub enum MetaMode {
         members: Vec<String>,
         /// Which of them this is; the first is 1.
         position: u32,
-        /// Carries the group's letters; it resolves seats to `members`.
+        /// Carries the group's Raft messages; it resolves meta indices to `members`.
         transport: Arc<dyn Transport>,
         /// The process's clock of groups.
         ticker: Arc<Ticker>,
@@ -104,7 +104,7 @@ pub struct Meta {
     pub(crate) tracker: Mutex<ServerTracker>,
     pub(crate) controller: Mutex<ControllerState>,
     pub(crate) image: watch::Sender<Arc<MetadataImage>>,
-    /// Moves when there is a reason to look again: a report, a new picture.
+    /// Counts the controller's wakeups: reports and new images.
     pub(crate) wakeups: watch::Sender<u64>,
     pub(crate) tables: watch::Sender<Arc<CommittedTables>>,
     pub(crate) view: ArcSwap<OpenTables>,
@@ -140,7 +140,7 @@ impl Meta {
                 }
                 MetaMode::Member { members, position, transport, ticker, net: _ } => {
                     check_members(&members, position)?;
-                    let seats = (1..=members.len() as u32)
+                    let metas = (1..=members.len() as u32)
                         .map(|n| (u64::from(n), Node { server: ServerId::of_meta(n).0 }))
                         .collect();
                     let options = GroupOptions {
@@ -150,7 +150,7 @@ impl Meta {
                         log: group_log,
                         store: group_store,
                         transport,
-                        initial: Some(seats),
+                        initial: Some(metas),
                         ticker,
                     };
                     Group::start(options).await.map_err(MetaError::from)
@@ -188,7 +188,7 @@ impl Meta {
         Ok(meta)
     }
 
-    /// Makes sure that we lead and that the published picture is of this leadership.
+    /// Makes sure that this meta leads and that the published image is of this leadership.
     pub(crate) async fn ensure_leading(&self) -> Result<(), MetaError> {
         let mut leader_state = self.leader_state.lock().await;
         self.ensure_current(&mut leader_state).await?;
@@ -312,7 +312,7 @@ impl Meta {
         self.writable()?;
         // Until we know how it went, our copy counts for nothing.
         leader_state.term = None;
-        // A leader that is cut off is not told so by Raft, and its proposal would wait
+        // Raft does not notify a leader that is cut off, and its proposal would wait
         // for as long as the cut lasts, and with it all that is to be decided. What
         // became of it is seen in the state that is read before the next decision, which
         // waits for it.
@@ -376,7 +376,7 @@ impl Meta {
         self.wakeups.send_modify(|count| *count += 1);
     }
 
-    /// What this meta shows, while it leads.
+    /// The image, while this meta leads.
     ///
     /// # Errors
     /// [`MetaError::NotLeading`].
@@ -388,9 +388,8 @@ impl Meta {
         }
     }
 
-    /// What this meta shows, once it is certain that no other has decided anything by the
-    /// time of the call. So whoever was told of a table before it asked finds it here,
-    /// through whichever process it was told.
+    /// The image, once it is certain that no other meta had decided anything by the time of
+    /// the call. A table that any process has announced before the call is therefore in it.
     ///
     /// # Errors
     /// [`MetaError::NotLeading`], also without a majority of the metas.
@@ -405,24 +404,24 @@ impl Meta {
         self.image()
     }
 
-    /// Whether letters of a seat may come from a server: another's would be those of a
-    /// meta that has forgotten what it had voted for.
+    /// True if a meta index belongs to a server, or to none yet. Raft messages of another
+    /// server would come from a meta that has lost its votes.
     pub fn owns_meta_index(&self, index: u64, server: ServerId) -> bool {
         let Ok(index) = u32::try_from(index) else { return false };
         match self.store.get(Family::Default, &codec::meta_index_key(index)) {
             Ok(Some(known)) => codec::meta_index_owner(&known) == Some(server),
             Ok(None) => true,
-            // Nothing is taken in by a meta that can't read what it knows.
+            // A meta that cannot read its own records accepts nothing.
             Err(_) => false,
         }
     }
 
-    /// Whether the cluster has an id, as far as is known here.
+    /// True if the cluster has an id, as far as this meta knows.
     pub(crate) fn has_cluster_id(&self) -> bool {
         !matches!(self.store.get(Family::Default, codec::CLUSTER), Ok(None))
     }
 
-    /// The member of the group, for letters that arrive and for figures.
+    /// The member of the group, for incoming Raft messages and for figures.
     pub fn group(&self) -> &Group {
         &self.group
     }

@@ -1,4 +1,4 @@
-//! What operators and proxies ask of the meta that leads.
+//! Operations of the leading meta for operators and proxies.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::image::MetadataImage;
 use crate::meta::{Meta, MetaMode, now_ms};
 use crate::state::{MetaCommand, Refusal, TablePhase, TableRecord};
 
-/// How long a command waits until the servers have followed.
+/// Timeout for servers to apply a change that a command waits for.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long after a change of the leader servers may take to come back before a table is
-/// refused for want of them.
+/// After a change of the leading meta, a new table waits this long for servers to
+/// reconnect before it is refused for lack of them.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
 const ARRIVAL_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a leadership may take to be handed over.
+/// Timeout of a leadership transfer.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Meta {
@@ -94,7 +94,7 @@ impl Meta {
         self.until_followed(table, "opened", is_settled).await
     }
 
-    /// Waits until it `is_done`: told of the table's record, and whether every server
+    /// Waits until it `is_done`, given the table's record, and whether every server
     /// that is there and holds some of it has taken note of the last change. A table that
     /// is gone is done with.
     async fn until_followed(
@@ -231,8 +231,7 @@ impl Meta {
         Ok(())
     }
 
-    /// Lets another server take a seat of the meta group whose server has lost its
-    /// directory.
+    /// Lets another server take a meta index whose server has lost its directory.
     ///
     /// # Errors
     /// [`MetaError::Refused`]: nobody has it, or its server is there.
@@ -240,7 +239,7 @@ impl Meta {
         self.ensure_leading().await?;
         let live = self.tracker.lock().up().collect();
         self.command(MetaCommand::ReleaseMetaIndex { index, live }).await?;
-        tracing::warn!(index, "a seat of the meta group was released: another server may take it");
+        tracing::warn!(index, "meta index released: another server may take it");
         Ok(())
     }
 
@@ -314,7 +313,8 @@ impl Meta {
             if let Err(error) =
                 self.send_instruction(server, Instruction::Compact { run, table: table.id })
             {
-                tracing::warn!(%server, table = table.name, %error, "a server can't be asked to compact");
+                let table = &table.name;
+                tracing::warn!(%server, table, %error, "cannot send a compaction to a server");
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Where replicas go and who is to lead: pure functions of what there is.
+//! Placement of replicas and choice of leaders, as pure functions.
 //!
 //! # Placing
 //! One partition after the other, one replica after the other: first a zone with the
@@ -17,7 +17,7 @@
 //! # Invariants
 //! Held by `tests`: spread over zones (`replicas_are_spread_over_zones`), balance within
 //! one (`servers_are_balanced`, `leaders_are_even`), no first leader on a disk that ails
-//! while another replica's is well (`nobody_leads_first_on_a_disk_that_ails`), the same
+//! while another replica's is well (`no_first_leader_is_on_a_bad_disk`), the same
 //! input gives the same output, and balancing comes to rest (`balancing_comes_to_rest`).
 
 #[cfg(test)]
@@ -38,13 +38,16 @@ pub struct Candidate {
     pub replicas: u64,
     /// Partitions that it is to lead.
     pub leaders: u64,
-    /// Whether its disk is slow, full or failed: it should lead nothing for the moment.
+    /// True if its disk is slow, full or failed: it should lead nothing for now.
     pub is_unhealthy: bool,
 }
 
 /// Fewer servers than replicas.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{replicas} replicas need {replicas} storage servers that are alive, and there {}", are(*.live))]
+#[error(
+    "{replicas} replicas need {replicas} storage servers that are alive, and there {}",
+    are(*.live)
+)]
 pub struct NotEnoughServers {
     /// Replicas wanted of each partition.
     pub replicas: u32,
@@ -162,9 +165,9 @@ pub fn place(
 pub struct LedPartition {
     /// Which.
     pub partition: PartitionId,
-    /// Who leads it, if anybody is known to.
+    /// Its leader, if known.
     pub leader: Option<ServerId>,
-    /// Who is to lead it when all is well.
+    /// Its preferred leader.
     pub preferred: ServerId,
     /// Servers that could lead it now: alive, and their replica is about up to date.
     pub able: Vec<ServerId>,
@@ -173,9 +176,8 @@ pub struct LedPartition {
 /// Which partitions are to be led by somebody else, so that leaders are even over live
 /// servers. In order of partitions.
 ///
-/// Where the preferred leader is able, it is the first choice; others stay where they
-/// are. Then leaders are evened out from there. Nobody is moved when that makes nothing
-/// better.
+/// The first choice is the preferred leader if it is able, else the present one. Leaders
+/// are then balanced from there. Nothing moves if the result is no better.
 pub fn balance(partitions: &[LedPartition]) -> Vec<(PartitionId, ServerId)> {
     let mut sorted: Vec<&LedPartition> =
         partitions.iter().filter(|led| led.leader.is_some()).collect();
@@ -205,8 +207,8 @@ pub fn balance(partitions: &[LedPartition]) -> Vec<(PartitionId, ServerId)> {
         .collect()
 }
 
-/// How far from what is wanted it is when these lead: first, how many can't do it well;
-/// then how uneven they are; then how many are not preferred.
+/// Cost of a set of leaders, compared in order: the number that are unable, the
+/// imbalance, the number that are not preferred.
 fn cost<'l>(leaders: impl Iterator<Item = (&'l LedPartition, ServerId)>) -> (usize, u64, usize) {
     let (mut unable, mut others) = (0, 0);
     let mut leading: BTreeMap<ServerId, u64> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! Meta's side of the channels: hears what servers report, tells them what is new, and
-//! passes orders on. And answers questions.
+//! Meta's side of the channels to servers: registration, reports, deltas, instructions;
+//! and the requests of [`Service::Meta`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::image::{MetadataImage, deltas};
 use crate::meta::{Meta, MetaMode};
 use crate::state::MetaCommand;
 
-/// Something is said to every server at least so often.
+/// Interval of meta's heartbeats to each server.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// The largest body of a request or an answer of the admin API that goes from meta to
 /// meta, bytes.
 const ADMIN_BYTES_MAX: usize = 32 << 20;
-/// How long a majority may take to confirm who has a index.
+/// Timeout for a majority to confirm the owner of a meta index.
 const META_INDEX_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long the meta that leads may take for a request of the admin API.
+/// Timeout of a request of the admin API that is forwarded to the leading meta.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Meta {
@@ -48,7 +48,7 @@ impl Meta {
                 Err(last) => last,
             };
             if let Err(error) = sender.send(meta_protocol::encode(&last)).await {
-                tracing::debug!(server = %peer.server, %error, "a server has gone");
+                tracing::debug!(server = %peer.server, %error, "server disconnected");
             }
         });
     }
@@ -60,7 +60,8 @@ impl Meta {
         hello: &[u8],
     ) -> Result<Registration, MetaMessage> {
         let refused = |why: String| {
-            tracing::warn!(server = %peer.server, remote = %peer.remote, why, "a server is refused");
+            let remote = peer.remote;
+            tracing::warn!(server = %peer.server, %remote, why, "server rejected");
             MetaMessage::Refused(why)
         };
         let RegisterRequest { server, cluster, software } =
@@ -81,13 +82,13 @@ impl Meta {
         let sits = self
             .meta_index_at(&server.address)
             .map(|index| MetaCommand::ClaimMetaIndex { index, server: id });
-        // The seat first: who may not have it is not to be known.
+        // The meta index first: a server that may not have it must not be registered.
         for command in sits.into_iter().chain([MetaCommand::Register(server)]) {
             match self.command(command).await {
                 Ok(_) => {}
                 Err(MetaError::Refused(refusal)) => return Err(refused(refusal.to_string())),
                 Err(error) => {
-                    tracing::info!(server = %id, %error, "a server can't be registered now");
+                    tracing::info!(server = %id, %error, "server cannot be registered now");
                     return Err(MetaMessage::NotLeading(self.not_leading()));
                 }
             }
@@ -119,14 +120,14 @@ impl Meta {
         }
         if self.tracker.lock().on_disconnected(id, session) {
             let address = self.image.borrow().servers.get(&id).map(|server| server.address.clone());
-            tracing::warn!(server = %id, address, "server is down: it has closed its connection, or that was lost");
+            tracing::warn!(server = %id, address, "server is down: connection closed or lost");
         }
         self.controller.lock().close(id, session);
         self.wake();
         MetaMessage::NotLeading(self.not_leading())
     }
 
-    /// Hears a server until it has gone.
+    /// Takes in a server's reports until its channel ends.
     async fn receive_reports(&self, id: ServerId, session: u64, mut receiver: ChannelReceiver) {
         while let Some(message) = receiver.recv().await {
             match meta_protocol::decode::<ServerMessage>(&message) {
@@ -138,15 +139,15 @@ impl Meta {
                     self.wake();
                 }
                 Err(bad) => {
-                    tracing::warn!(server = %id, %bad, "a server's channel is ended");
+                    tracing::warn!(server = %id, %bad, "protocol error: channel closed");
                     return;
                 }
             }
         }
     }
 
-    /// Tells a server what is new until this meta does not lead any more, the server has
-    /// opened a newer channel, or it has gone.
+    /// Sends a server what has changed until this meta no longer leads, the server has
+    /// opened a newer channel, or the channel ends.
     async fn send_updates(&self, admitted: Registration, sender: &ChannelSender) {
         let Registration { id, session, term, cluster, mut instructions } = admitted;
         let mut images = self.image.subscribe();
@@ -228,7 +229,7 @@ impl Meta {
         })
     }
 
-    /// The seat of the meta that is reached at an address.
+    /// The meta index of an address.
     fn meta_index_at(&self, address: &str) -> Option<u32> {
         let MetaMode::Member { members, .. } = &self.options.mode else { return None };
         members
@@ -237,7 +238,7 @@ impl Meta {
             .and_then(|place| u32::try_from(place + 1).ok())
     }
 
-    /// What is known here of a seat that a server wants whose meta remembers nothing.
+    /// The status of a meta index for a server whose meta has no votes.
     pub async fn meta_index_status(&self, index: u32, server: ServerId) -> MetaIndexStatus {
         match tokio::time::timeout(META_INDEX_TIMEOUT, self.confirmed()).await {
             Ok(Ok(image)) => match image.state.meta_members.get(&index) {
@@ -296,7 +297,7 @@ impl Meta {
         let at = |why: &dyn std::fmt::Display| format!("the meta at {leader}: {why}");
         Some(match asked.map(|answer| meta_protocol::decode::<MetaResponse>(&answer)) {
             Ok(Ok(MetaResponse::Admin { status, body })) => Ok((status, body)),
-            Ok(Ok(_)) => Err(not_now(format!("the meta at {leader} does not lead any more"))),
+            Ok(Ok(_)) => Err(not_now(format!("the meta at {leader} no longer leads"))),
             Ok(Err(bad)) => Err(MetaError::Unknown(at(&bad))),
             Err(NetError::Lost(why)) if method != "GET" => Err(MetaError::Unknown(at(&why))),
             Err(error) => Err(not_now(at(&error))),
@@ -313,7 +314,7 @@ struct Registration {
     instructions: mpsc::Receiver<Instruction>,
 }
 
-/// What a server was told last.
+/// The image that a server received last.
 #[derive(Default)]
 struct SentImage {
     image: Option<Arc<MetadataImage>>,
@@ -321,7 +322,7 @@ struct SentImage {
 }
 
 impl SentImage {
-    /// What is new in a picture, in messages.
+    /// Messages that bring the server up to an image.
     fn deltas(&mut self, server: ServerId, image: &Arc<MetadataImage>) -> Vec<MetaMessage> {
         let before = self.image.replace(image.clone());
         let mut messages = Vec::new();
@@ -332,7 +333,7 @@ impl SentImage {
                 deltas(known, &image.servers, version).into_iter().map(MetaMessage::Servers),
             );
         }
-        // Routes before tables: whoever sees a table is to find its partitions.
+        // Routes before tables: a proxy that sees a table must find its partitions.
         if before.as_ref().is_none_or(|before| !Arc::ptr_eq(&before.routes, &image.routes)) {
             let known = before.as_ref().map(|before| &*before.routes);
             messages

@@ -1,9 +1,8 @@
-//! What meta knows for good, as a pure state machine: a command and a stamp give changes,
+//! Meta's durable state as a pure state machine: a command and a timestamp give changes
 //! or a refusal.
 //!
-//! Only what must survive is here: servers, tables, where replicas are, and how far
-//! tables are being made or destroyed. Who leads, who is alive and how far replicas are
-//! is not; it is what servers report ([`crate::liveness`]).
+//! It holds servers, tables, placements and the phases of tables. Leaders, liveness and
+//! the progress of replicas are not in it: servers report them ([`crate::liveness`]).
 //!
 //! # Life of a table
 //! `Creating` with all placements from the first moment; `Ready` once every partition has
@@ -23,9 +22,9 @@
 //! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and
 //!   only here, and grows: partitions, which hear of it at different times, tell by it
 //!   what was set later.
-//! - The cluster's id is set once (`the_cluster_is_founded_once`).
-//! - A seat of the meta group has one server, until an operator releases it
-//!   (`a_seat_has_one_server_until_it_is_released`).
+//! - The cluster's id is set once (`the_cluster_id_is_set_once`).
+//! - A meta index has one server, until an operator releases it
+//!   (`a_meta_index_has_one_server_until_it_is_released`).
 //! - A server that was removed never comes back under its id
 //!   (`removed_servers_stay_out`).
 //! - A refused command leaves no changes.
@@ -63,7 +62,7 @@ pub const DATABASE_MAX: u32 = 9999;
 /// Raft ids of replicas begin here.
 pub const FIRST_RAFT_ID: u64 = 2;
 
-/// How far a table is in its life.
+/// A table's phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TablePhase {
@@ -80,7 +79,7 @@ pub enum TablePhase {
 pub struct TableRecord {
     /// As everybody knows it.
     pub table: Arc<Table>,
-    /// How far it is in its life.
+    /// Its phase.
     pub status: TablePhase,
     /// When it was created, ms since the epoch by the meta leader's stamp.
     pub created_at_ms: u64,
@@ -98,7 +97,7 @@ pub struct RegisteredServer {
     pub since_ms: u64,
 }
 
-/// What can be asked of the state.
+/// A command on the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MetaCommand {
     /// Gives the cluster its id, unless it has one.
@@ -109,22 +108,22 @@ pub enum MetaCommand {
     /// A server is there, or has other addresses, another zone or other roles than
     /// before.
     Register(Server),
-    /// A server is gone for good.
+    /// A server is permanently gone.
     Remove {
         /// Which.
         server: ServerId,
-        /// Whether it is heard of right now.
+        /// True if its heartbeats arrive now.
         live: bool,
     },
-    /// A server takes a seat of the meta group, if nobody has it.
+    /// A server takes a meta index, if it is free.
     ClaimMetaIndex {
         /// The first is 1.
         index: u32,
-        /// Who.
+        /// The server.
         server: ServerId,
     },
-    /// An operator's word that a seat's server has lost what its meta had voted for:
-    /// another may take it.
+    /// An operator states that the server of a meta index has lost its votes: another
+    /// server may take the index.
     ReleaseMetaIndex {
         /// Which.
         index: u32,
@@ -161,12 +160,12 @@ pub enum MetaCommand {
     MarkDestroyed {
         /// Which.
         id: TableId,
-        /// Where.
+        /// The server.
         server: ServerId,
     },
     /// Sets an env.
     SetEnv {
-        /// Whose.
+        /// The table's name.
         name: String,
         /// One of [`envs::ENVS`].
         key: String,
@@ -175,7 +174,7 @@ pub enum MetaCommand {
     },
     /// Back to the env's default.
     DeleteEnv {
-        /// Whose.
+        /// The table's name.
         name: String,
         /// One of [`envs::ENVS`].
         key: String,
@@ -254,20 +253,20 @@ pub enum Refusal {
     /// Nobody has the id.
     #[error("no such server {0}")]
     NoServer(ServerId),
-    /// The seat's votes were another's, and are not remembered here.
+    /// The votes of this index were cast by another server's directory.
     #[error(
-        "seat {index} of the meta group is server {server}'s: a meta must not forget what it has \
-         voted for. Start it with that server's directory; if that is lost for good, let an \
-         operator say so (bridle admin release {index})"
+        "meta {index} belongs to server {server}: a meta must not lose its votes. Start it with \
+         that server's directory; if the directory is permanently lost, run \
+         bridle admin release {index}"
     )]
     MetaIndexTaken {
         /// Which.
         index: u32,
-        /// Whose it is.
+        /// Its server.
         server: ServerId,
     },
     /// Nobody has it.
-    #[error("nobody has seat {0} of the meta group")]
+    #[error("no server has meta index {0}")]
     NoMetaIndex(u32),
     /// Only a server that is gone can be removed.
     #[error("server {0} is alive: stop it first")]
@@ -280,21 +279,21 @@ pub enum Refusal {
     HoldsReplicas {
         /// Which.
         server: ServerId,
-        /// How many.
+        /// Their number.
         replicas: usize,
         /// Names of some of the tables.
         tables: String,
     },
 }
 
-/// What a command changes.
+/// A change of the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MetaChange {
     /// The cluster has this id.
     SetCluster(u64),
     /// A server is so now.
     PutServer(RegisteredServer),
-    /// A server is gone for good, since then (ms).
+    /// A server is permanently gone, since this time (ms).
     RemoveServer(ServerId, u64),
     /// A table is so now.
     PutTable(TableRecord),
@@ -308,11 +307,11 @@ pub enum MetaChange {
     NextRaftId(u64),
     /// The next number to give.
     NextNumber(u32),
-    /// Who has a seat of the meta group; `None`: nobody any more.
+    /// The server of a meta index; `None`: it is free.
     MetaIndex(u32, Option<ServerId>),
 }
 
-/// What came of a command that was not refused.
+/// The outcome of a command that was not refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// In order; none when everything is so already.
@@ -321,7 +320,7 @@ pub struct Decision {
     pub table: Option<Arc<Table>>,
 }
 
-/// All that meta knows for good.
+/// The state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetaState {
     /// The cluster's id, once it has one.
@@ -338,7 +337,7 @@ pub struct MetaState {
     pub servers: BTreeMap<ServerId, RegisteredServer>,
     /// Servers that were removed, and when, ms since the epoch.
     pub removed: BTreeMap<ServerId, u64>,
-    /// Whose the meta group's seats are: a seat's votes are those of one directory.
+    /// Servers of the meta indices: the votes of an index belong to one data directory.
     pub meta_members: BTreeMap<u32, ServerId>,
     /// By id.
     pub tables: BTreeMap<TableId, TableRecord>,
@@ -363,8 +362,7 @@ impl Default for MetaState {
     }
 }
 
-/// Whether a name may be a table's: `SELECT` must be able to tell it from a database's
-/// number.
+/// Checks a table's name: `SELECT` must be able to tell it from a database's number.
 pub fn check_name(name: &str) -> Result<(), Refusal> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':');
     let number = name.chars().all(|c| c.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! State and reports joined into what the admin API shows.
+//! Status for the admin API: the state joined with the reports.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -103,7 +103,7 @@ impl Meta {
             .collect()
     }
 
-    /// What a table holds, as far as it was reported.
+    /// Usage of a table, as far as it was reported.
     pub fn table_stats(&self, image: &MetadataImage, table: &Table) -> TableUsage {
         let tracker = self.tracker.lock();
         let mut figures = TableUsage::default();
@@ -131,7 +131,7 @@ impl Meta {
         figures
     }
 
-    /// How the last compaction of a table stands, summed over servers.
+    /// Progress of a table's last compaction, summed over servers.
     pub fn compaction(&self, image: &MetadataImage, table: &Table) -> CompactionStatus {
         let (tracker, begun) =
             (self.tracker.lock(), self.controller.lock().compaction_run(table.id));

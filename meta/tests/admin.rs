@@ -262,7 +262,7 @@ async fn a_password_guards_everything() {
     }
 }
 
-/// What no header may have as it is: control characters, blanks at the end, anything but
+/// Bytes that no header may have as they are: control characters, blanks at the end, anything but
 /// ASCII.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_may_have_any_bytes() {

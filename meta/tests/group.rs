@@ -25,7 +25,7 @@ fn meta_of(metas: &[Option<OneMeta>], index: usize) -> Arc<meta::Meta> {
     metas[index].as_ref().unwrap().meta.clone()
 }
 
-/// What a meta says to a question.
+/// A meta's response to a request.
 async fn ask(net: &Arc<Net>, address: &str, ask: MetaRequest) -> MetaResponse {
     let to = Destination::Address(address.to_owned());
     let answer = net
@@ -157,7 +157,7 @@ async fn reports_rebuild_routes_and_a_drop_is_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that_surely_leads() {
+async fn only_a_confirmed_leader_finds_tables() {
     let dir = tempfile::tempdir().unwrap();
     let (mut metas, addresses) = metas(dir.path()).await;
     let _servers = Servers::start(3, &addresses).await;
@@ -214,7 +214,7 @@ async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_is_cut_off_from_the_other_metas_lets_its_servers_go() {
+async fn a_meta_leader_without_majority_releases_its_servers() {
     let dir = tempfile::tempdir().unwrap();
     let (metas, addresses) = metas(dir.path()).await;
     let servers = Servers::start(3, &addresses).await;
@@ -253,7 +253,7 @@ async fn a_leader_that_is_cut_off_from_the_other_metas_lets_its_servers_go() {
     all_follow(leader(&metas).await).await;
 }
 
-/// What it has proposed waits for as long as it is cut off; those who reach only this
+/// Its proposal waits while it is cut off; those who reach only this
 /// meta must not have to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
@@ -290,10 +290,10 @@ async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
     until("it knows the leader", || meta.leader_address()).await;
 }
 
-/// A seat's votes are those of one directory: another is told so, whoever it asks, until
+/// The votes of a meta index are those of one directory: each meta tells another so, until
 /// an operator releases the index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
+async fn a_meta_index_is_kept_from_servers_without_its_votes() {
     let dir = tempfile::tempdir().unwrap();
     let (metas, addresses) = metas(dir.path()).await;
     let first = leader(&metas).await;
@@ -341,7 +341,7 @@ async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
         panic!("it is another's")
     };
     assert!(why.contains("bridle admin release 3"), "{why}");
-    // Nor are its letters taken, by those who do not lead either, once they have heard of
+    // Nor are its Raft messages taken, by those who do not lead either, once they have heard of
     // it.
     for one in metas.iter().flatten() {
         until("all know whose it is", || {

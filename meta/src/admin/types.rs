@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 pub struct NewTable {
     /// Its name.
     pub name: String,
-    /// How many partitions; as configured when absent.
+    /// Number of partitions; the configured one if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<u32>,
-    /// How many replicas of each; as configured when absent.
+    /// Number of replicas of each; the configured one if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,
     /// Envs from the start.
@@ -29,7 +29,7 @@ pub struct EnvValue {
     pub value: String,
 }
 
-/// Who is to lead a partition.
+/// A partition's new leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewLeader {
@@ -37,19 +37,19 @@ pub struct NewLeader {
     pub to: String,
 }
 
-/// What a table is and holds.
+/// A table: its settings, phase and usage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableStatus {
     /// Never reused.
     pub id: u32,
     /// Its name.
     pub name: String,
-    /// What `SELECT` knows it by, beside its name; never reused by a table with another
+    /// The number for `SELECT`, beside the name; never reused by a table with another
     /// name.
     pub number: u32,
-    /// How many partitions it has.
+    /// Number of partitions.
     pub partitions: u32,
-    /// How many replicas each of them has.
+    /// Number of replicas of each partition.
     #[serde(default)]
     pub replicas: u32,
     /// `ready`, `creating`, `opening` or `dropping`.
@@ -58,12 +58,12 @@ pub struct TableStatus {
     pub created_at_ms: u64,
     /// Its envs.
     pub envs: BTreeMap<String, String>,
-    /// What it holds.
+    /// Its usage.
     #[serde(flatten)]
     pub figures: TableUsage,
 }
 
-/// What a table holds.
+/// Rows and bytes of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableUsage {
     /// Rows, expired ones that the expiry cycle has not reached yet included; each
@@ -75,7 +75,7 @@ pub struct TableUsage {
     pub disk_bytes: u64,
     /// Bytes in memory, not yet flushed, of all replicas.
     pub memtable_bytes: u64,
-    /// What is wrong with a partition, by index; empty when all is well.
+    /// Faults of partitions, by index; empty if there is none.
     #[serde(deserialize_with = "by_index")]
     pub faults: BTreeMap<u32, String>,
 }
@@ -103,18 +103,18 @@ pub struct CompactionStatus {
     pub partitions: u32,
     /// When it was started, ms since the epoch; 0 when never.
     pub started_at_ms: u64,
-    /// How long it took, or has taken so far.
+    /// Duration, so far if it still runs.
     pub elapsed_ms: u64,
     /// Bytes on disk when it started.
     pub disk_bytes_before: u64,
     /// Bytes on disk now.
     pub disk_bytes: u64,
-    /// What went wrong, when something did.
+    /// The error, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// What a process is and how it is.
+/// A process: identity, health and usage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Bridle's version.
@@ -127,11 +127,11 @@ pub struct NodeStatus {
     pub node_id: u64,
     /// Seconds since the start.
     pub uptime_seconds: u64,
-    /// Whether clients are served.
+    /// True while clients are served.
     pub ready: bool,
     /// `always`, `interval` or `os`.
     pub durability: String,
-    /// Where Redis clients are served.
+    /// Addresses for Redis clients.
     pub addresses: Vec<String>,
     /// Connected clients.
     pub clients: u64,
@@ -145,7 +145,7 @@ pub struct NodeStatus {
     pub log_bytes: u64,
     /// Resident memory, bytes.
     pub memory_bytes: u64,
-    /// What is wrong, in sentences; empty when all is well.
+    /// Faults, in sentences; empty if there is none.
     pub faults: Vec<String>,
 }
 
@@ -170,7 +170,7 @@ pub struct ClusterStatus {
     pub partitions_led: u32,
     /// Of these, those whose replicas all run and are about up to date.
     pub partitions_whole: u32,
-    /// What is wrong, in sentences; empty when all is well.
+    /// Faults, in sentences; empty if there is none.
     pub faults: Vec<String>,
 }
 
@@ -179,7 +179,7 @@ pub struct ClusterStatus {
 pub struct MetaStatus {
     /// Its address, as configured.
     pub address: String,
-    /// Whether it leads.
+    /// True if it leads.
     pub leads: bool,
 }
 
@@ -189,11 +189,11 @@ pub struct MetaStatus {
 pub struct ServerStatus {
     /// 16 hex digits.
     pub id: String,
-    /// Where other processes reach it.
+    /// Its address for other processes.
     pub address: String,
-    /// Where its HTTP pages are.
+    /// Address of its HTTP pages.
     pub http: String,
-    /// Where Redis clients reach it.
+    /// Its addresses for Redis clients.
     pub clients: Vec<String>,
     /// Its zone.
     pub zone: String,
@@ -234,11 +234,11 @@ pub struct ServerStatus {
     /// Resident memory, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// What a write has survived that it has acknowledged: `always`, `interval` or `os`;
-    /// absent when it holds no replicas.
+    /// Durability of the writes that it acknowledges: `always`, `interval` or `os`;
+    /// absent if it holds no replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durability: Option<String>,
-    /// What is wrong, in sentences; empty when all is well.
+    /// Faults, in sentences; empty if there is none.
     pub faults: Vec<String>,
 }
 
@@ -269,7 +269,7 @@ pub struct MemberStatus {
     pub address: String,
     /// Never reused.
     pub raft_id: u64,
-    /// Whether it leads.
+    /// True if it leads.
     pub leads: bool,
     /// `running`, `opening`, `installing`, `faulty`, `down` or `unknown`.
     pub state: String,

@@ -1,4 +1,4 @@
-//! Where partitions are placed, on clusters of all shapes.
+//! Placement of partitions, on clusters of all shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,7 +44,7 @@ fn three_servers_share_everything() {
 }
 
 #[test]
-fn nobody_leads_first_on_a_disk_that_ails() {
+fn no_first_leader_is_on_a_bad_disk() {
     let leaders = |unhealthy: &[u64], servers: &[u8], replicas| {
         let mut candidates = empty(servers);
         candidates
@@ -87,21 +87,32 @@ fn a_new_table_goes_where_there_is_least() {
 
 proptest! {
     #[test]
-    fn replicas_are_spread_over_zones(zones in prop::collection::vec(0u8..4, 1..12), partitions in 1u32..40, replicas in 1u32..6) {
+    fn replicas_are_spread_over_zones(
+        zones in prop::collection::vec(0u8..4, 1..12),
+        partitions in 1u32..40,
+        replicas in 1u32..6,
+    ) {
         let candidates = empty(&zones);
         prop_assume!(candidates.len() >= replicas as usize);
         let there: BTreeSet<u8> = zones.iter().copied().collect();
         for servers in place(partitions, replicas, &candidates).unwrap() {
             let distinct: BTreeSet<ServerId> = servers.iter().copied().collect();
             prop_assert_eq!(distinct.len(), replicas as usize, "no server twice");
-            let in_zones: BTreeSet<u8> = servers.iter().map(|server| zones[server.0 as usize - 1]).collect();
+            let in_zones: BTreeSet<u8> =
+                servers.iter().map(|server| zones[server.0 as usize - 1]).collect();
             prop_assert_eq!(in_zones.len(), there.len().min(replicas as usize), "{:?}", servers);
         }
     }
 
     /// Within a zone always; over all servers when zones are of one size.
     #[test]
-    fn servers_are_balanced(zones in 1u8..5, per_zone in 1usize..4, odd in prop::collection::vec(0u8..3, 0..4), partitions in 1u32..60, replicas in 1u32..6) {
+    fn servers_are_balanced(
+        zones in 1u8..5,
+        per_zone in 1usize..4,
+        odd in prop::collection::vec(0u8..3, 0..4),
+        partitions in 1u32..60,
+        replicas in 1u32..6,
+    ) {
         let even: Vec<u8> = (0..zones).flat_map(|zone| vec![zone; per_zone]).collect();
         let uneven: Vec<u8> = even.iter().copied().chain(odd).collect();
         for (zones, is_even) in [(even, true), (uneven, false)] {
@@ -112,17 +123,21 @@ proptest! {
             let placed = place(partitions, replicas, &candidates).unwrap();
             let counts = count(placed.iter().flatten().copied(), &candidates);
             for zone in zones.iter().collect::<BTreeSet<_>>() {
-                let here = counts.iter().filter(|(server, _)| zones[server.0 as usize - 1] == *zone).map(|(_, count)| *count);
+                let here = counts
+                    .iter()
+                    .filter(|(server, _)| zones[server.0 as usize - 1] == *zone)
+                    .map(|(_, count)| *count);
                 prop_assert!(spread(here) <= 1, "zone {}: {:?}", zone, counts);
             }
             if is_even {
                 prop_assert!(spread(counts.values().copied()) <= 1, "{:?}", counts);
             }
-            prop_assert_eq!(place(partitions, replicas, &candidates).unwrap(), placed, "the same again");
+            let again = place(partitions, replicas, &candidates).unwrap();
+            prop_assert_eq!(again, placed, "the same again");
         }
     }
 
-    /// Where every server holds everything, or servers are alike, leaders differ by at
+    /// If every server holds everything, or servers are alike, leaders differ by at
     /// most one.
     #[test]
     fn leaders_are_even(servers in 1usize..7, partitions in 1u32..60, replicas in 1u32..4) {
@@ -133,7 +148,7 @@ proptest! {
         prop_assert!(spread(counts.values().copied()) <= 1, "{:?}", counts);
     }
 
-    /// Whoever leads at first and whoever is alive: orders are to able servers, after a
+    /// Whatever the first leaders and live servers are: orders are to able servers, after a
     /// few rounds there are none, and nobody who could pass one on to somebody with two
     /// fewer still has it.
     #[test]
@@ -147,9 +162,11 @@ proptest! {
         prop_assume!(servers >= replicas as usize);
         let placed = place(partitions, replicas, &empty(&vec![0; servers])).unwrap();
         let mut led: Vec<LedPartition> = placed.iter().zip(0..).map(|(servers, index)| {
-            let able: Vec<ServerId> = servers.iter().copied().filter(|server| !dead[server.0 as usize - 1]).collect();
+            let is_live = |server: &ServerId| !dead[server.0 as usize - 1];
+            let able: Vec<ServerId> = servers.iter().copied().filter(is_live).collect();
             let leader = (!able.is_empty()).then(|| able[first[index as usize].index(able.len())]);
-            LedPartition { partition: PartitionId { table: TableId(1), index }, leader, preferred: servers[0], able }
+            let partition = PartitionId { table: TableId(1), index };
+            LedPartition { partition, leader, preferred: servers[0], able }
         }).collect();
         let mut rounds = 0;
         loop {
@@ -168,7 +185,8 @@ proptest! {
         let counts = count(led.iter().filter_map(|one| one.leader), &empty(&vec![0; servers]));
         for one in led.iter().filter(|one| one.leader.is_some()) {
             let leader = one.leader.unwrap();
-            prop_assert!(one.able.iter().all(|other| counts[other] + 2 > counts[&leader]), "{:?} {:?}", one, counts);
+            let is_even = one.able.iter().all(|other| counts[other] + 2 > counts[&leader]);
+            prop_assert!(is_even, "{:?} {:?}", one, counts);
         }
         if dead[..servers].iter().all(|dead| !dead) {
             prop_assert!(spread(counts.values().copied()) <= 1);

@@ -1,4 +1,4 @@
-//! What commands change: the decisions.
+//! Decisions: from commands to changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::{
 use crate::envs;
 use crate::placement::{self, Candidate};
 
-/// How many tables' names a refusal lists.
+/// Number of tables' names that a refusal lists.
 const NAMES_SHOWN: usize = 5;
 
-/// What a new table is to be.
+/// Specification of a new table.
 struct NewTableSpec {
     name: String,
     partitions: u32,
@@ -36,7 +36,7 @@ impl MetaState {
         self.named(name).ok_or_else(|| Refusal::NoTable(name.to_owned()))
     }
 
-    /// What a command would change. `stamp_ms` is not before the last one.
+    /// The changes of a command. `stamp_ms` is not before the last one.
     pub fn decide(&self, command: MetaCommand, stamp_ms: u64) -> Result<Decision, Refusal> {
         match command {
             MetaCommand::BootstrapCluster { cluster } => {

@@ -1,4 +1,4 @@
-//! What commands on the metadata decide, and what they leave.
+//! Decisions of commands on the metadata, and the state that they leave.
 
 use cluster::meta_protocol::Roles;
 
@@ -199,7 +199,7 @@ fn default_ttl_is_dated_when_its_value_changes() {
 }
 
 #[test]
-fn what_is_so_already_changes_nothing() {
+fn commands_without_effect_change_nothing() {
     let (state, _) = run(vec![create("a"), set("a", "default_ttl", "5")]);
     assert_eq!(state.decide(set("a", "default_ttl", "5"), 9000).unwrap().changes, []);
     let (state, _) = run(vec![create("a")]);
@@ -376,7 +376,7 @@ fn servers_are_registered_as_they_are() {
 }
 
 #[test]
-fn the_cluster_is_founded_once() {
+fn the_cluster_id_is_set_once() {
     let mut state = MetaState::default();
     step(&mut state, MetaCommand::BootstrapCluster { cluster: 7 }).unwrap();
     assert_eq!(step(&mut state, MetaCommand::BootstrapCluster { cluster: 8 }).unwrap().changes, []);
@@ -401,7 +401,7 @@ fn partitions_of_all_tables_have_an_end() {
 }
 
 #[test]
-fn a_seat_has_one_server_until_it_is_released() {
+fn a_meta_index_has_one_server_until_it_is_released() {
     let mut state = with_servers(&[300, 301]);
     let sit = |server| MetaCommand::ClaimMetaIndex { index: 2, server: ServerId(server) };
     step(&mut state, sit(300)).unwrap();

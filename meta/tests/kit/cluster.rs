@@ -1,5 +1,5 @@
 //! Three metas in one process, over real connections, and servers that only say that they
-//! hold what they are told to hold.
+//! hold what they are assigned.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -67,7 +67,7 @@ impl HostProcess for Nobody {
     }
 }
 
-/// Carries letters over [`Net`]; seats are the metas' addresses.
+/// Carries Raft messages over [`Net`]; meta indices are resolved to the metas' addresses.
 struct NetTransport {
     net: Arc<Net>,
     metas: Vec<String>,
@@ -132,8 +132,8 @@ pub struct OneMeta {
     pub meta: Arc<Meta>,
     log: Arc<Log>,
     stop: CancellationToken,
-    /// Whether no letters go between it and the other metas; servers reach it all the
-    /// same.
+    /// True while no Raft messages go between it and the other metas; servers still reach
+    /// it.
     pub cut: Arc<AtomicBool>,
 }
 
@@ -201,15 +201,15 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
     (metas, addresses)
 }
 
-/// What the servers do as they are told, and what they leave undone.
+/// Faults of the fake servers.
 #[derive(Default)]
 pub struct Behaviour {
     pub leads_nothing: AtomicBool,
     pub destroys_nothing: AtomicBool,
 }
 
-/// A server that says that it holds what it was told to hold, and leads where it is the
-/// first member, or where it was told to take over.
+/// A server that reports to hold what it was assigned, and to lead where it is the first
+/// member or the target of a transfer.
 pub struct FakeServer {
     id: ServerId,
     address: String,
@@ -320,7 +320,9 @@ impl Servers {
                     tokio::select! {
                         changed = assignments.changed() => if changed.is_err() { return },
                         order = ordered.recv() => match order {
-                            Some(Instruction::Transfer { partition, term, to }) => drop(leaders.lock().insert(partition, (to, term + 1))),
+                            Some(Instruction::Transfer { partition, term, to }) => {
+                                leaders.lock().insert(partition, (to, term + 1));
+                            }
                             Some(Instruction::Compact { .. }) => {}
                             None => return,
                         },

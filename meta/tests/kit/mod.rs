@@ -58,7 +58,7 @@ pub fn follow(meta: &Arc<Meta>) -> tokio::task::JoinHandle<()> {
     })
 }
 
-/// What a crash at this moment would leave: every file as it is.
+/// Copies a directory as a crash at this moment would leave it.
 pub fn crash_image(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
