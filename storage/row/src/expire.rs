@@ -320,7 +320,8 @@ fn expire_members(
     found: &DueMembers,
 ) -> Result<usize, Fault> {
     let row = row(tx, &found.head_key)?;
-    let is_theirs = matches!(row.stored(), Some(Head { body: Body::Hash(hash), .. }) if hash.generation == found.generation);
+    let is_theirs = matches!(row.stored(), Some(Head { body: Body::Hash(hash), .. })
+        if hash.generation == found.generation);
     let mut hash = match Writer::open(row) {
         Ok(hash) if hash.exists() && is_theirs => hash,
         _ => {

@@ -47,8 +47,8 @@ pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> EvalResult {
     Ok(Answer::Int((bytes + (8 + key.len() + header + 1) as u64) as i64))
 }
 
-/// About how many bytes the members of a hash take: those of the first few, times how
-/// many there are.
+/// The approximate size of a hash's members, bytes: that of the first few, scaled to the
+/// number of members.
 fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64, EvalError> {
     let Some(members) = Members::of(row)? else { return Ok(0) };
     let (mut seen, mut bytes) = (0u64, 0u64);
@@ -91,7 +91,7 @@ pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8]) -> EvalResult {
     Ok(Answer::Int(1))
 }
 
-/// A collection is moved cell by cell: its hashkey is part of every cell's key.
+/// Moves a collection cell by cell: its hashkey is part of every cell's key.
 pub(crate) fn rename(tx: &mut Tx<'_>, from: &[u8], to: &[u8], only_new: bool) -> EvalResult {
     let row = Row::load(tx, from)?;
     let target = Row::load(tx, to)?;
@@ -146,7 +146,7 @@ pub(crate) fn restore(
     Ok(Answer::Int(1))
 }
 
-/// Everything in a live row, to be written to another.
+/// The content of a live row, to be written to another row.
 fn content_to_write(tx: &Tx<'_>, row: &Row) -> Result<Option<RowContent>, EvalError> {
     content(tx, row, Some(tx.rules.write_bytes_max)).map_err(|failed| match failed {
         EvalError::Refused(Refusal::TooLarge) => Refusal::RowTooLarge.into(),
@@ -154,8 +154,8 @@ fn content_to_write(tx: &Tx<'_>, row: &Row) -> Result<Option<RowContent>, EvalEr
     })
 }
 
-/// Everything in a live row. With `write_max` it is read to be written again and refused
-/// when too large for that, otherwise to be answered.
+/// The content of a live row. With `write_max` it is read to be written again and refused
+/// if too large for that, otherwise it is bounded as an answer.
 fn content(
     tx: &Tx<'_>,
     row: &Row,
@@ -189,8 +189,8 @@ fn content(
     Ok(Some(RowContent::Hash(fields)))
 }
 
-/// Replaces a row by some content. Fields that are past their expiry are left out, and a
-/// hash without fields is no row.
+/// Replaces a row by `content`. Fields that have expired are left out, and a hash without
+/// fields is no row.
 fn write(
     tx: &mut Tx<'_>,
     row: Row,
@@ -240,8 +240,8 @@ pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     Ok(Answer::Bytes(Bytes::from_static(name.as_bytes())))
 }
 
-/// Everything of the token that the row itself knows; the executor adds when it was
-/// touched last.
+/// The parts of a watch token that follow from the row itself; the executor adds the time
+/// of its last touch.
 pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> EvalResult {
     let row = Row::load(tx, key)?;
     let first_field = row

@@ -2,17 +2,18 @@
 //! case.
 //!
 //! Redis recurses at each `*` and tries every continuation. Every other element takes
-//! exactly one byte, so it is enough to fall back to the last `*` passed: time is at most
-//! pattern times text, and there is no recursion. Of long patterns and long texts that is
-//! still seconds, so there what stands between two `*` is looked for with one bit an
-//! element (the Shift-And algorithm of Baeza-Yates and Gonnet): a 64th of it.
+//! exactly one byte, so that it is enough to backtrack to the last `*` passed: time is at
+//! most pattern times text, and there is no recursion. For long patterns and long texts
+//! that is still seconds. For these, each segment between two `*` is searched with one
+//! bit an element (the Shift-And algorithm of Baeza-Yates and Gonnet), in a 64th of the
+//! time.
 
-/// Patterns and texts whose lengths multiplied are no more than this are matched by
-/// falling back, which needs no preparation.
+/// The largest product of the lengths of a pattern and a text that are matched by
+/// backtracking, which needs no preparation.
 const BACKTRACKING_STEPS_MAX: u64 = 1 << 16;
 
-/// A segment between two `*` is searched byte by byte when it is at most this long in the
-/// pattern.
+/// The longest segment between two `*`, in bytes of the pattern, that is searched byte by
+/// byte.
 const SEGMENT_SHORT: usize = 32;
 
 /// The time of one match in the worst case, ns, roughly.
@@ -48,7 +49,8 @@ fn run(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
 
 fn match_by_backtracking(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     let (mut p, mut t) = (pattern, text);
-    let mut star: Option<(&[u8], &[u8])> = None; // where to go on after the last `*`, and the text it has not yet taken
+    // The pattern behind the last `*`, and the text that this `*` has not yet taken.
+    let mut star: Option<(&[u8], &[u8])> = None;
     loop {
         if let [b'*', rest @ ..] = p {
             if rest.is_empty() {
@@ -90,11 +92,12 @@ fn element(pattern: &[u8], byte: u8, nocase: bool) -> (bool, &[u8]) {
     }
 }
 
-/// The elements between two `*`, each as it stands in the pattern.
+/// The elements between two `*`, each as written in the pattern.
 type Segment<'a> = Vec<&'a [u8]>;
 
-/// As falling back does it, for long patterns and texts: both ends are where they must
-/// be, and what is between is found as early as it is there.
+/// As backtracking, for long patterns and texts: the first and the last segment match at
+/// the ends of the text, and each of the others at its earliest match behind the one
+/// before.
 fn match_by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     let mut segments = vec![Segment::new()];
     let mut left = pattern;
@@ -146,7 +149,7 @@ fn end_of(segment: &Segment<'_>, text: &[u8], nocase: bool) -> Option<usize> {
         };
         return (segment.len()..=text.len()).find(|end| fits(&text[end - segment.len()..*end]));
     }
-    // Bit i of `state`: the first i + 1 elements fit the bytes that end here.
+    // Bit i of `state`: the first i + 1 elements match the bytes that end here.
     let words = segment.len().div_ceil(64);
     let (last_word, last_bit) = ((segment.len() - 1) / 64, 1u64 << ((segment.len() - 1) % 64));
     let mut takers: Vec<Option<Vec<u64>>> = vec![None; 256];

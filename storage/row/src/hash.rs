@@ -45,7 +45,8 @@ pub(crate) fn put(
     Ok(Answer::Int(new))
 }
 
-/// The expiry a write gives to a field: tables give defaults to rows, not to fields.
+/// The expiry that a write gives to a field: `default_ttl` applies to rows, not to
+/// fields.
 pub(crate) fn field_expiry(
     tx: &Tx<'_>,
     hash: &Writer,
@@ -73,8 +74,8 @@ pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
     Ok(Answer::Values(values))
 }
 
-/// The values of fields of a hash that is about to be changed; refuses before anything
-/// is.
+/// The values of fields of a hash that is about to be changed. An answer that is too
+/// large is refused here, before any change.
 fn values(
     tx: &Tx<'_>,
     hash: &Writer,
@@ -96,7 +97,7 @@ pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalR
     let mut values = values(tx, &hash, fields)?;
     for (name, value) in fields.iter().zip(&mut values) {
         if !hash.remove(tx, name)? {
-            *value = None; // named twice: the second finds nothing
+            *value = None; // a field named twice is gone the second time
         }
     }
     hash.save(tx)?;
@@ -174,7 +175,7 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) ->
 /// bytes, and as much again for its reply.
 const DRAWN_BYTES: u64 = 128;
 
-/// Draws by walking the row: uniform, and as long as the row is.
+/// Draws by walking the row: uniform, in time linear in the length of the row.
 pub(crate) fn random(
     tx: &Tx<'_>,
     key: &[u8],
@@ -188,7 +189,7 @@ pub(crate) fn random(
     if count == 0 || live == 0 {
         return Ok(Answer::Cells { cells: Vec::new(), next: None });
     }
-    // An absurd count is refused before anything is drawn.
+    // An absurd count is refused before any cell is drawn.
     let many = if count < 0 { count.unsigned_abs() } else { count.unsigned_abs().min(live) };
     tx.rules
         .check_answer(usize::try_from(many.saturating_mul(DRAWN_BYTES)).unwrap_or(usize::MAX))?;
@@ -203,7 +204,7 @@ pub(crate) fn random(
     let wanted: BTreeSet<u64> = drawn.iter().copied().collect();
     let mut wanted = wanted.into_iter().peekable();
     let mut found = CellBuffer::new(want_values);
-    let mut places = Vec::new(); // the indexes of what was found, ascending
+    let mut places = Vec::new(); // the indexes of the cells found, ascending
     let mut at = 0;
     members.walk(tx, None, None, false, &mut |name, _, value| {
         if wanted.next_if_eq(&at).is_some() {
@@ -231,8 +232,8 @@ pub(crate) fn random(
     Ok(Answer::Cells { cells, next: None })
 }
 
-/// splitmix64 (Steele, Lea, Flood 2014): random enough to draw with, and the same
-/// everywhere for the same seed.
+/// splitmix64 (Steele, Lea, Flood 2014): random enough for draws, and the same on every
+/// machine for the same seed.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -249,7 +250,7 @@ impl SplitMix64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 
-    /// `many` different ones below `n`, by Floyd's method, then shuffled.
+    /// `many` distinct numbers below `n`, by Floyd's method, then shuffled.
     fn distinct(&mut self, many: u64, n: u64) -> Vec<u64> {
         let mut seen = BTreeSet::new();
         let mut drawn = Vec::new();

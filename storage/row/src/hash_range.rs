@@ -13,34 +13,35 @@ use crate::members::{Members, Writer};
 use crate::op::{Answer, Filter, Range};
 use crate::view::{Fault, Tx};
 
-/// Members, past ones too, that one op with a limit looks at before it says where to go
-/// on: a filter that hits nothing shall not walk for ever.
+/// The maximum number of members, expired ones included, that one op with a limit
+/// examines before it returns the place to continue from: a filter that matches nothing
+/// must not walk without end.
 const EXAMINED_MAX: u64 = 100_000;
 
-/// The cost of examining one member, ns, roughly.
+/// The approximate time of examining one member, ns.
 const MEMBER_NS: u64 = 1000;
 
-/// Members that one op deletes at most, and bytes of records: each member is one or two
-/// in the batch, which repeat its name and the row's key.
+/// The maximum numbers of members and of bytes of records that one op deletes: each
+/// member is one or two records in the batch, which repeat its name and the row's key.
 const DELETED_MAX: u64 = 100_000;
 const DELETED_BYTES_MAX: usize = 4 << 20;
 
-/// Hashes of no more members than this are given whole by HSCAN.
+/// The maximum number of members of a hash that HSCAN returns whole.
 const SCAN_WHOLE_MAX: u64 = 128;
 
-/// Members that one HSCAN call looks at, at most.
+/// The maximum number of members that one HSCAN call examines.
 const SCAN_COUNT_MAX: u64 = 10_000;
 
-/// A page of HSCAN ends when its pattern has taken as long as so many members without
-/// one.
+/// A page of HSCAN ends when matching its pattern has taken as long as examining this
+/// many members without a pattern.
 const SCAN_HEAVY_MAX: u64 = 50_000;
 
-/// A page of HSCAN ends when it has so many bytes, that of a small hash too: 128 values
-/// of 16 MiB are not one answer.
+/// A page of HSCAN ends when it holds this many bytes, that of a small hash too: 128
+/// values of 16 MiB do not fit one answer.
 const SCAN_BYTES_MAX: usize = 8 << 20;
 
-/// Names and values collected into one buffer, so that an answer of many cells is one
-/// allocation and not two a cell.
+/// Names and values in one buffer, so that an answer of many cells needs one allocation
+/// and not two a cell.
 #[derive(Debug)]
 pub(crate) struct CellBuffer {
     want_values: bool,
@@ -84,8 +85,8 @@ impl CellBuffer {
 }
 
 impl Filter {
-    /// About how many members could be walked past in the time that looking at this one
-    /// takes, and whether there is that time.
+    /// The cost of testing a sortkey, in members that could be walked past in that time,
+    /// roughly; and true if there is time for it.
     fn weight(&self, tx: &Tx<'_>, name: &[u8]) -> (u64, bool) {
         match self {
             Filter::Glob(pattern) if pattern != "*" => {
@@ -96,7 +97,7 @@ impl Filter {
         }
     }
 
-    /// True for a sortkey that passes.
+    /// True if a sortkey passes.
     fn passes(&self, name: &[u8]) -> bool {
         match self {
             Filter::None => true,
@@ -108,14 +109,14 @@ impl Filter {
     }
 }
 
-/// True when `outer` contains `inner`.
+/// True if `outer` contains `inner`.
 pub(crate) fn contains(outer: &[u8], inner: &[u8]) -> bool {
     memchr::memmem::find(outer, inner).is_some()
 }
 
 impl Range {
-    /// Its bounds as first name and name behind the last, narrowed to a prefix if that is
-    /// the filter.
+    /// The bounds of the range as its first name and the name behind its last, narrowed
+    /// to a prefix if that is the filter.
     fn bounds(&self) -> (Vec<u8>, Option<Vec<u8>>) {
         let after = |name: &Bytes| [&name[..], &[0]].concat();
         let mut from = match &self.start {
@@ -138,7 +139,7 @@ impl Range {
         (from, to)
     }
 
-    /// True when the range has every member.
+    /// True if the range includes every member.
     fn is_whole(&self) -> bool {
         self.start.is_none() && self.stop.is_none() && self.filter == Filter::None
     }
@@ -148,7 +149,8 @@ impl Range {
     }
 }
 
-/// The first name that is greater than all with a prefix; `None` when there is none.
+/// The first name that is greater than all names with a prefix; `None` when there is
+/// none.
 fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|b| *b < u8::MAX)?;
     let mut out = prefix[..=last].to_vec();
@@ -157,8 +159,8 @@ fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Walks the live members of a range that pass its filter, until `each` breaks. With
-/// `examined_max` it also ends after having looked at so many, past ones too, and then
-/// gives the next one's name.
+/// `examined_max` it also ends after examining that many members, expired ones included,
+/// and then returns the name of the next one.
 fn walk(
     tx: &Tx<'_>,
     members: &Members,
@@ -197,8 +199,8 @@ struct RangeLimits {
     bytes_max: usize,
 }
 
-/// Collects a range within limits (at least one cell if there is one), and where to go on
-/// if they cut it short.
+/// Collects a range within limits (at least one cell if there is one). Returns also the
+/// name to continue from if a limit cut the range short.
 fn gather(
     tx: &Tx<'_>,
     members: &Members,
@@ -240,7 +242,8 @@ pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -
     let (found, next) = gather(tx, &members, range, want_values, &limits)?;
     tx.rules.check_answer(found.bytes())?;
     if next.is_some() && !range.is_limited() {
-        tx.rules.check_answer(usize::MAX)?; // who asked for all of it must not be given a part
+        // A request for the whole range must not get a part of it.
+        tx.rules.check_answer(usize::MAX)?;
     }
     Ok(Answer::Cells { cells: found.finish(), next })
 }
@@ -268,7 +271,8 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> EvalResult {
     };
     if range.is_whole() && !range.is_limited() {
         let expired = members.expired(tx, EXAMINED_MAX)?;
-        // With more than that to count, it goes in steps.
+        // Counting more than that would take too long at once: the row is then deleted in
+        // steps.
         if expired < EXAMINED_MAX {
             row.remove(tx)?;
             return Ok(Answer::Deleted { count: members.count() - expired, next: None });
@@ -278,7 +282,8 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> EvalResult {
     let cells_max =
         if range.cells_max == 0 { deleted_max } else { range.cells_max.min(deleted_max) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
-    // The partition waits for it: whatever is asked, it ends.
+    // The partition waits for this op, so it is bounded whatever the request's own
+    // limits.
     let limits = RangeLimits {
         examined_max: Some(EXAMINED_MAX),
         cells_max,
@@ -294,16 +299,16 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> EvalResult {
     Ok(Answer::Deleted { count, next })
 }
 
-/// HSCAN's cursor for the member to go on at: the upper 52 bits of its name's hash, never
-/// 0. Many clients keep a cursor in a double, which holds 53.
+/// The HSCAN cursor that continues at a member: the upper 52 bits of its name's hash,
+/// never 0. Many clients keep a cursor in a double, which holds 53 bits.
 fn cursor_of(name: &[u8]) -> u64 {
     (xxh3_64(name) >> 12).max(1)
 }
 
-/// The member that a cursor stands for: as remembered, or found again by walking the row;
-/// the first one if it is gone and forgotten (SCAN's guarantee allows members to come
-/// twice, never to be missed). Of two whose names share those 52 bits it is the first,
-/// for the same reason.
+/// The member that a cursor stands for: as remembered, or found again by walking the row,
+/// or the first member if it is deleted and forgotten (SCAN's guarantee allows members to
+/// come twice, but not to be missed). If two names share those 52 bits it is the first of
+/// them, for the same reason.
 fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, Fault> {
     if cursor == 0 {
         return Ok(None);
@@ -324,8 +329,8 @@ fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, 
     Ok(found)
 }
 
-/// A page ends after so many members, past ones too: they may be many, and nobody is to
-/// wait for a walk over all of them.
+/// A page ends after `count` members, expired ones included: there may be many, and the
+/// client must not wait for a walk over all of them.
 pub(crate) fn scan(
     tx: &Tx<'_>,
     key: &[u8],
@@ -349,8 +354,9 @@ pub(crate) fn scan(
     let mut next = 0;
     members.walk_stored(tx, start.as_deref(), None, false, &mut |name, member| {
         let is_full = looked >= count || found.bytes() >= bytes_max || heavy >= SCAN_HEAVY_MAX;
-        // Not at a name whose cursor is that of another: this page's first, which would
-        // be answered for ever, or one that is remembered for somebody.
+        // A page does not end at a name whose cursor stands for another name: that of
+        // this page's first, since the same page would then be returned for ever, or one
+        // that is remembered for another scan.
         if is_full
             && cursor_of(name) != cursor
             && tx.view.remember_cursor(members.prefix(), cursor_of(name), name)

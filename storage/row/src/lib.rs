@@ -18,12 +18,13 @@
 //! | family  | key                                             | value           |
 //! |---------|-------------------------------------------------|-----------------|
 //! | `Head`  | slot u16, hash48, hashkey                       | header, kind, body |
-//! | `Cell`  | slot u16, hash48, hashkey length u16, hashkey, generation u64, space u8, sortkey | header, value |
+//! | `Cell`  | slot u16, hash48, hashkey length u16, hashkey, generation, space, sortkey | header, value |
 //! | `State` | `x`, expires_at_ms u64, target u8, head key (the time index) | empty |
 //! | `State` | a counter's name (`rows`, `expiring`, `generation`) | u64         |
 //!
-//! The body of a head is the string itself, or (generation, count, expiries) of a hash.
-//! All integers are big-endian, so that byte order is numeric order.
+//! A generation is a u64, a space a u8. The body of a head is the string itself, or
+//! (generation, count, expiries) of a hash. All integers are big-endian, so that byte
+//! order is numeric order.
 //!
 //! # Invariants
 //! All but the first are checked after every batch of random ops in `tests/model/`.

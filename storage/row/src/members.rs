@@ -1,4 +1,5 @@
-//! The members of one row, and keeping them, their count and their expiries in step.
+//! The members of one row: reads, and writes that keep the members, their count and their
+//! expiries consistent.
 
 use std::ops::ControlFlow;
 
@@ -11,7 +12,7 @@ use crate::op::Refusal;
 use crate::value::{Body, Cell, Expiries, HashHead, Header, MemberExpiry};
 use crate::view::{Fault, Tx};
 
-/// A stored member's header and value; `None`: it is past.
+/// A stored member's header and value; `None` if it has expired.
 pub(crate) type StoredMember<'a> = Option<(Header, &'a [u8])>;
 
 /// The members of a live hash, for reading.
@@ -37,7 +38,7 @@ impl Members {
         self.hash.generation
     }
 
-    /// Below it no member's expiry lies.
+    /// The floor of the members' expiries.
     pub(crate) fn floor(&self) -> &MemberExpiry {
         &self.hash.expiries.floor
     }
@@ -57,13 +58,13 @@ impl Members {
         Ok(self.hash.count - self.expired(tx, self.hash.count)?)
     }
 
-    /// The number of members that are expired and not yet removed, counted no further
-    /// than `max`.
+    /// The number of members that have expired and are not yet removed, counted up to
+    /// `max`.
     pub(crate) fn expired(&self, tx: &Tx<'_>, max: u64) -> Result<u64, Fault> {
         expired_members(tx, &self.space(), &self.hash.expiries, max)
     }
 
-    /// Deletes a member's cell, whose expiry is gone already.
+    /// Deletes a member's cell; its expiry has already been removed.
     fn delete_cell(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<(), Fault> {
         tx.delete(Family::Cell, Bytes::copy_from_slice(&self.key(name)));
         self.hash.count = self
@@ -124,8 +125,8 @@ impl Members {
         })
     }
 
-    /// As [`Members::walk`], and tells of members that are past and not yet removed as
-    /// well, without their values: whoever bounds his walk counts them.
+    /// As [`Members::walk`], and includes members that have expired and are not yet
+    /// removed, without their values: bounded walks count them.
     pub(crate) fn walk_stored(
         &self,
         tx: &Tx<'_>,
@@ -176,18 +177,19 @@ impl Members {
 }
 
 /// A hash being written. Nothing is edited before the first [`put`](Writer::put) or
-/// [`remove`](Writer::remove), so an op may still refuse after opening it; every writer
-/// that wrote ends with [`save`](Writer::save).
+/// [`remove`](Writer::remove), so an op may still refuse after opening it. Every writer
+/// that has edited ends with [`save`](Writer::save).
 #[derive(Debug)]
 pub(crate) struct Writer {
     row: Row,
-    /// `None` until the first put of a row that is new, or replaces what is dead.
+    /// `None` until the first put of a row that is new or replaces a dead one.
     members: Option<Members>,
     fresh: bool,
 }
 
 impl Writer {
-    /// Refuses other kinds. A row that is not there begins without members.
+    /// Opens a row for writing; refuses other kinds. A missing row begins without
+    /// members.
     pub(crate) fn open(row: Row) -> Result<Writer, Refusal> {
         let members = Members::of(&row)?;
         Ok(Writer { fresh: members.is_none(), members, row })
@@ -198,7 +200,7 @@ impl Writer {
         Writer { row, members: None, fresh: true }
     }
 
-    /// True when there is a live row to write to.
+    /// True if there is a live row to write to.
     pub(crate) fn exists(&self) -> bool {
         self.members.is_some()
     }
@@ -211,7 +213,7 @@ impl Writer {
         }
     }
 
-    /// Sets a member; whether it is new.
+    /// Sets a member; returns true if it is new.
     pub(crate) fn put(
         &mut self,
         tx: &mut Tx<'_>,
@@ -228,8 +230,8 @@ impl Writer {
             self.members = Some(Members::new(&self.row, hash));
         }
         let members = self.members.as_mut().expect("made above");
-        // A new generation has no cells but those this writer put: nothing is read below
-        // for the first.
+        // A new generation has only the cells that this writer put: the first put need
+        // not read the view below.
         let old =
             if self.fresh && members.hash.count == 0 { None } else { members.header(tx, name)? };
         let old_expiry = old.and_then(|header| header.expires_at_ms);
@@ -249,7 +251,7 @@ impl Writer {
         Ok(old.is_none_or(|header| tx.is_expired(header.expires_at_ms)))
     }
 
-    /// Deletes a member, expired or not; whether it was there and alive.
+    /// Deletes a member, expired or not; returns true if it was live.
     pub(crate) fn remove(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<bool, Fault> {
         let Some(members) = &mut self.members else { return Ok(false) };
         let Some(old) = members.header(tx, name)? else { return Ok(false) };
@@ -261,8 +263,8 @@ impl Writer {
         Ok(!tx.is_expired(old.expires_at_ms))
     }
 
-    /// Deletes a member that expires then, without reading it, if there is one; whether
-    /// there was.
+    /// Deletes the member of an expiry, if it is still stored, without reading it;
+    /// returns true if it was.
     pub(crate) fn purge(&mut self, tx: &mut Tx<'_>, expiry: &MemberExpiry) -> Result<bool, Fault> {
         let Some(members) = &mut self.members else { return Ok(false) };
         let key = members.expiry_key(expiry.at_ms, &expiry.name);
@@ -275,8 +277,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// Raises the floor of the members' expiries, if it is still `from`: in a state where
-    /// it was, the first behind those that were purged lay at `to`.
+    /// Raises the floor of the members' expiries, if it is still `from`. `to` is the
+    /// first expiry behind the purged ones, in a state in which the floor was `from`.
     pub(crate) fn raise_floor(
         &mut self,
         tx: &Tx<'_>,
@@ -295,14 +297,14 @@ impl Writer {
         self.members.as_ref().and_then(|members| members.hash.expiries.due_ms())
     }
 
-    /// Writes the head, if anything in it changed; a hash without members is no row. A
-    /// new row gets the table's expiry.
+    /// Writes the head, if anything in it changed. A hash without members is no row and
+    /// is deleted; a new row gets the table's expiry.
     pub(crate) fn save(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         let expires_at_ms = if self.fresh { tx.default_expiry() } else { self.row.expires_at_ms() };
         self.save_until(tx, expires_at_ms)
     }
 
-    /// As [`Writer::save`], with the row's expiry.
+    /// As [`Writer::save`], with the given expiry of the row.
     pub(crate) fn save_until(
         self,
         tx: &mut Tx<'_>,

@@ -1,11 +1,11 @@
-//! Numbers in strings, read and printed as Redis does.
+//! Numbers in strings, parsed and printed as Redis does.
 
 use bytes::Bytes;
 use rustc_apfloat::ieee::X87DoubleExtended;
 use rustc_apfloat::{Float as _, Round};
 
-/// Reads an integer as Redis's `string2ll`: decimal, no blanks, no `+`, no leading zeros,
-/// no `-0`.
+/// Parses an integer as Redis's `string2ll`: decimal, no blanks, no `+`, no leading
+/// zeros, no `-0`.
 pub fn parse_int(text: &[u8]) -> Option<i64> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     if digits == b"0" && digits.len() == text.len() {
@@ -29,19 +29,19 @@ pub fn print_int(n: i64) -> Bytes {
     Bytes::copy_from_slice(itoa::Buffer::new().format(n).as_bytes())
 }
 
-/// A `long double` of x86: 64 bits of mantissa. INCRBYFLOAT's results show its rounding
-/// (0.1 + 0.2 is 0.3), so it is computed in software, alike on every machine.
+/// A `long double` of x86: 64 bits of mantissa. The results of INCRBYFLOAT show its
+/// rounding (0.1 + 0.2 is 0.3), so it is computed in software, alike on every machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LongDouble(X87DoubleExtended);
 
-/// The longest text that Redis reads as a float, bytes (its `MAX_LONG_DOUBLE_CHARS` and a
-/// zero): the largest number that it prints has 4,933.
+/// The longest text that Redis parses as a float, bytes (its `MAX_LONG_DOUBLE_CHARS` less
+/// the terminating zero). The largest number that it prints has 4,933.
 const FLOAT_TEXT_MAX: usize = 5 * 1024 - 1;
 
 impl LongDouble {
-    /// Reads a float as Redis's `string2ld`, which is C's `strtold` on the whole text:
-    /// decimal or hexadecimal, `inf`, but no blank in front, no NaN, nothing that
-    /// overflows or vanishes.
+    /// Parses a float as Redis's `string2ld`, which is C's `strtold` on the whole text:
+    /// decimal or hexadecimal, `inf`, but no leading blank, no NaN, and no number that
+    /// overflows or underflows.
     pub fn parse(text: &[u8]) -> Option<LongDouble> {
         if text.len() > FLOAT_TEXT_MAX {
             return None;
@@ -95,7 +95,7 @@ impl LongDouble {
         LongDouble(self.0.add_r(other.0, Round::NearestTiesToEven).value)
     }
 
-    /// Neither infinite nor NaN.
+    /// True if it is neither infinite nor NaN.
     pub fn is_finite(self) -> bool {
         self.0.is_finite()
     }
@@ -118,8 +118,8 @@ impl LongDouble {
     }
 }
 
-/// Splits `1.5e-3` at its exponent, which is clamped to what is surely an overflow or an
-/// underflow.
+/// Splits `1.5e-3` at its exponent, which is clamped to a value that is certain to
+/// overflow or underflow.
 fn split_exponent(text: &[u8], mark: u8) -> Option<(&[u8], i32)> {
     let Some(at) = text.iter().position(|b| b.to_ascii_lowercase() == mark) else {
         return Some((text, 0));
@@ -154,7 +154,8 @@ fn fraction_decimal(mantissa: u64, power: u32) -> String {
 fn big_decimal(mantissa: u64, power: u32) -> String {
     const LIMB: u64 = 1_000_000_000;
     const STEP: u32 = 32;
-    let mut limbs = vec![mantissa % LIMB, mantissa / LIMB % LIMB, mantissa / LIMB / LIMB]; // lowest first
+    // The lowest limb first.
+    let mut limbs = vec![mantissa % LIMB, mantissa / LIMB % LIMB, mantissa / LIMB / LIMB];
     let mut left = power;
     while left > 0 {
         let step = left.min(STEP);

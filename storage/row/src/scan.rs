@@ -13,11 +13,11 @@ use crate::op::{Answer, RowKind};
 use crate::value::{DefaultTtl, Head};
 use crate::view::{Fault, Tx};
 
-/// Rows that one step looks at, at most.
+/// The maximum number of rows that one step examines.
 pub(crate) const STEP_ROWS_MAX: u64 = 10_000;
 
-/// A page ends early when its pattern has taken about so long: long patterns against long
-/// keys take some 50 ms each.
+/// A page ends early when matching its pattern has taken about this long, ns: one match
+/// of a long pattern against a long key takes some 50 ms.
 pub(crate) const STEP_PATTERN_NS_MAX: u64 = 50_000_000;
 
 /// Walks all stored rows from a position on, expired ones too, until `each` breaks.
@@ -87,12 +87,12 @@ pub(crate) fn scan(
     Ok(Answer::Page { keys, next, count: looked })
 }
 
-/// Looks at [`STEP_ROWS_MAX`] rows at most: so many in a row may have expired, and a
-/// transaction holds up the partition meanwhile.
+/// Examines [`STEP_ROWS_MAX`] rows at most: that many in succession may have expired, and
+/// a transaction holds up the partition meanwhile.
 pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> EvalResult {
     let from = key::cursor_position(cursor).unwrap_or(0);
     let (mut looked, mut answer) = (0, None);
-    // To the end, and then what is before.
+    // To the end, then from the beginning to the cursor.
     for (begin, end) in [(from, None), (0, Some(from))] {
         walk(tx, begin, &mut |position, row| {
             if end.is_some_and(|end| position >= end) {
@@ -141,7 +141,7 @@ pub(crate) fn set_default_ttl(tx: &mut Tx<'_>, ttl_ms: u64, set_at_ms: u64) -> E
         .map(|bytes| DefaultTtl::decode(&bytes))
         .transpose()?;
     if old.is_none_or(|old| old.set_at_ms < set_at_ms) {
-        // What was written in this millisecond is written before.
+        // Rows written in this same millisecond count as written before the rule.
         let rule = DefaultTtl { ttl_ms, since_ms: tx.stamp.now_ms + 1, set_at_ms };
         tx.put(Family::State, Bytes::from_static(key::DEFAULT_TTL), rule.encode());
     }

@@ -1,4 +1,4 @@
-//! Ops on strings, which live in the head.
+//! Ops on strings, which are stored in the head.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use crate::op::{Answer, Refusal, Ttl, WriteCondition};
 use crate::value::Body;
 use crate::view::{Fault, Tx};
 
-/// The longest string that may be grown into where the table sets no limit; Redis's
+/// The longest string that a write may grow if the table sets no limit, bytes; Redis's
 /// `proto-max-bulk-len`.
 const STRING_BYTES_MAX: u64 = 512 << 20;
 
@@ -155,7 +155,7 @@ pub(crate) fn length(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     Ok(row.string()?.map_or(Answer::Nil, |value| Answer::Int(value.len() as i64)))
 }
 
-/// The string to be answered whole.
+/// The whole string as an answer, whose size is checked.
 fn checked_value(tx: &Tx<'_>, row: &Row) -> Result<Option<Bytes>, Refusal> {
     let value = row.string()?;
     tx.rules.check_answer(value.map_or(0, Bytes::len))?;
@@ -166,8 +166,8 @@ fn nil_or_bytes(value: Option<Bytes>) -> Answer {
     value.map_or(Answer::Nil, Answer::Bytes)
 }
 
-/// Writes a string that was changed in place: its expiry stays; a new one gets the
-/// table's.
+/// Writes a string that was changed in place: a live row keeps its expiry, a new one gets
+/// the table's.
 fn rewrite(tx: &mut Tx<'_>, row: &Row, value: Bytes) -> Result<(), Fault> {
     let expires_at_ms = if row.is_live() { row.expires_at_ms() } else { tx.default_expiry() };
     row.write(tx, expires_at_ms, Body::String(value))
