@@ -1,5 +1,5 @@
-//! Edits over a view are seen as if they had been applied, in both directions, layer upon
-//! layer.
+//! An overlay of edits on a view reads as if they had been applied, in both directions,
+//! layer upon layer.
 
 use std::ops::ControlFlow;
 

@@ -1,8 +1,8 @@
-//! A fuzz target: whatever bytes the disk gives, decoding says what they are or that they
-//! are nothing, and never panics.
+//! A fuzz target: for any bytes on disk, decoding returns a record or a fault, and never
+//! panics.
 //!
 //! Runs briefly as a plain test; `cargo bolero test --test fuzz_codecs any_bytes` runs it
-//! for as long as you like.
+//! without end.
 
 use bytes::Bytes;
 use row::Family;

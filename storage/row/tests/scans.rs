@@ -1,5 +1,5 @@
-//! SCAN's and HSCAN's guarantee: what is there all the time comes at least once, whatever
-//! comes and goes meanwhile.
+//! The guarantee of SCAN and HSCAN: an element that exists during the whole scan is
+//! returned at least once, whatever is added and deleted meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -372,8 +372,8 @@ fn distinct_draws_are_distinct_and_reach_everything() {
     assert!(drawn.values().all(|n| (60..150).contains(n)), "100 each would be even: {drawn:?}");
 }
 
-/// Long patterns against long keys take long each: a page is then shorter, and no key is
-/// missed.
+/// Matching long patterns against long keys takes long: a page is then shorter, and no
+/// key is missed.
 #[test]
 fn a_page_ends_when_its_pattern_has_taken_long() {
     let mut memory = Memory::new();

@@ -1,4 +1,4 @@
-//! The model: a map of rows, from which what is expired is thrown out before each op.
+//! The model: a map of rows, from which expired ones are removed before each op.
 
 use std::collections::BTreeMap;
 
