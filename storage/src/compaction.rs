@@ -70,6 +70,9 @@ async fn wait_until_expired(replica: &Arc<Replica>) -> Result<(), String> {
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    tracing::warn!(partition = ?replica.partition(), "a compaction begins before the expiry cycle is through");
+    tracing::warn!(
+        partition = ?replica.partition(),
+        "a compaction begins before the expiry cycle has finished"
+    );
     Ok(())
 }

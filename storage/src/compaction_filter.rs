@@ -135,7 +135,12 @@ mod tests {
 
     fn op() -> impl Strategy<Value = Op> {
         let key = || prop::sample::select(vec!["a", "b", "c"]).prop_map(Bytes::from);
-        let ttl = || prop_oneof![1 => Just(Ttl::Never), 4 => (1..40i64).prop_map(|ms| Ttl::Until(Deadline::In(ms)))];
+        let ttl = || {
+            prop_oneof![
+                1 => Just(Ttl::Never),
+                4 => (1..40i64).prop_map(|ms| Ttl::Until(Deadline::In(ms))),
+            ]
+        };
         let pairs = || {
             prop::collection::vec(
                 prop::sample::select(vec!["f", "g", "h"])
@@ -144,9 +149,21 @@ mod tests {
             )
         };
         prop_oneof![
-            3 => (key(), ttl()).prop_map(|(key, ttl)| Op::StringSet { key, value: "a longer value".into(), ttl, only: WriteCondition::Always, want_old: false }),
-            3 => (key(), pairs()).prop_map(|(key, pairs)| Op::HashPut { key, pairs, only: WriteCondition::Always, ttl: Ttl::Default }),
-            4 => (key(), 1..40i64).prop_map(|(key, ms)| Op::Expire { key, until: Deadline::In(ms), only: ExpireCondition::default() }),
+            3 => (key(), ttl())
+                .prop_map(|(key, ttl)|
+                    Op::StringSet {
+                        key, value: "a longer value".into(), ttl, only: WriteCondition::Always,
+                        want_old: false,
+                    }
+                ),
+            3 => (key(), pairs())
+                .prop_map(|(key, pairs)|
+                    Op::HashPut { key, pairs, only: WriteCondition::Always, ttl: Ttl::Default }
+                ),
+            4 => (key(), 1..40i64)
+                .prop_map(|(key, ms)|
+                    Op::Expire { key, until: Deadline::In(ms), only: ExpireCondition::default() }
+                ),
             2 => key().prop_map(|key| Op::Persist { key }),
             1 => key().prop_map(|key| Op::Delete { key }),
             1 => (key(), ttl()).prop_map(|(key, ttl)| Op::StringGetExpire { key, ttl }),
@@ -156,7 +173,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            8 => (0..15u64, prop::collection::vec(op(), 1..5)).prop_map(|(later, ops)| Step::Write(later, ops)),
+            8 => (0..15u64, prop::collection::vec(op(), 1..5))
+                .prop_map(|(later, ops)| Step::Write(later, ops)),
             1 => (0..15u64).prop_map(Step::Expire),
             3 => Just(Step::Flush),
             4 => Just(Step::Compact),

@@ -232,7 +232,9 @@ impl Executor {
                     self.batch_delay.wait(&replica.queue, self.next.size.requests).await;
                 }
             }
-            () = replica.queue.wait_until_queued(missing, EAGER_OPS), if self.next.has_room() && replica.queue.quota().left() > 0 => {}
+            // Without room or memory for more, only the oldest batch can help.
+            () = replica.queue.wait_until_queued(missing, EAGER_OPS),
+                if self.next.has_room() && replica.queue.quota().left() > 0 => {}
             _ = self.stuck.tick() => self.fail_if_stuck().await,
         }
     }

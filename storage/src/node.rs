@@ -309,11 +309,19 @@ impl Node {
             match (found.raft_id < raft_id, has_past) {
                 (true, false) => self.delete_replica(&found).await?,
                 (true, true) => {
-                    tracing::warn!(%path, "a directory of an earlier replica of a partition is removed; the log is its successor's");
+                    tracing::warn!(
+                        %path,
+                        "removed the directory of an earlier replica; the group's log belongs to \
+                         its successor"
+                    );
                     remove_store(&found.path).await?;
                 }
                 (false, true) => {
-                    tracing::warn!(%path, "a directory of a partition whose replica here is an earlier one is left alone")
+                    tracing::warn!(
+                        %path,
+                        "ignored the directory of a later replica: the group's log belongs to an \
+                         earlier one"
+                    )
                 }
                 (false, false) => {
                     let why = format!(
@@ -336,7 +344,12 @@ impl Node {
     ) -> ReplicaSlot {
         let replica = self.try_open(&table, &placement, raft_id).await;
         if let Err(error) = &replica {
-            tracing::error!(table = table.name, index = placement.partition.index, %error, "a partition could not be opened");
+            tracing::error!(
+                table = table.name,
+                index = placement.partition.index,
+                %error,
+                "open a partition"
+            );
         }
         ReplicaSlot {
             table,

@@ -356,7 +356,11 @@ impl Replica {
             watched: Vec::new(),
         };
         if let Err(error) = self.queue.push(request) {
-            tracing::debug!(partition = ?self.partition, %error, "the table's default_ttl is passed on later");
+            tracing::debug!(
+                partition = ?self.partition,
+                %error,
+                "the table's default_ttl is not proposed yet"
+            );
         }
     }
 
@@ -546,7 +550,12 @@ impl Replica {
         match self.group.evict_leader(disk_problem.clone(), Box::new(revoke)).await {
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(partition = ?self.partition, %disk_problem, %error, "another should lead it, and none can")
+                tracing::warn!(
+                    partition = ?self.partition,
+                    %disk_problem,
+                    %error,
+                    "leadership should move off a disk with a problem, and no follower can take it"
+                )
             }
         }
     }
@@ -564,7 +573,12 @@ impl Replica {
             match self.transfer_as(follower.raft_id, TransferReason::Stopping, why).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::debug!(partition = ?self.partition, to = follower.raft_id, error, "a handover did not go through")
+                    tracing::debug!(
+                        partition = ?self.partition,
+                        to = follower.raft_id,
+                        error,
+                        "a leadership transfer failed"
+                    )
                 }
             }
         }
@@ -772,7 +786,11 @@ impl Replica {
         let replica = self.clone();
         let passed = async move {
             if let Err(error) = replica.commit_clock(now_ms).await {
-                tracing::debug!(partition = ?replica.partition, %error, "how far time has come is not committed");
+                tracing::debug!(
+                    partition = ?replica.partition,
+                    %error,
+                    "the partition's clock is not committed"
+                );
             }
         };
         tasks::spawn(passed, |why| tasks::report_panic("commit_clock", why));
@@ -837,7 +855,12 @@ impl Replica {
         }
         let stopped = self.stopped.get_or_init(|| {
             let stopped = ReplicaFault::of(why, &self.store);
-            tracing::error!(partition = ?self.partition, error = %stopped, is_damaged = stopped.is_damaged, "replica stopped");
+            tracing::error!(
+                partition = ?self.partition,
+                error = %stopped,
+                is_damaged = stopped.is_damaged,
+                "replica stopped"
+            );
             stopped
         });
         let error = stopped.to_call_error(self.has_peers);
@@ -865,7 +888,10 @@ impl Replica {
             .await
             .is_err()
         {
-            tracing::warn!(partition = ?self.partition, "a replica that has stopped could not hand over in time");
+            tracing::warn!(
+                partition = ?self.partition,
+                "a stopped replica did not hand over its leadership in time"
+            );
         }
         self.group.shutdown().await;
     }
@@ -912,7 +938,11 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
                 // The cycle passes those by that don't seem to lead.
                 replica.expiry.wake();
                 if let Err(error) = replica.renew_lease().await {
-                    tracing::debug!(partition = ?replica.partition, %error, "a new leader is not ready");
+                    tracing::debug!(
+                        partition = ?replica.partition,
+                        %error,
+                        "a new leader is not ready"
+                    );
                     tokio::time::sleep(NOT_READY_RETRY_DELAY).await;
                     if !role.has_changed().unwrap_or(true) {
                         continue;

@@ -1,28 +1,28 @@
-//! Heads and cells read or written lately, in memory: a string's GET, and the look that a
-//! write takes at the record before, without RocksDB.
+//! The row cache: heads and cells that were read or written lately, in memory. A string's
+//! GET, and the look of a write at the record before, need no RocksDB.
 //!
 //! One cache serves all replicas of a node, within one budget of bytes. A write seldom
-//! asks what a record's value was: of large heads and of all cells that are written only
-//! the [metadata](row::value::metadata) is kept, so that many more fit. A head or cell that is
-//! read by its key is kept whole.
+//! asks for a record's old value: of large heads and of all cells that are written only
+//! the [metadata](row::value::metadata) is kept, so that many more fit. A head or cell
+//! that is read by its key is kept whole.
 //!
-//! # Why no reader sees the past
-//! Time is counted in *moments*: each applied batch ends at a new one. A view notes the
-//! moment before it looks at the store, so it sees at least every batch that had ended by
-//! then. An entry knows the moment since which its value is known to hold.
+//! # Coherence
+//! Time is counted in *versions*: each applied batch ends at a new one. A view notes the
+//! version before it reads the store, so it sees at least every batch that had ended by
+//! then. An entry has the version since which its value is known to hold.
 //! - From before a batch is proposed until it has ended, and every batch proposed behind
-//!   it with the same key as well, entries of its keys are shut: nobody uses or fills
-//!   them ([`RowCache::begin_write`], [`RowCache::end_write`]). So once the batch is visible in the store, no
-//!   old value of its is seen.
-//! - A view fills only if no batch has ended in the shard since the moment it noted: what
-//!   it read is then the newest.
-//! - While everything is being cleared, the replica's part is shut; then it gets a new
-//!   number, under which nothing old lies.
-//! - What a replica applies without leading passes by unseen. So it gets a new number
-//!   whenever it begins to lead ([`RowCache::invalidate_all`]), and a batch that began before leaves
-//!   nothing under it.
-//! - A view uses an entry only if it holds since the view's own moment or earlier, so
-//!   that one snapshot is one state.
+//!   it with the same key as well, entries of its keys are pending: nobody uses or
+//!   inserts them ([`RowCache::begin_write`], [`RowCache::end_write`]). So once the batch
+//!   is visible in the store, no reader sees an old value of its keys.
+//! - A view inserts a record only if no batch has ended in the shard since the version
+//!   that it noted: the record that it read is then the newest.
+//! - While a replica's rows are being cleared, its scope is closed ([`CLEARING`]); then it
+//!   gets a new namespace, which is empty.
+//! - A follower applies entries without telling the cache. So a scope gets a new
+//!   namespace whenever its replica begins to lead ([`RowCache::invalidate_all`]), and a
+//!   batch that began before leaves nothing in it.
+//! - A view uses an entry only if it holds since the view's own version or an earlier
+//!   one, so that one snapshot is one state.
 
 mod clock_ring;
 

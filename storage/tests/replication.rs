@@ -804,9 +804,10 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
         three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await,
         Answer::Int(2100)
     );
-    assert!(
-        matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100)
-    );
+    assert!(matches!(
+        three.one(bad, everything).await,
+        Answer::Cells { cells, .. } if cells.len() == 2100
+    ));
     three.close().await;
 }
 

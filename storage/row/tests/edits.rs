@@ -28,7 +28,8 @@ fn name() -> impl Strategy<Value = Bytes> {
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        12 => (family(), name(), "[0-9]").prop_map(|(family, key, value)| Change::Put(family, key, value.into())),
+        12 => (family(), name(), "[0-9]")
+            .prop_map(|(family, key, value)| Change::Put(family, key, value.into())),
         8 => (family(), name()).prop_map(|(family, key)| Change::Delete(family, key)),
         1 => Just(Change::Clear),
     ]
@@ -80,11 +81,17 @@ proptest! {
         applied.apply(first.clone());
         applied.apply(second.clone());
         prop_assert_eq!(upper.get(family, &from), applied.get(family, &from));
-        prop_assert_eq!(walk(&upper, family, &from, &to, reverse, most), walk(&applied, family, &from, &to, reverse, most));
+        prop_assert_eq!(
+            walk(&upper, family, &from, &to, reverse, most),
+            walk(&applied, family, &from, &to, reverse, most)
+        );
 
         let mut merged = first.clone();
         merged.merge(second);
-        prop_assert_eq!(merged.bytes(), merged.iter().map(|(_, key, value)| 12 + key.len() + value.map_or(0, Bytes::len)).sum::<usize>());
+        let bytes = merged
+            .iter()
+            .map(|(_, key, value)| 12 + key.len() + value.map_or(0, Bytes::len));
+        prop_assert_eq!(merged.bytes(), bytes.sum::<usize>());
         let mut at_once = memory.clone();
         at_once.apply(merged);
         prop_assert_eq!(at_once, applied, "merged edits do what both did");

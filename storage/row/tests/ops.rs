@@ -54,9 +54,11 @@ variants!(Check: None NotExist NotExistOrEmpty Exist NotEmpty MatchAnywhere Matc
 variants!(Mutation: Put Delete);
 variants!(RowContent: String Hash);
 variants!(DueItem: Row Members);
-variants!(Op: Inspect Size Delete Expire Persist Rename Copy Dump Restore Encoding Scan FirstAtOrAfter
-    Rows Expiring Clear ExpireDue SetDefaultTtl AdvanceClock StringGet StringGetDelete StringGetExpire StringSet StringSetAllIfAbsent StringAppend
-    StringIncr StringIncrFloat StringGetRange StringSetRange StringLen HashPut HashGet HashGetDelete HashGetExpire HashDelete
+variants!(Op: Inspect Size Delete Expire Persist Rename Copy Dump Restore Encoding Scan
+    FirstAtOrAfter Rows Expiring Clear ExpireDue SetDefaultTtl AdvanceClock StringGet
+    StringGetDelete StringGetExpire StringSet StringSetAllIfAbsent StringAppend StringIncr
+    StringIncrFloat StringGetRange StringSetRange StringLen HashPut HashGet HashGetDelete
+    HashGetExpire HashDelete
     HashLen HashRange HashRangeCount HashRangeDelete HashScan HashIncr HashIncrFloat HashRandom
     HashExpire HashExpiry HashPersist CheckAndMutate Watch Sync);
 variants!(Answer: Nil Ok Int Ints Bytes Values Row Written Cells CellsPage Page Expired Deleted

@@ -55,7 +55,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
-    fn scan_gives_all_that_stays(stays in 1..200u64, count in 1..30u64, churn in prop::collection::vec((any::<bool>(), 1000..1100u64), 0..100)) {
+    fn scan_gives_all_that_stays(
+        stays in 1..200u64, count in 1..30u64,
+        churn in prop::collection::vec((any::<bool>(), 1000..1100u64), 0..100),
+    ) {
         let mut memory = Memory::new();
         (0..stays).for_each(|n| change(&mut memory, &set(n)));
         let mut churn = churn.into_iter();
@@ -91,7 +94,9 @@ proptest! {
         let mut cursors = remembers.then(BTreeMap::new);
         loop {
             let view = Reader::new(&memory).remembering(cursors);
-            let (answer, edits) = ask(&view, &Op::HashScan { key: "h".into(), cursor, count, glob: None, want_values: true });
+            let key = "h".into();
+            let scan = Op::HashScan { key, cursor, count, glob: None, want_values: true };
+            let (answer, edits) = ask(&view, &scan);
             cursors = view.into_cursors();
             prop_assert!(edits.is_empty());
             let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
@@ -103,7 +108,8 @@ proptest! {
                 break;
             }
             if let Some((comes, n)) = churn.next() {
-                change(&mut memory, &if comes { put(n..n + 1) } else { Op::HashDelete { key: "h".into(), fields: vec![name(n)] } });
+                let delete = Op::HashDelete { key: "h".into(), fields: vec![name(n)] };
+                change(&mut memory, &if comes { put(n..n + 1) } else { delete });
             }
         }
         prop_assert!((0..stays).all(|n| seen.contains(&name(n))));

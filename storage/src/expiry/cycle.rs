@@ -75,7 +75,11 @@ impl ExpiryCycles {
     /// through.
     pub(crate) async fn work(self: Arc<ExpiryCycles>, replica: Arc<Replica>, _work: WorkGuard) {
         if let Err(error) = self.rounds(&replica).await {
-            tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
+            tracing::debug!(
+                partition = ?replica.partition(),
+                %error,
+                "an expiry step failed; the search begins anew"
+            );
             // What was found and not removed is to be found again; not at once.
             tokio::time::sleep(RETRY_DELAY).await;
             replica.expiry.reset();
@@ -141,7 +145,11 @@ impl ExpiryCycles {
                 match tokio::time::timeout(STEP_WARN_AFTER, &mut outcome).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
-                        tracing::warn!(partition = ?replica.partition(), "an expiry step has waited for {STEP_WARN_AFTER:?}; nothing expires here until it is done");
+                        tracing::warn!(
+                            partition = ?replica.partition(),
+                            "an expiry step has waited for {STEP_WARN_AFTER:?}; nothing expires \
+                             in the partition until it is done"
+                        );
                         outcome.await
                     }
                 }

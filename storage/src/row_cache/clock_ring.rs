@@ -1,14 +1,15 @@
-//! Small records side by side in one ring of bytes: a cache that takes 36 bytes for a
-//! record besides its key and value, and no allocation.
+//! A ring of bytes with small records side by side, evicted by CLOCK (second chance): 36
+//! bytes for a record besides its key and value, and no allocation.
 //!
 //! New records are written at the head. The oldest, at the tail, make room for them; one
-//! that was read since it was written or moved is moved to the head once more instead. So
-//! what is used stays, and a record seen once goes first.
+//! that was read since it was written or promoted is promoted to the head instead. So
+//! records in use stay, and a record that was read once only goes first.
 //!
 //! # Layout
 //! ```text
-//! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32
-//!          | whole u16 | 2 bytes unused | owner u64 | since u64 | key | value | up to 7 bytes unused
+//! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | state u16 |
+//!          next u32 | whole u16 | 2 bytes unused | namespace u64 | since u64 |
+//!          key | value | up to 7 bytes unused
 //! ```
 //! In the host's byte order. `state` is a [`SlotState`]; a vacant slot may be of 8 bytes.
 //! `next` is the number of the next record with the same bucket: its place in units of 8
@@ -432,7 +433,8 @@ mod tests {
         let key = || prop::collection::vec(0u8..6, 0..4);
         let step = prop_oneof![
             3 => (key(), 0usize..400).prop_map(|(key, len)| Step::Put(key, len, len)),
-            3 => (key(), 0usize..400, 0usize..30).prop_map(|(key, len, least)| Step::Put(key, len, least.min(len))),
+            3 => (key(), 0usize..400, 0usize..30)
+                .prop_map(|(key, len, least)| Step::Put(key, len, least.min(len))),
             1 => key().prop_map(Step::Remove),
             3 => key().prop_map(Step::Get),
         ];
@@ -448,7 +450,8 @@ mod tests {
                 let version = version as u64;
                 match step {
                     Step::Put(key, len, least) => {
-                        let value: Vec<u8> = (0..len).map(|at| (version as usize + at) as u8).collect();
+                        let byte = |at| (version as usize + at) as u8;
+                        let value: Vec<u8> = (0..len).map(byte).collect();
                         ring.put(cache_key(7, &key), &value, least, version);
                         let kept = ring.get(cache_key(7, &key)).map(|kept| kept.value.len());
                         prop_assert!(kept.is_none_or(|kept| kept == len || kept == least));
@@ -462,7 +465,8 @@ mod tests {
                     Step::Get(key) => {
                         if let Some(kept) = ring.get(cache_key(7, &key)) {
                             let (since, value) = &model[&key];
-                            prop_assert_eq!((kept.since, kept.is_whole), (*since, kept.value.len() == value.len()));
+                            let is_whole = kept.value.len() == value.len();
+                            prop_assert_eq!((kept.since, kept.is_whole), (*since, is_whole));
                             prop_assert!(value.starts_with(kept.value));
                         }
                         prop_assert!(ring.get(cache_key(8, &key)).is_none());

@@ -32,11 +32,20 @@ fn deadline() -> impl Strategy<Value = Deadline> + Clone {
 }
 
 fn ttl() -> impl Strategy<Value = Ttl> + Clone {
-    prop_oneof![3 => Just(Ttl::Default), 1 => Just(Ttl::Keep), 2 => deadline().prop_map(Ttl::Until), 1 => Just(Ttl::Never)]
+    prop_oneof![
+        3 => Just(Ttl::Default),
+        1 => Just(Ttl::Keep),
+        2 => deadline().prop_map(Ttl::Until),
+        1 => Just(Ttl::Never),
+    ]
 }
 
 fn only() -> impl Strategy<Value = WriteCondition> + Clone {
-    prop_oneof![3 => Just(WriteCondition::Always), 1 => Just(WriteCondition::IfAbsent), 1 => Just(WriteCondition::IfPresent)]
+    prop_oneof![
+        3 => Just(WriteCondition::Always),
+        1 => Just(WriteCondition::IfAbsent),
+        1 => Just(WriteCondition::IfPresent),
+    ]
 }
 
 fn expire_if() -> impl Strategy<Value = ExpireCondition> + Clone {
@@ -120,12 +129,16 @@ fn content() -> impl Strategy<Value = RowContent> + Clone {
 pub(crate) fn op() -> impl Strategy<Value = Op> {
     let whole = prop_oneof![
         2 => key().prop_map(|key| Op::Delete { key }),
-        2 => (key(), deadline(), expire_if()).prop_map(|(key, until, only)| Op::Expire { key, until, only }),
+        2 => (key(), deadline(), expire_if())
+            .prop_map(|(key, until, only)| Op::Expire { key, until, only }),
         1 => key().prop_map(|key| Op::Persist { key }),
-        2 => (key(), key(), any::<bool>()).prop_map(|(from, to, only_new)| Op::Rename { from, to, only_new }),
-        2 => (key(), key(), any::<bool>()).prop_map(|(from, to, replace)| Op::Copy { from, to, replace }),
+        2 => (key(), key(), any::<bool>())
+            .prop_map(|(from, to, only_new)| Op::Rename { from, to, only_new }),
+        2 => (key(), key(), any::<bool>())
+            .prop_map(|(from, to, replace)| Op::Copy { from, to, replace }),
         1 => key().prop_map(|key| Op::Dump { key }),
-        1 => (key(), content(), ttl(), any::<bool>()).prop_map(|(key, content, ttl, replace)| Op::Restore { key, content, ttl, replace }),
+        1 => (key(), content(), ttl(), any::<bool>())
+            .prop_map(|(key, content, ttl, replace)| Op::Restore { key, content, ttl, replace }),
         // What is due is found as it is done.
         3 => Just(Op::ExpireDue { items: Vec::new() }),
     ];
@@ -133,25 +146,36 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => key().prop_map(|key| Op::StringGet { key }),
         1 => key().prop_map(|key| Op::StringGetDelete { key }),
         1 => (key(), ttl()).prop_map(|(key, ttl)| Op::StringGetExpire { key, ttl }),
-        3 => (key(), value(), ttl(), only(), any::<bool>()).prop_map(|(key, value, ttl, only, want_old)| Op::StringSet { key, value, ttl, only, want_old }),
-        1 => prop::collection::vec((key(), value()), 1..4).prop_map(|pairs| Op::StringSetAllIfAbsent { pairs }),
+        3 => (key(), value(), ttl(), only(), any::<bool>())
+            .prop_map(|(key, value, ttl, only, want_old)|
+                Op::StringSet { key, value, ttl, only, want_old }
+            ),
+        1 => prop::collection::vec((key(), value()), 1..4)
+            .prop_map(|pairs| Op::StringSetAllIfAbsent { pairs }),
         1 => (key(), value()).prop_map(|(key, value)| Op::StringAppend { key, value }),
         1 => (key(), -2..3i64).prop_map(|(key, by)| Op::StringIncr { key, by }),
-        1 => (key(), 0..6u64, value()).prop_map(|(key, offset, value)| Op::StringSetRange { key, offset, value }),
+        1 => (key(), 0..6u64, value())
+            .prop_map(|(key, offset, value)| Op::StringSetRange { key, offset, value }),
     ];
     let hashes = prop_oneof![
-        6 => (key(), prop::collection::vec((field(), value()), 1..4), only(), ttl()).prop_map(|(key, pairs, only, ttl)| Op::HashPut { key, pairs, only, ttl }),
+        6 => (key(), prop::collection::vec((field(), value()), 1..4), only(), ttl())
+            .prop_map(|(key, pairs, only, ttl)| Op::HashPut { key, pairs, only, ttl }),
         1 => (key(), fields()).prop_map(|(key, fields)| Op::HashGet { key, fields: fields.into() }),
         1 => (key(), fields()).prop_map(|(key, fields)| Op::HashGetDelete { key, fields }),
-        1 => (key(), fields(), ttl()).prop_map(|(key, fields, ttl)| Op::HashGetExpire { key, fields, ttl }),
+        1 => (key(), fields(), ttl())
+            .prop_map(|(key, fields, ttl)| Op::HashGetExpire { key, fields, ttl }),
         2 => (key(), fields()).prop_map(|(key, fields)| Op::HashDelete { key, fields }),
         1 => key().prop_map(|key| Op::HashLen { key }),
-        1 => (key(), range(), any::<bool>()).prop_map(|(key, range, want_values)| Op::HashRange { key, range, want_values }),
+        1 => (key(), range(), any::<bool>())
+            .prop_map(|(key, range, want_values)| Op::HashRange { key, range, want_values }),
         1 => (key(), range()).prop_map(|(key, range)| Op::HashRangeCount { key, range }),
         2 => (key(), range()).prop_map(|(key, range)| Op::HashRangeDelete { key, range }),
-        1 => (key(), field(), -2..3i64).prop_map(|(key, field, by)| Op::HashIncr { key, field, by }),
-        4 => (key(), fields(), deadline(), expire_if()).prop_map(|(key, fields, until, only)| Op::HashExpire { key, fields, until, only }),
-        1 => (key(), fields(), any::<bool>()).prop_map(|(key, fields, remaining)| Op::HashExpiry { key, fields, remaining }),
+        1 => (key(), field(), -2..3i64)
+            .prop_map(|(key, field, by)| Op::HashIncr { key, field, by }),
+        4 => (key(), fields(), deadline(), expire_if())
+            .prop_map(|(key, fields, until, only)| Op::HashExpire { key, fields, until, only }),
+        1 => (key(), fields(), any::<bool>())
+            .prop_map(|(key, fields, remaining)| Op::HashExpiry { key, fields, remaining }),
         1 => (key(), fields()).prop_map(|(key, fields)| Op::HashPersist { key, fields }),
         2 => (key(), field(), check(), value(), prop::collection::vec(mutation(), 0..3), any::<bool>()).prop_map(
             |(key, check_sortkey, check, operand, mutations, want_value)| Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value }
