@@ -348,7 +348,7 @@ impl Node {
                 table = table.name,
                 index = placement.partition.index,
                 %error,
-                "open a partition"
+                "a partition could not be opened"
             );
         }
         ReplicaSlot {
