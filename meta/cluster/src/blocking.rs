@@ -149,7 +149,7 @@ mod tests {
 
     /// More endless work than there are turns does not keep other work from its own.
     #[test]
-    fn who_gives_way_keeps_nobody_waiting() {
+    fn yielding_work_lets_other_work_run() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

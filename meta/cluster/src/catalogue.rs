@@ -1,16 +1,16 @@
 //! The table catalogue of a process that is not the one that keeps it: what meta's news
 //! said last, and a question for what is missing.
 //!
-//! What is known comes from memory, so a cluster whose metas are all down goes on to
+//! Lookups are answered from memory, so a cluster whose metas are all down goes on to
 //! serve it. What is missing there may have been made through another process whose
 //! client waits for nobody: the news come some ms later. So only meta's word is a "no",
 //! and it holds for whoever had asked by then, and for nobody else.
 //!
 //! # Invariants
-//! - The version grows with every change (`what_is_known_changes_with_the_news`).
+//! - The version grows with every change (`the_cache_changes_with_meta_updates`).
 //! - That there is no table is not remembered (`a_missing_table_is_asked_for_each_time`),
 //!   and not said of a moment before the question (`single_flight.rs`,
-//!   `nobody_is_told_of_a_moment_before_it_came`).
+//!   `a_caller_gets_an_answer_of_after_its_call`).
 //! - A question ends: each meta is asked once, and those that hints name, a bounded
 //!   number in all (`the_meta_that_leads_is_found`).
 
@@ -29,19 +29,18 @@ use crate::net::{Destination, Net, NetError, Service};
 use crate::single_flight::SingleFlight;
 use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
 
-/// How long one meta may take to do something: a table is made before it answers.
+/// Timeout of one meta for a change: a table is created before it answers.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one meta may take for what an operator asks it to change: servers follow
-/// before it answers.
+/// Timeout of one meta for an operator's change: servers apply it before meta answers.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long one meta may take to say what there is. Others lead within a second or so
-/// when it has frozen.
+/// Timeout of one meta for a query. If it has frozen, another leads within about a
+/// second.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Metas asked for one question, at most.
+/// Maximum number of metas asked for one request.
 const METAS_ASKED_MAX: usize = 8;
 
-/// What carries questions to metas: the network, or a test's.
+/// Transport of requests to metas: the network, or a test's.
 pub trait MetaQueries: Send + Sync + 'static {
     /// Asks the meta at an address, and waits so long for its answer.
     fn ask(
@@ -71,7 +70,7 @@ struct CachedTables {
     tables: BTreeMap<String, Arc<Table>>,
 }
 
-/// The catalogue as heard of.
+/// The catalogue as cached from meta.
 pub struct RemoteCatalogue {
     questions: Box<dyn MetaQueries>,
     /// The addresses of the metas.
@@ -79,7 +78,7 @@ pub struct RemoteCatalogue {
     /// The meta that led when it was asked last.
     leader: Mutex<Option<String>>,
     cached: ArcSwap<CachedTables>,
-    /// How often meta has told of all tables.
+    /// Number of updates from meta that were applied.
     deltas_applied: AtomicU64,
     /// Changes of `cached` one after another.
     changing: Mutex<()>,
@@ -400,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_known_changes_with_the_news() {
+    async fn the_cache_changes_with_meta_updates() {
         let (catalogue, _) = catalogue(Vec::new());
         let before = catalogue.version();
         catalogue.apply_all(&[table(1, "db0"), table(2, "users")]);
@@ -445,7 +444,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_news_are_kept_up_with_until_they_end() {
+    async fn the_cache_follows_meta_until_the_watch_ends() {
         let (catalogue, metas) = catalogue(vec![Ok(MetaResponse::NotNow("starting".into()))]);
         let (tables, leader) = (watch::Sender::new(None), watch::Sender::new(None));
         let keeping = catalogue.run(tables.subscribe(), leader.subscribe());
@@ -519,7 +518,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_no_meta_says_is_not_known() {
+    async fn without_an_answer_of_meta_nothing_is_known() {
         let (catalogue, metas) = catalogue(vec![
             Ok(MetaResponse::Unknown("disk".into())),
             Ok(MetaResponse::Table(table(7, "db3"))),

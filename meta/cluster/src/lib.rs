@@ -1,6 +1,6 @@
-//! Who is where, and how to call them.
+//! Cluster topology, and the RPC client and traits by which servers reach each other.
 //!
-//! Ids, tables, partitions and slots; the two doors through which a proxy reaches rows
+//! Ids, tables, partitions and slots; the two traits through which a proxy reaches rows
 //! ([`CallPartition`]) and the table catalogue ([`Catalogue`]). In one process a call is a
 //! function call; between processes it is a framed message.
 //!
@@ -40,7 +40,7 @@ pub const SLOTS: u16 = 16384;
 /// The most bytes of a table's name.
 pub const NAME_BYTES_MAX: usize = 64;
 
-/// How many databases every client knows by their numbers, `db0`, `db1` and so on: these
+/// Number of databases that every client knows, `db0`, `db1` and so on: these
 /// come with their first write. Tables with other names have numbers from here on.
 pub const DATABASES: u32 = 16;
 
@@ -72,12 +72,12 @@ pub struct Table {
     pub id: TableId,
     /// `db0`, ... or any other word.
     pub name: String,
-    /// What `SELECT` knows it by: of `db7` 7; of any other word a number from
+    /// The number for `SELECT`: of `db7` 7; of any other name a number from
     /// [`DATABASES`] on that no table had before.
     pub number: u32,
-    /// How many partitions; slots are divided evenly.
+    /// Number of partitions; slots are divided evenly.
     pub partitions: u32,
-    /// How many replicas each of them has.
+    /// Number of replicas of each.
     pub replicas: u32,
     /// Settings that change online.
     pub envs: BTreeMap<String, String>,
@@ -125,16 +125,16 @@ pub enum CallError {
     /// It does not fit a message between servers: it was not sent, and never will be.
     #[error("too large: {0}")]
     TooLarge(String),
-    /// What waits on the node, for all its partitions, takes all the memory that it may.
-    /// Not proposed.
+    /// The requests that wait on the node, for all its partitions, use all the memory that
+    /// they may. Not proposed.
     #[error("requests on the server take all the memory that they may")]
     OutOfMemory,
 }
 
-/// A boxed future, because the doors are trait objects.
+/// A boxed future, because the traits are used as objects.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The door to partitions: `Q` is a request for one partition, `A` its response.
+/// Access to partitions: `Q` is a request for one partition, `A` its response.
 pub trait CallPartition<Q, A>: Send + Sync + 'static {
     /// Answers a read-only request on the calling thread when the leader is in this
     /// process and its lease is fresh; `None`: use `call`.
@@ -144,7 +144,7 @@ pub trait CallPartition<Q, A>: Send + Sync + 'static {
     fn call(&self, partition: PartitionId, request: Q) -> Boxed<'_, Result<A, CallError>>;
 }
 
-/// The door to the table catalogue.
+/// Access to the table catalogue.
 pub trait Catalogue: Send + Sync + 'static {
     /// A table by name, from memory. What is missing there may just have been made
     /// through another process: [`Catalogue::find`] tells.
@@ -171,7 +171,7 @@ pub trait Catalogue: Send + Sync + 'static {
     /// once it can be written. The future may be dropped at any time; the table may be
     /// created all the same.
     fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>>;
-    /// How many partitions a table has that [`Catalogue::ensure`] makes.
+    /// Number of partitions of a table that [`Catalogue::ensure`] creates.
     ///
     /// # Errors
     /// As [`Catalogue::find`].

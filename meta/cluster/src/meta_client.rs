@@ -1,12 +1,12 @@
-//! A process's side of its channel to meta: finds whichever meta leads, reports to it,
-//! and keeps what it tells.
+//! The client of meta: finds the leading meta, registers, sends reports and keeps the
+//! metadata that it receives.
 //!
-//! What was heard last is kept while no meta is there: a process goes on with it. Whoever
-//! uses it subscribes to the part that concerns it.
+//! While no meta can be reached, the last metadata stays in use. Each user subscribes to
+//! its part.
 //!
 //! # Invariants
 //! - A picture shows whole pages only: what comes in parts is shown when the last part
-//!   has come (`half_a_picture_is_not_shown`).
+//!   has come (`incomplete_deltas_are_not_shown`).
 //! - A process that belongs to a cluster does not take the word of another one.
 
 use std::collections::BTreeMap;
@@ -26,25 +26,25 @@ use crate::meta_protocol::{
 use crate::net::{ChannelReceiver, ChannelSender, ClusterId, Destination, Net, Service};
 use crate::{PartitionId, ServerId, Table, TableId};
 
-/// A sign of life is given at least so often.
+/// Interval of heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// A meta that says nothing for so long is left.
+/// A meta without a heartbeat for this long is given up.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Before the next meta is tried.
+/// Pause before the next meta is tried.
 const RETRY_DELAY: Duration = Duration::from_millis(150);
-/// After a meta has refused: something must change first.
+/// Pause after a rejection: something must change first.
 const REJECTED_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// What the process says of itself.
+/// Source of the process's registration and reports.
 pub trait ReportSource: Send + Sync + 'static {
-    /// Who it is, for each new channel.
+    /// The registration, for each new channel.
     fn register_request(&self) -> RegisterRequest;
-    /// How its replicas are. `whole`: all of them, for somebody who knows nothing yet;
-    /// else what has changed since the last report.
+    /// A report. `whole`: of all replicas, for a meta that knows none yet; else of those
+    /// that have changed since the last report.
     fn report(&self, whole: bool) -> Report;
 }
 
-/// What a server is to hold.
+/// A server's assignments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Assignments {
     /// To be said in [`Report::followed`] once they are true.
@@ -53,7 +53,7 @@ pub struct Assignments {
     pub tables: BTreeMap<TableId, Assignment>,
 }
 
-/// What meta has told. `None`: nothing yet, since the process started.
+/// The metadata received from meta. `None`: nothing yet since the process started.
 #[derive(Debug, Default)]
 pub struct MetaClient {
     cluster: watch::Sender<Option<u64>>,
@@ -68,7 +68,7 @@ pub struct MetaClient {
     pending_report: tokio::sync::Mutex<Option<JoinHandle<Report>>>,
 }
 
-/// What is being told under one channel.
+/// Maps received on one channel.
 #[derive(Default)]
 struct OpenChannel {
     servers: DeltaMap<ServerId, Server>,
@@ -77,9 +77,9 @@ struct OpenChannel {
     routes: DeltaMap<PartitionId, Route>,
 }
 
-/// How a channel ended.
+/// End of a channel.
 struct ChannelEnd {
-    /// Who leads, as the other side knows.
+    /// The leading meta, as the other side knows.
     leader: Option<String>,
     pause: Duration,
 }
@@ -118,7 +118,7 @@ impl MetaClient {
         self.leader.subscribe()
     }
 
-    /// Why meta does not want this process, while it does not.
+    /// Reason of meta's rejection of this process, while it lasts.
     pub fn refused(&self) -> watch::Receiver<Option<String>> {
         self.refused.subscribe()
     }
@@ -133,12 +133,12 @@ impl MetaClient {
         self.tables.subscribe()
     }
 
-    /// What this server is to hold.
+    /// This server's assignments.
     pub fn assignments(&self) -> watch::Receiver<Option<Arc<Assignments>>> {
         self.assignments.subscribe()
     }
 
-    /// Where partitions are and who leads them.
+    /// Placements and leaders of partitions.
     pub fn routes(&self) -> watch::Receiver<Option<Arc<BTreeMap<PartitionId, Route>>>> {
         self.routes.subscribe()
     }
@@ -170,7 +170,7 @@ impl MetaClient {
                 Err(error) => {
                     let why = error.to_string();
                     if said.get(&address) != Some(&why) {
-                        tracing::warn!(address, why, "a meta can't be reached");
+                        tracing::warn!(address, why, "cannot reach a meta");
                         // Hints of metas bring others than the configured ones, now and
                         // then.
                         said.retain(|address, _| metas.contains(address));
@@ -216,12 +216,14 @@ impl MetaClient {
                 return ChannelEnd { leader: other.leader, pause };
             }
             Ok(MetaMessage::Refused(why)) => return self.reject(why),
-            Ok(_) => return self.reject(format!("the meta at {address} has no manners")),
+            Ok(_) => return self.reject(format!(
+                "protocol error from meta {address}: it did not accept or reject the registration"
+            )),
             Err(bad) => return self.reject(bad.to_string()),
         }
         self.refused.send_if_modified(|refused| refused.take().is_some());
         self.leader.send_replace(Some(address.to_owned()));
-        tracing::info!(address, "following the meta that leads");
+        tracing::info!(address, "registered with the leading meta");
         let mut hearing = OpenChannel::default();
         tokio::select! {
             () = self.send_reports(source, &sender) => lost(None),
@@ -236,7 +238,7 @@ impl MetaClient {
             new
         });
         if new {
-            tracing::warn!(why, "meta does not want this process");
+            tracing::warn!(why, "registration rejected by meta");
         }
         ChannelEnd { leader: None, pause: REJECTED_RETRY_DELAY }
     }
@@ -277,7 +279,8 @@ impl MetaClient {
                 Ok(Some(message)) => message,
                 Ok(None) => return None,
                 Err(_) => {
-                    tracing::warn!("meta has fallen silent");
+                    let seconds = HEARTBEAT_TIMEOUT.as_secs();
+                    tracing::warn!("lost the leading meta: no heartbeat for {seconds} s");
                     return None;
                 }
             };
@@ -291,12 +294,12 @@ impl MetaClient {
                 }
                 Ok(Some(MetaMessage::Instruction(order))) => {
                     if let Err(error) = orders.try_send(order) {
-                        tracing::warn!(%error, "an order of meta is dropped");
+                        tracing::warn!(%error, "an instruction of meta is dropped: too many wait");
                     }
                 }
                 Ok(_) => {}
                 Err(why) => {
-                    tracing::warn!(why, "meta's word is not understood");
+                    tracing::warn!(why, "protocol error from meta");
                     return None;
                 }
             }
@@ -352,7 +355,7 @@ async fn await_report(
         match timeout(HEARTBEAT_INTERVAL, pending_report.as_mut()?).await {
             Ok(report) => {
                 *pending_report = None;
-                return report.inspect_err(|error| tracing::error!(%error, "what there is to report can't be gathered")).ok();
+                return report.inspect_err(|error| tracing::error!(%error, "report failed")).ok();
             }
             Err(_) => sender
                 .send(meta_protocol::encode(&ServerMessage::Report(Report::default())))
@@ -409,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_picture_is_not_shown() {
+    fn incomplete_deltas_are_not_shown() {
         let mut book = DeltaMap::default();
         assert!(book.apply(page(false, false, &[(1, 1)], &[])).is_err());
         assert_eq!(book.apply(page(true, true, &[(1, 1)], &[])), Ok(None));

@@ -1,22 +1,22 @@
-//! What meta, servers and proxies tell each other.
+//! The protocol between meta and servers (proxies among them).
 //!
 //! # One channel per process
-//! Every process that is not a meta alone holds one channel
-//! ([`Service::Meta`](crate::net::Service)) to whichever meta leads. It opens it with a
-//! [`RegisterRequest`]; meta's first word is [`MetaMessage::RegisterAccepted`], or why there is none
-//! ([`MetaMessage::NotLeading`], [`MetaMessage::Refused`]), and then the channel ends. Both
-//! sides talk when they have something to say: the process sends [`ServerMessage`], at least one
-//! a second as a sign of life; meta sends [`MetaMessage`].
+//! Every process that is not only a meta holds one channel
+//! ([`Service::Meta`](crate::net::Service)) to the leading meta. It opens the channel with
+//! a [`RegisterRequest`]. Meta answers with [`MetaMessage::RegisterAccepted`], or ends the
+//! channel with [`MetaMessage::NotLeading`] or [`MetaMessage::Refused`]. Then the process
+//! sends [`ServerMessage`]s, at least one a second as a heartbeat, and meta sends
+//! [`MetaMessage`]s.
 //!
-//! # Pages
-//! Four things are kept in step: the address book, the table catalogue, the assignments
-//! of this server and the routes. Each comes as [`Delta`]s: first everything, then what
-//! changed. A page that is `fresh` begins anew, one with `more` is not to be acted on
-//! before its successors have come, so that no message grows with the cluster and nobody
-//! acts on half a picture.
+//! # Deltas
+//! Four maps are replicated: the address book, the table catalogue, the assignments of
+//! this server and the routes. Each arrives as [`Delta`]s: first a snapshot, then changes.
+//! A snapshot replaces everything before it. A delta with `has_more` is applied only after
+//! its successors have arrived, so messages are bounded and no reader acts on half a map.
 //!
-//! # Questions
-//! What has an answer goes by `call` instead: an [`MetaRequest`], answered with [`MetaResponse`].
+//! # Requests
+//! Everything that has an answer goes by `call` instead: a [`MetaRequest`], answered with
+//! a [`MetaResponse`].
 //!
 //! # Layout
 //! A version byte (1), then postcard. Within version 1, variants and fields are never
@@ -69,7 +69,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MetaDecodeError> {
     }
 }
 
-/// What a process does.
+/// Roles of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Roles {
     /// It is a member of the meta group.
@@ -85,22 +85,21 @@ pub struct Roles {
 pub struct Server {
     /// By its data directory.
     pub id: ServerId,
-    /// Where other processes reach it: `host:port`.
+    /// Its address for other processes: `host:port`.
     pub address: String,
-    /// Where its HTTP pages are: `host:port`.
+    /// Address of its HTTP pages: `host:port`.
     pub http: String,
-    /// Where Redis clients reach it; none without a proxy.
+    /// Its addresses for Redis clients; none without a proxy.
     pub clients: Vec<String>,
     /// Replicas of a partition are spread over zones first.
     pub zone: String,
-    /// What it does.
+    /// Its roles.
     pub roles: Roles,
-    /// What a write has survived that its replicas have acknowledged; `None`: it holds
-    /// none.
+    /// Durability of writes that its replicas acknowledge; `None`: it holds none.
     pub durability: Option<Durability>,
 }
 
-/// What an acknowledged write has survived, from the least to the most.
+/// Failures that an acknowledged write survives, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Durability {
     /// A crash of the process; the operating system writes it to disk when it likes.
@@ -123,7 +122,7 @@ impl Durability {
 }
 
 impl Server {
-    /// Whether every part is of a sane size; the reason when not.
+    /// Checks the size of each part.
     pub fn check(&self) -> Result<(), String> {
         let address = |address: &str| !address.is_empty() && address.len() <= ADDRESS_BYTES_MAX;
         if !address(&self.address) || self.http.len() > ADDRESS_BYTES_MAX {
@@ -142,7 +141,7 @@ impl Server {
 /// The first word of a process to meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegisterRequest {
-    /// Who it is.
+    /// The server.
     pub server: Server,
     /// The cluster it belongs to; `None` before it was ever told.
     pub cluster: Option<u64>,
@@ -150,14 +149,14 @@ pub struct RegisterRequest {
     pub software: String,
 }
 
-/// What a process says to meta.
+/// Messages from a process to meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServerMessage {
-    /// How its replicas are. Also the sign of life, when it is empty.
+    /// State of its replicas. An empty one is the heartbeat.
     Report(Report),
 }
 
-/// How a server and its replicas are.
+/// State of a server and its replicas.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// `replicas`, `destroyed` and `compactions` list all there are; otherwise those that
@@ -166,7 +165,7 @@ pub struct Report {
     /// The version of the assignments that this server has made true: opened what it
     /// could, handed on envs.
     pub followed: u64,
-    /// How replicas are.
+    /// Its replicas.
     pub replicas: Vec<Replica>,
     /// Tables that were to be destroyed, and of which nothing is left here.
     pub destroyed: Vec<TableId>,
@@ -193,14 +192,14 @@ pub struct ServerStats {
     pub clients: u64,
     /// Seconds since the process started.
     pub uptime_seconds: u64,
-    /// What is wrong, in sentences.
+    /// Faults, in sentences.
     pub faults: Vec<String>,
     /// Why this server should lead nothing for the moment: a disk of its that is slow,
     /// full or failed, or was within the last minute.
     pub ailing: Option<String>,
 }
 
-/// How a replica is.
+/// Health of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ReplicaHealth {
     /// It is being opened.
@@ -220,13 +219,13 @@ pub struct Replica {
     pub partition: PartitionId,
     /// Which member of its group.
     pub raft_id: u64,
-    /// How it is.
+    /// Its health.
     pub health: ReplicaHealth,
     /// Why it has stopped, when it has.
     pub fault: Option<String>,
     /// Raft's term.
     pub term: u64,
-    /// Whether it leads in this term, with everything of earlier terms applied.
+    /// True if it leads in this term, with everything of earlier terms applied.
     pub leads: bool,
     /// Index of the last entry in its log.
     pub last_log: u64,
@@ -244,7 +243,7 @@ pub struct Replica {
     pub memtable_bytes: u64,
 }
 
-/// How an ordered compaction stands on one server.
+/// Progress of a compaction on one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompactionProgress {
     /// Of [`Instruction::Compact`].
@@ -261,11 +260,11 @@ pub struct CompactionProgress {
     pub disk_bytes: u64,
     /// It has ended, well or badly.
     pub ended: bool,
-    /// What went wrong, when something did.
+    /// The error, if there was one.
     pub error: Option<String>,
 }
 
-/// What meta says to a process.
+/// Messages from meta to a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaMessage {
     /// The first word: the server is known now.
@@ -276,19 +275,19 @@ pub enum MetaMessage {
     Tables(Delta<TableId, Table>),
     /// Tables of which this server holds replicas, or still has to destroy some.
     Assignments(Delta<TableId, Assignment>),
-    /// Where partitions' replicas are and who leads them.
+    /// Placements and leaders of partitions.
     Routes(Delta<PartitionId, Route>),
     /// To be done once, now, as far as it can be.
     Instruction(Instruction),
-    /// Sent now and then, so that both sides know that the other is there.
+    /// Meta's heartbeat.
     Heartbeat,
     /// The channel ends: another meta leads, or none.
     NotLeading(NotLeading),
-    /// The channel ends, and trying again is of no use before something has changed.
+    /// The channel ends; a retry is useless until something changes.
     Refused(String),
 }
 
-/// Meta's first word.
+/// Meta's first message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegisterAccepted {
     /// The cluster that both are of.
@@ -297,22 +296,22 @@ pub struct RegisterAccepted {
     pub term: u64,
 }
 
-/// Part of a map that is kept in step.
+/// A change of a replicated map, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delta<K: Ord, V> {
-    /// Of the whole after this page's last successor.
+    /// The version after the last delta of this change.
     pub version: u64,
-    /// Forget what was known before.
+    /// Replaces everything known before.
     pub is_snapshot: bool,
-    /// Its successor follows; act when the last has come.
+    /// Another delta of the same version follows; apply all of them together.
     pub has_more: bool,
-    /// What is so now.
+    /// New and changed entries.
     pub upserts: BTreeMap<K, V>,
-    /// What is no more.
+    /// Removed entries.
     pub removed: Vec<K>,
 }
 
-/// What a server is to do about one table.
+/// A server's part of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     /// Which.
@@ -324,7 +323,7 @@ pub struct Assignment {
     pub destroy: bool,
 }
 
-/// How a partition is reached.
+/// Route of a partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Its replicas.
@@ -333,7 +332,7 @@ pub struct Route {
     pub leader: Option<Leader>,
 }
 
-/// Something to be done once.
+/// An instruction, carried out once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Instruction {
     /// The leader of a partition, if it is here and still of this term, is to hand over.
@@ -355,7 +354,7 @@ pub enum Instruction {
     },
 }
 
-/// A question to meta.
+/// A request to meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaRequest {
     /// The table of this name, created as configured when it is missing. Answered with
@@ -374,7 +373,7 @@ pub enum MetaRequest {
         /// JSON, or nothing.
         body: Bytes,
     },
-    /// Whether a table of this name serves; none is created. Answered with
+    /// Looks up a serving table by name; none is created. Answered with
     /// [`MetaResponse::Found`].
     FindTable {
         /// Any word.
@@ -382,25 +381,25 @@ pub enum MetaRequest {
     },
     /// All tables that serve. Answered with [`MetaResponse::Tables`].
     ListTables,
-    /// Whether a server whose meta remembers nothing may take a seat of the meta group.
-    /// Answered with [`MetaResponse::MetaIndex`], by metas that do not lead and are not open yet, too.
+    /// Asks if a server whose meta has no votes may take a meta index. Answered with
+    /// [`MetaResponse::MetaIndex`], also by metas that do not lead or are not open yet.
     MetaIndex {
         /// The first is 1.
         index: u32,
-        /// Who wants it.
+        /// The server that wants it.
         server: ServerId,
     },
-    /// What a table is like that [`MetaRequest::EnsureTable`] makes. Answered with
-    /// [`MetaResponse::NewTable`].
+    /// Asks for the shape of tables that [`MetaRequest::EnsureTable`] creates. Answered
+    /// with [`MetaResponse::NewTable`].
     NewTable,
 }
 
-/// What a meta knows of a index.
+/// Status of a meta index, as far as a meta knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaIndexStatus {
     /// There is no cluster yet, as far as it knows.
     NoCluster,
-    /// There is one, and who has the seat is for the meta that leads to say.
+    /// There is one, and only the leading meta knows the owner of the index.
     Unknown,
     /// It is free, or that server's.
     Free,
@@ -408,7 +407,7 @@ pub enum MetaIndexStatus {
     Taken(ServerId),
 }
 
-/// Meta's answer.
+/// Meta's response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaResponse {
     /// The table as it is.
@@ -433,11 +432,11 @@ pub enum MetaResponse {
     /// All tables that there were at some moment since the question came: 1000 at most,
     /// of some hundred bytes each.
     Tables(Vec<Table>),
-    /// What is known of a index.
+    /// Status of a meta index.
     MetaIndex(MetaIndexStatus),
-    /// What a table is like that is made by its first write.
+    /// Shape of tables that are created by their first write.
     NewTable {
-        /// How many it has.
+        /// Number of partitions.
         partitions: u32,
     },
 }
@@ -673,7 +672,7 @@ mod tests {
 
     /// Frozen: add lines for new versions and variants, never edit these.
     #[test]
-    fn version_1_is_frozen() {
+    fn messages_are_frozen() {
         let mut vectors = Vectors::default();
         let hello =
             RegisterRequest { server: example_server(), cluster: Some(5), software: "1".into() };

@@ -29,10 +29,10 @@
 //! - Nobody is served who has not greeted: of the same cluster, meant for this server,
 //!   with the secret and the certificate if there are any
 //!   (`the_secret_is_asked_for_both_ways`,
-//!   `who_shows_no_certificate_of_ours_is_not_let_in`, `clusters_do_not_mix`).
+//!   `foreign_certificates_are_refused`, `clusters_do_not_mix`).
 //! - What waits is bounded: outboxes, channels, calls under way, half-open connections,
 //!   of which nobody can take all (`a_slow_consumer_holds_its_sender_back`,
-//!   `a_stranger_keeps_nobody_else_out`).
+//!   `unauthenticated_peers_keep_no_member_out`).
 //! - An announced length alone costs little (`an_announced_length_takes_no_room`).
 //! - No bytes from the network panic (`any_bytes_are_frames_or_an_error`,
 //!   `garbage_closes_the_connection_and_nothing_else`).
@@ -82,7 +82,7 @@ impl std::fmt::Display for ClusterId {
     }
 }
 
-/// What all processes of a cluster know and nobody else. Never sent, never shown.
+/// The secret of a cluster's processes. Never sent, never shown.
 #[derive(Clone)]
 pub struct Secret(Arc<[u8]>);
 
@@ -105,17 +105,17 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Connections that have not greeted yet, where nothing else is said.
+/// Maximum number of connections in handshake, by default.
 pub const HALF_OPEN_MAX: usize = 256;
 
-/// What a process's end is made of.
+/// Options of a process's [`Net`].
 #[derive(Debug, Clone)]
 pub struct NetOptions {
     /// This process.
     pub server: ServerId,
     /// Its cluster; `None`: not known yet, any will do. See [`Net::join`].
     pub cluster: Option<ClusterId>,
-    /// Where others reach it, host:port; told to them in greeting.
+    /// Its address for others, host:port; sent in the handshake.
     pub address: String,
     /// Asked of everybody, and proved to everybody.
     pub secret: Option<Secret>,
@@ -139,12 +139,11 @@ pub struct NetOptions {
     pub connections_max: usize,
     /// When it stops, calls that have come may take so long to be answered.
     pub drain_timeout: Duration,
-    /// Where the connections for Raft's messages are handled; `None`: where all others
-    /// are. Clients' load must not hold up heartbeats, and a message is cheaper where
-    /// Raft itself runs.
+    /// Runtime of the connections for Raft's messages; `None`: that of all others. Clients'
+    /// load must not delay heartbeats, and a message is cheaper on Raft's own runtime.
     pub raft_runtime: Option<tokio::runtime::Handle>,
-    /// Where calls for rows are answered, and states are taken in; `None`: where the
-    /// connections are handled. A long command must not silence connections.
+    /// Runtime that answers calls for rows and receives snapshots; `None`: that of the
+    /// connections. A long command must not silence connections.
     pub rows_runtime: Option<tokio::runtime::Handle>,
 }
 
@@ -179,7 +178,7 @@ pub enum NetSetupError {
     File {
         /// Which.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         why: String,
     },
     /// The key does not belong to the certificate, or the like.
@@ -199,13 +198,13 @@ pub enum NetSetupError {
     FrameCap(usize),
 }
 
-/// Whom to call.
+/// Destination of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Destination {
     /// A server by its id, at the address that was last learned. Somebody else who
     /// answers there is refused.
     Server(ServerId),
-    /// Whoever answers at host:port.
+    /// Any server that answers at host:port.
     Address(String),
 }
 
@@ -218,7 +217,7 @@ impl std::fmt::Display for Destination {
     }
 }
 
-/// What is asked for. Numbers are never reused.
+/// A service. Numbers are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Service {
@@ -231,7 +230,7 @@ pub enum Service {
     /// The metadata group: registration, reports, what is to be learned. Over a
     /// connection of their own.
     Meta = 4,
-    /// Whether a replica, leading or not, has its log on disk:
+    /// Asks a replica, leading or not, if its log is on disk:
     /// [`SyncRequest`](crate::row_client::SyncCopy).
     Sync = 5,
     /// Which partitions a server leads: no question, and as the answer a list of
@@ -280,16 +279,16 @@ pub enum NetError {
     TooLarge(String),
 }
 
-/// Who is at the other end.
+/// The process at the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// Its id, as it said.
     pub server: ServerId,
     /// Its cluster, if it knew it when it connected.
     pub cluster: Option<ClusterId>,
-    /// Where it says that it is to be called, host:port.
+    /// Its own address, as it says, host:port.
     pub address: String,
-    /// Where the connection comes from or goes to.
+    /// Remote address of the socket.
     pub remote: SocketAddr,
 }
 
@@ -301,7 +300,7 @@ pub enum ServiceReply {
     Later(Boxed<'static, Result<Bytes, String>>),
 }
 
-/// What a process does for others.
+/// Services of a process for others.
 pub trait Services: Send + Sync + 'static {
     /// Answers a call. Runs on the connection's reading task, or on one of the rows'
     /// runtime, so must not block: what takes time is [`ServiceReply::Later`]. `body` is a
@@ -400,12 +399,12 @@ impl Net {
         }
     }
 
-    /// What was last learned.
+    /// The address that was last set.
     pub fn address_of(&self, server: ServerId) -> Option<String> {
         self.addresses.lock().get(&server).cloned()
     }
 
-    /// Whether the connection for calls is up.
+    /// True if the connection for calls is up.
     pub fn is_connected(&self, to: &Destination) -> bool {
         self.peer_connections
             .load()
@@ -524,8 +523,7 @@ impl Net {
         }
     }
 
-    /// Where what is asked over a lane is answered, if not where its connections are
-    /// handled.
+    /// Runtime that answers a lane's calls, if not that of its connections.
     fn answering_runtime(&self, lane: Lane) -> Option<tokio::runtime::Handle> {
         match lane {
             Lane::Calls | Lane::Bulk => self.options.rows_runtime.clone(),

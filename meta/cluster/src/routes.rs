@@ -1,4 +1,4 @@
-//! Where a partition's replicas are and who is believed to lead it, as a proxy knows it.
+//! Routes: placements and presumed leaders of partitions, as a proxy knows them.
 //!
 //! Fed by meta's news and corrected by answers: a route that is wrong costs a hop, never
 //! a wrong answer, because only a leader answers. So routes go on to be right enough
@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use crate::meta_protocol::Route as PublishedRoute;
 use crate::{Leader, PartitionId, Placement, ServerId, TableId};
 
-/// A server that could not be reached is not asked again for so long, unless it is heard
-/// of as the leader of a later term.
+/// A server that could not be reached is not asked again for this long, unless it becomes
+/// the leader of a later term.
 const AVOID_FOR: Duration = Duration::from_millis(500);
 
 /// So many dropped tables are remembered, to tell "dropped" from "not heard of yet".
@@ -106,7 +106,7 @@ impl Routes {
         }
     }
 
-    /// Whether a table was there once and has been dropped.
+    /// True if a table existed and was dropped.
     pub fn is_dropped(&self, table: TableId) -> bool {
         self.dropped.read().contains(&table)
     }
@@ -155,7 +155,7 @@ impl Routes {
         }
     }
 
-    /// Whom to ask: the believed leader, else the next of its members that was not tried.
+    /// The next server to ask: the presumed leader, else the next member that was not tried.
     /// `None`: there is nobody (else).
     pub fn next(&self, partition: PartitionId, tried: &[ServerId]) -> Option<ServerId> {
         let routes = self.routes.read();
@@ -173,7 +173,7 @@ impl Routes {
         self.routes.read().get(&partition).map(|route| route.members.clone()).unwrap_or_default()
     }
 
-    /// Who is believed to lead.
+    /// The presumed leader.
     pub fn leader(&self, partition: PartitionId) -> Option<Leader> {
         let routes = self.routes.read();
         let route = routes.get(&partition)?;
@@ -185,7 +185,7 @@ impl Routes {
         self.routes.read().get(&partition).map_or(0, |route| route.term)
     }
 
-    /// Whether the partition's replicas are known.
+    /// True if the partition's replicas are known.
     pub fn has_members(&self, partition: PartitionId) -> bool {
         self.routes.read().get(&partition).is_some_and(|route| !route.members.is_empty())
     }
@@ -195,7 +195,7 @@ impl Routes {
         self.routes.read().keys().copied().collect()
     }
 
-    /// How many partitions have a route, and how many of these a believed leader.
+    /// Number of partitions with a route, and of those with a presumed leader.
     pub fn count(&self) -> (usize, usize) {
         let routes = self.routes.read();
         (routes.len(), routes.values().filter(|route| route.leader.is_some()).count())
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_reached_is_left_alone_until_it_leads_again() {
+    fn an_unreachable_server_is_avoided_until_it_leads_again() {
         let routes = Routes::default();
         routes.place(&servers(&[1, 2], 1));
         routes.learn(P, leader(1, 1));

@@ -1,5 +1,5 @@
-//! Requests on rows, from a proxy to the replica that leads their partition, and from the
-//! network into that replica.
+//! The client of rows: carries requests from a proxy to the leading replica of their
+//! partition, and from the network into that replica.
 //!
 //! # Life of a call
 //! 1. When the leader is in this process, the call is a function call.
@@ -38,7 +38,7 @@ use crate::{Boxed, CallError, CallPartition, Leader, PartitionId, ServerId, bloc
 /// The version of requests and responses.
 const VERSION: u8 = 1;
 
-/// Servers asked in one call, at most.
+/// Maximum number of servers asked in one call.
 const REDIRECTS_MAX: usize = 5;
 
 /// A question to the server of a replica, whether it leads or not ([`Service::Sync`]): to
@@ -72,12 +72,12 @@ pub trait LocalReplicas<Q, A>: CallPartition<Q, A> {
     /// This process.
     fn server(&self) -> ServerId;
 
-    /// Who leads a partition, as its replica here sees it; `None`: there is none here, or
-    /// it knows of no leader.
+    /// A partition's leader, as its replica here sees it; `None`: there is no replica here,
+    /// or it knows no leader.
     fn leader(&self, partition: PartitionId) -> Option<Leader>;
 }
 
-/// What carries bodies to other servers: the network, or a test's.
+/// Transport of requests to other servers: the network, or a test's.
 pub trait RowTransport: Send + Sync + 'static {
     /// Sends a request and waits for its response.
     fn send(
@@ -87,8 +87,8 @@ pub trait RowTransport: Send + Sync + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Result<Bytes, NetError>> + Send;
 
-    /// Whether there is a connection: what was not sent over it was too much at once, and
-    /// the server is as it was.
+    /// True if there is a connection: a request that was then not sent met a full outbox,
+    /// and the server is not to blame.
     fn is_up(&self, server: ServerId) -> bool;
 }
 
@@ -102,7 +102,7 @@ impl RowTransport for Arc<Net> {
     }
 }
 
-/// What a server says to a request.
+/// A server's response to a request.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum RowResponse<A> {
     /// The answer.
@@ -116,7 +116,7 @@ enum RowResponse<A> {
     Malformed(String),
 }
 
-/// The door to the rows of all servers.
+/// The client of the rows of all servers.
 pub struct RowClient<Q, A, C = Arc<Net>> {
     transport: C,
     routes: Arc<Routes>,

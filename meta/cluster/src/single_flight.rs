@@ -7,11 +7,11 @@
 //!
 //! # Invariants
 //! - An answer is to a question that was put after its asker came
-//!   (`nobody_is_told_of_a_moment_before_it_came`).
+//!   (`a_caller_gets_an_answer_of_after_its_call`).
 //! - Whoever puts a question may leave: the next in line puts it again
-//!   (`who_leaves_holds_nobody_up`).
+//!   (`a_cancelled_caller_does_not_block_waiters`).
 //! - Nothing is kept of what nobody asks about
-//!   (`nothing_is_kept_of_what_nobody_asks_about`).
+//!   (`finished_calls_leave_nothing_behind`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn nobody_is_told_of_a_moment_before_it_came() {
+    async fn a_caller_gets_an_answer_of_after_its_call() {
         let shared = SingleFlight::default();
         let (answer, answered) = oneshot::channel();
         let mut first = Box::pin(shared.call("a", async { answered.await.unwrap() }));
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_leaves_holds_nobody_up() {
+    async fn a_cancelled_caller_does_not_block_waiters() {
         let shared = SingleFlight::default();
         let mut first = Box::pin(shared.call("a", std::future::pending()));
         assert_eq!(first.as_mut().now_or_never(), None);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_kept_of_what_nobody_asks_about() {
+    async fn finished_calls_leave_nothing_behind() {
         let shared = SingleFlight::default();
         for n in 0..100 {
             assert_eq!(shared.call(&n.to_string(), async { n }).await, n);

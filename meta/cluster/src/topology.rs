@@ -1,12 +1,10 @@
-//! Which servers there are and where partitions' replicas live.
+//! Servers, and placements and leaders of partitions.
 //!
-//! # Seats
-//! The members of the meta group are named by their place in the configured list,
-//! `[cluster] metas`: the n-th has Raft id n and sits on seat n, the reserved server id
-//! n. Nobody has to know a meta's real id before it was ever reached: whoever sends to a
-//! seat dials the address that the configuration gives for it. Real server ids are drawn
-//! above [`META_IDS_END`]; the first standalone format's id 1 is the exception, and its meta
-//! group of one never sends.
+//! # Meta indices
+//! A member of the meta group is named by its position in the configured list,
+//! `[cluster] metas`: the n-th has meta index n, Raft id n and the reserved server id n. A
+//! message to a reserved id goes to the configured address, so a meta's own server id need
+//! not be known. Own server ids are drawn from [`META_IDS_END`] on.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,18 +14,18 @@ use crate::PartitionId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServerId(pub u64);
 
-/// The server ids below are seats of the meta group; a process draws its own id at or
-/// above.
+/// Server ids below are reserved for meta indices; a process draws its own id from here
+/// on.
 pub const META_IDS_END: u64 = 1 << 8;
 
 impl ServerId {
     /// The n-th member of the meta group; the first is 1.
     pub const fn of_meta(position: u32) -> ServerId {
-        assert!(position >= 1 && (position as u64) < META_IDS_END, "seats are 1 to 255");
+        assert!(position >= 1 && (position as u64) < META_IDS_END, "meta indices are 1 to 255");
         ServerId(position as u64)
     }
 
-    /// Which member of the meta group this is, when it is a seat.
+    /// The meta index, if the id is a reserved one.
     pub const fn meta_index(self) -> Option<u32> {
         if self.0 >= 1 && self.0 < META_IDS_END { Some(self.0 as u32) } else { None }
     }
@@ -44,11 +42,11 @@ impl std::fmt::Display for ServerId {
 pub struct Member {
     /// Fresh for every placement, given by meta, never reused.
     pub raft_id: u64,
-    /// Where it lives.
+    /// Its server.
     pub server: ServerId,
 }
 
-/// Where a partition's replicas are.
+/// Placement of a partition's replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// Of which partition.
@@ -71,10 +69,10 @@ impl Placement {
     }
 }
 
-/// Who leads a partition, as somebody saw it; the higher term is the later truth.
+/// A partition's leader; of two, the one of the higher term is right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Leader {
-    /// Where the leader is.
+    /// The leader's server.
     pub server: ServerId,
     /// Raft's term.
     pub term: u64,

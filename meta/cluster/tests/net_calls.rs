@@ -124,7 +124,7 @@ fn raft_is_served_while_the_other_runtime_is_stuck() {
     drop(served);
 }
 
-/// What a process that stops leaves unanswered is no refusal, which would be the last
+/// A call that a stopping process leaves unanswered is no refusal, which would be the last
 /// word on it.
 #[test]
 fn a_call_that_a_stopping_process_drops_is_lost() {
@@ -199,7 +199,7 @@ fn a_service_that_blocks_silences_no_connection() {
 }
 
 #[tokio::test]
-async fn who_is_killed_in_the_middle_of_a_call_leaves_it_lost() {
+async fn a_killed_server_leaves_its_calls_lost() {
     let served = serve(options(2)).await;
     let wire = Wire::to(&served.address).await;
     let net = Net::new(options(1)).unwrap();
@@ -232,7 +232,7 @@ async fn ask_again(net: &std::sync::Arc<Net>) -> usize {
 }
 
 #[tokio::test]
-async fn who_is_not_there_is_known_at_once_and_found_again_soon() {
+async fn a_server_that_is_down_fails_fast_and_is_found_again() {
     let net = Net::new(options(1)).unwrap();
     assert!(
         matches!(ask(&net, "now").await, Err(NetError::NotSent(why)) if why.contains("no address"))
@@ -278,9 +278,9 @@ async fn ipv6_is_served() {
     assert_eq!(ask(&net, "now").await.unwrap(), "now");
 }
 
-/// Who accepts and never says a word: nothing was sent, and nobody else waits for it.
+/// A peer that accepts and never sends a byte: nothing was sent, and no other call waits.
 #[tokio::test]
-async fn who_never_greets_holds_up_nobody_else() {
+async fn a_peer_without_handshake_delays_no_other() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (net, _served) = pair().await;
     net.set_address(ServerId(3), &mute.local_addr().unwrap().to_string());
@@ -327,7 +327,7 @@ async fn a_silent_death_is_noticed() {
     assert_eq!(calls, 2, "what vanished was not served");
 }
 
-/// What is quiet but alive stays.
+/// An idle but live connection stays.
 #[tokio::test]
 async fn an_idle_connection_lives() {
     let mut quick = options(2);
@@ -344,7 +344,7 @@ async fn an_idle_connection_lives() {
 /// Frames that still wait when the caller's time is over are withdrawn: certainly not
 /// sent. What the socket took is lost.
 #[tokio::test]
-async fn what_waits_behind_a_full_socket_is_not_sent() {
+async fn requests_behind_a_full_socket_are_not_sent() {
     let served = serve(options(2)).await;
     let wire = Wire::to(&served.address).await;
     let net = Net::new(options(1)).unwrap();
@@ -370,7 +370,7 @@ async fn what_waits_behind_a_full_socket_is_not_sent() {
 
 /// A server that stops answers what it was asked; new calls are not sent.
 #[tokio::test]
-async fn who_stops_answers_first_what_it_was_asked() {
+async fn a_stopping_server_first_answers_its_calls() {
     let (net, served) = pair().await;
     let calls: Vec<_> = (0..50)
         .map(|_| {

@@ -1,4 +1,5 @@
-//! Who is let in: secrets, certificates, clusters, ids; and what strangers may send.
+//! Authentication: secrets, certificates, clusters, ids; and bytes from unauthenticated
+//! peers.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail here")]
 
@@ -76,7 +77,7 @@ async fn clusters_do_not_mix() {
     );
 }
 
-/// Who joins a cluster leaves those of another, which it met when it knew no better.
+/// Joining a cluster closes connections with members of another one.
 #[tokio::test]
 async fn joining_a_cluster_ends_connections_with_another() {
     let served = serve(NetOptions { cluster: Some(ClusterId(7)), ..options(2) }).await;
@@ -130,7 +131,7 @@ fn tls(
 }
 
 #[tokio::test]
-async fn who_shows_no_certificate_of_ours_is_not_let_in() {
+async fn foreign_certificates_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let (ours, others) = (authority(), authority());
     let with = |server: u64, tls: Option<NetTls>| NetOptions { tls, ..options(server) };
@@ -212,7 +213,7 @@ async fn silent_strangers_are_few_and_short() {
 
 /// One address can't take all places of those who have not greeted.
 #[tokio::test]
-async fn a_stranger_keeps_nobody_else_out() {
+async fn unauthenticated_peers_keep_no_member_out() {
     let served = serve(NetOptions {
         half_open_max: 8,
         half_open_per_ip_max: 2,

@@ -31,7 +31,7 @@ fn is_read(add: &Add) -> bool {
     add.by == 0
 }
 
-/// What happens to the next message to a server.
+/// Fate of the next message to a server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Weather {
     NotSent,
@@ -50,7 +50,7 @@ enum Weather {
 struct World {
     leader: Mutex<Option<Leader>>,
     sum: AtomicU64,
-    /// How often each write was applied.
+    /// Number of times each write was applied.
     applied: Mutex<HashMap<u64, usize>>,
     servers: Mutex<HashMap<ServerId, Arc<Server>>>,
     weather: Mutex<HashMap<ServerId, Vec<Weather>>>,
@@ -63,7 +63,7 @@ struct World {
 
 struct Server {
     id: ServerId,
-    /// What it believes.
+    /// Its presumed leader.
     believed: Mutex<Option<Leader>>,
     world: std::sync::Weak<World>,
     local_calls: AtomicUsize,
@@ -286,7 +286,7 @@ async fn a_hint_of_a_later_term_leads_back_to_who_was_asked_before() {
 }
 
 #[tokio::test]
-async fn what_was_not_sent_is_sent_to_another() {
+async fn a_request_that_was_not_sent_goes_to_another_server() {
     let (world, routes) = World::new(3);
     let rows = door(&world, &routes, None);
     world.lead(1, 1, &[]);
@@ -333,7 +333,7 @@ async fn a_write_that_was_lost_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_to_be_sent_was_not_done() {
+async fn a_request_too_large_to_send_was_not_done() {
     let (world, routes) = World::new(3);
     let rows = door(&world, &routes, None);
     world.lead(1, 1, &[]);

@@ -72,7 +72,7 @@ async fn is_diverged(three: &Three, odd: u64) {
                 .collect();
             panic!("replica {odd} goes on: {groups:#?}");
         });
-    assert!(why.contains("without what this replica had applied"), "{why}");
+    assert!(why.contains("without entries that this replica had applied"), "{why}");
     assert!(replica.store.damage().is_some(), "it is to be rebuilt");
     assert!(matches!(replica.group.running(), Err(GroupError::Fatal(_))));
 }

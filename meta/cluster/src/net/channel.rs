@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use super::connection::{Connection, SendRefused};
 use super::{NetError, Peer};
 
-/// What may wait for a channel's consumer; a last message may go beyond it.
+/// Bytes that may wait for a channel's consumer; the last message may go beyond it.
 pub(super) const WINDOW_BYTES: usize = 512 * 1024;
-/// What a message costs beside its bytes.
+/// Cost of a message beside its bytes.
 const MESSAGE_OVERHEAD: usize = 64;
 
-/// What a message takes of the window.
+/// Bytes of the window that a message takes.
 pub(super) fn cost(message: &Bytes) -> usize {
     message.len() + MESSAGE_OVERHEAD
 }
@@ -72,7 +72,7 @@ impl Channel {
         self.receiver.failure()
     }
 
-    /// Who is at the other end.
+    /// The other end.
     pub fn peer(&self) -> &Peer {
         self.sender.peer()
     }
@@ -102,7 +102,7 @@ impl ChannelSender {
         }
     }
 
-    /// Who is at the other end.
+    /// The other end.
     pub fn peer(&self) -> &Peer {
         &self.connection.peer
     }
@@ -131,7 +131,7 @@ impl ChannelReceiver {
         self.connection.failure()
     }
 
-    /// Who is at the other end.
+    /// The other end.
     pub fn peer(&self) -> &Peer {
         &self.connection.peer
     }

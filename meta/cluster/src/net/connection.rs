@@ -1,10 +1,10 @@
-//! A connection whose sides have greeted each other: its calls, its channels and what
-//! waits to be written, under one small lock.
+//! A connection after the handshake: its calls, its channels and its outbox, under one
+//! small lock.
 //!
 //! # Invariants
 //! - A call is answered [`NetError::NotSent`] only if its frame was withdrawn from the
 //!   [`Outbox`] before anybody took it to write it, or was turned away unread
-//!   (`what_was_never_handed_over_is_not_sent`).
+//!   (`a_request_that_was_not_written_is_not_sent`).
 //! - A caller that goes away leaves nothing behind: neither its frame nor its entry
 //!   (`cancelled_calls_leave_nothing_behind`).
 
@@ -29,10 +29,10 @@ use super::outbox::{Outbox, WriteBatch};
 use super::socket::DirectWriter;
 use super::{NetError, Peer, Service};
 
-/// With so much waiting to be written, callers wait.
+/// Callers wait while the outbox is larger than this.
 const OUTBOX_BYTES: usize = 4 << 20;
-/// So many of a dialer's calls may be under way, with so many bytes of requests; the next
-/// is turned away.
+/// Maximum number of a dialer's calls in flight, and of bytes of their requests; further
+/// calls are answered with `Busy`.
 const CALLS_MAX: usize = 32 * 1024;
 const CALL_BYTES_MAX: usize = 512 << 20;
 
@@ -41,7 +41,7 @@ type CallResult = Result<Bytes, NetError>;
 struct PendingCall {
     /// Tells a late answer from one to a newer call in the same place.
     sequence: u32,
-    /// Where its frame begins in the outbox.
+    /// Position of its frame in the outbox.
     start: u64,
     answer: oneshot::Sender<CallResult>,
 }
@@ -49,15 +49,15 @@ struct PendingCall {
 #[derive(Default)]
 struct ConnectionState {
     outbox: Outbox,
-    /// Somebody is writing.
+    /// A task is writing.
     writing: bool,
-    /// Taken, and not written by who took it: comes first.
+    /// The rest of a batch that a task took and could not write whole; written first.
     unwritten: WriteBatch,
     calls: Slab<PendingCall>,
     sequence: u32,
     channels: HashMap<u64, ChannelState>,
     next_channel: u64,
-    /// The other side is about to stop.
+    /// The other side is draining.
     draining: bool,
     closed: Option<Arc<str>>,
 }
@@ -79,11 +79,11 @@ pub(super) struct Connection {
     pub(super) closed: CancellationToken,
     /// Cancelled when no new calls are taken: closed, or about to be.
     pub(super) no_new_calls: CancellationToken,
-    /// Set by the reader and the writer, reset by who keeps the connection alive.
+    /// Set by the reader and the writer, reset by the keepalive task.
     pub(super) has_received: AtomicBool,
     pub(super) has_sent: AtomicBool,
-    /// What is read is not answered as fast as it comes, so this side does not read for
-    /// the moment: the other's silence means nothing.
+    /// Calls arrive faster than they are answered, so this side does not read for now: the
+    /// other's silence means nothing.
     pub(super) reading_is_paused: AtomicBool,
     direct: Option<DirectWriter>,
 }
@@ -203,7 +203,7 @@ impl Connection {
         let take = |(id, answer): (u64, CallResult)| {
             let (slot, sequence) = (id as u32 as usize, (id >> 32) as u32);
             let is_ours = state.calls.get(slot).is_some_and(|call| call.sequence == sequence);
-            // Others have been given up by their callers.
+            // An answer to a cancelled call: its slot may belong to a newer one by now.
             is_ours.then(|| (state.calls.remove(slot).answer, answer))
         };
         let found: smallvec::SmallVec<[_; 64]> = answers.drain(..).filter_map(take).collect();
@@ -214,7 +214,7 @@ impl Connection {
         }
     }
 
-    /// How many of our calls wait for their answer.
+    /// Number of our calls that wait for their answer.
     #[cfg(test)]
     pub(super) fn pending(&self) -> usize {
         self.state.lock().calls.len()
@@ -222,7 +222,7 @@ impl Connection {
 
     // --- calls that are made to us ---
 
-    /// Whether one more of the other side's calls may be looked at.
+    /// True if one more of the other side's calls may be served.
     pub(super) fn may_serve(&self) -> bool {
         self.serving.load(Ordering::Relaxed) < CALLS_MAX
             && self.serving_bytes.load(Ordering::Relaxed) < CALL_BYTES_MAX
@@ -238,7 +238,8 @@ impl Connection {
     pub(super) fn finish_serving(&self, bytes: usize, id: u64, answer: Result<Bytes, String>) {
         let mut state = self.state.lock();
         self.push_answer(&mut state, id, answer);
-        // Under the lock, so that who sees none under way sees its answer too.
+        // Under the lock, so that `drain` cannot see zero calls before the answer is in the
+        // outbox.
         let is_last = self.serving.fetch_sub(1, Ordering::Relaxed) == 1;
         self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
         drop(state);
@@ -302,7 +303,7 @@ impl Connection {
         self.flush(false);
     }
 
-    /// A sign of life, unless there is something to write anyway.
+    /// Sends a ping, unless there is something to write anyway.
     pub(super) fn ping(&self) {
         let is_idle = {
             let state = self.state.lock();
@@ -322,18 +323,18 @@ impl Connection {
 
     // --- writing ---
 
-    /// Has what waits written: by the caller itself if nobody else writes and the socket
-    /// takes it (`directly`), else by the writer's task.
+    /// Writes the outbox: on the calling task if no other task is writing and the socket
+    /// takes it (`directly`), else on the writer's task.
     fn flush(&self, directly: bool) {
         let (true, Some(direct)) = (directly, &self.direct) else { return self.work.notify_one() };
-        // Who writes looks again when it is done.
+        // Another task is writing: it looks at the outbox again when it is done.
         let Some(mut batch) = self.take() else { return };
         direct.try_write(&mut batch);
         self.has_sent.store(true, Ordering::Relaxed);
         self.written(batch);
     }
 
-    /// What is to be written now; `None` if there is nothing, or somebody else writes.
+    /// The next batch to write; `None` if there is none, or another task is writing.
     pub(super) fn take(&self) -> Option<WriteBatch> {
         let mut state = self.state.lock();
         if state.writing {
@@ -357,7 +358,7 @@ impl Connection {
         Some(batch)
     }
 
-    /// Somebody has written, up to this rest.
+    /// Ends a write that left this rest.
     pub(super) fn written(&self, unwritten: WriteBatch) {
         let mut state = self.state.lock();
         state.writing = false;
@@ -396,27 +397,28 @@ impl Connection {
                     self.peer.server
                 )),
             };
-            let _ = call.answer.send(Err(error)); // it may have gone
+            // The caller may have given up.
+            let _ = call.answer.send(Err(error));
         }
         for (_, flow) in channels {
             flow.changed.notify_waiters();
         }
     }
 
-    /// The other side is about to stop: no more calls. What is under way goes on.
+    /// The other side is draining: no new calls. Those in flight go on.
     pub(super) fn on_go_away(&self) {
         self.state.lock().draining = true;
         self.no_new_calls.cancel();
         self.send_control(FrameKind::GoAway, 0, 0);
     }
 
-    /// The dialer has answered our goodbye.
+    /// The dialer has replied to our GoAway.
     pub(super) fn on_go_away_reply(&self) {
         self.state.lock().draining = true;
     }
 
-    /// Says goodbye to a dialer, and waits until everything it asked is answered, at most
-    /// so long.
+    /// Announces the stop to the dialer, and waits for its calls to be answered and its
+    /// reply, at most this long.
     pub(super) async fn drain(&self, at_most: Duration) {
         /// Too short to be noticed when a process ends, too long to cost anything.
         const POLL_INTERVAL: Duration = Duration::from_millis(2);
@@ -434,7 +436,8 @@ impl Connection {
             }
         };
         if tokio::time::timeout(at_most, wait).await.is_err() {
-            tracing::warn!(peer = %self.peer.server, "calls that are not answered in time are cut off");
+            let peer = self.peer.server;
+            tracing::warn!(%peer, "calls in flight are dropped: not answered before the stop");
         }
     }
 }
@@ -460,7 +463,7 @@ impl OutgoingCall {
                 let server = self.connection.peer.server;
                 match self.connection.cancel_call(self.id, self.start) {
                     true => Err(NetError::NotSent(format!("{server} takes nothing in"))),
-                    // It may have come in this very moment.
+                    // The answer may have arrived between the timeout and the cancellation.
                     false => self.answered.try_recv().unwrap_or_else(|_| {
                         Err(NetError::Lost(format!("no answer of {server} in time")))
                     }),

@@ -1,4 +1,4 @@
-//! Frames: what goes over a connection once both sides have greeted each other.
+//! Frames: the unit of a connection after the handshake.
 //!
 //! # Layout
 //! ```text
@@ -18,10 +18,10 @@ const COUNTED_BYTES: usize = HEADER_BYTES - 4;
 /// Room is made for so much more of a frame at a time, as it comes: a length is announced
 /// in no time, and bytes take some.
 const RESERVE_STEP_BYTES: usize = 1 << 20;
-/// Where the kind stands.
+/// Offset of the kind.
 const KIND_AT: usize = 4;
 
-/// What a frame says.
+/// A frame's kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum FrameKind {
@@ -31,7 +31,7 @@ pub(super) enum FrameKind {
     Answer = 2,
     /// Its refusal by the service, a text.
     Refuse = 3,
-    /// It was not looked at: too many are under way.
+    /// The call was not served: too many are in flight.
     Busy = 4,
     /// A new channel; dialer to acceptor.
     Open = 5,
@@ -41,12 +41,12 @@ pub(super) enum FrameKind {
     Credit = 7,
     /// A half of a channel has ended; see [`ENDS_SENDING`], [`ENDS_RECEIVING`].
     End = 8,
-    /// I live.
+    /// Keepalive.
     Ping = 9,
-    /// A request that was withdrawn before it went out: nothing.
+    /// A request that was withdrawn before it left; ignored.
     Cancelled = 10,
-    /// I am about to stop: ask me nothing more. Said by the acceptor, and back by the
-    /// dialer when it has asked its last.
+    /// The acceptor is draining and takes no new calls; the dialer replies with the same
+    /// after its last call.
     GoAway = 11,
 }
 
@@ -190,7 +190,10 @@ mod tests {
         /// Any bytes are frames, an error, or wait for more, of which never more is
         /// reserved than the cap allows.
         #[test]
-        fn any_bytes_are_frames_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..2000), small in any::<bool>()) {
+        fn any_bytes_are_frames_or_an_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..2000),
+            small in any::<bool>(),
+        ) {
             let mut buffer = BytesMut::from(&bytes[..]);
             if small && buffer.len() > 3 {
                 // A length that is believed.
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_or_too_short_is_refused_before_it_has_arrived() {
+    fn frames_of_a_bad_length_are_refused_at_the_header() {
         let header = |length: u32| {
             let mut out = BytesMut::from(&length.to_le_bytes()[..]);
             out.extend_from_slice(&[FrameKind::Call as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0]);

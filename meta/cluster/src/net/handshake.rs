@@ -1,5 +1,5 @@
-//! The handshake: who is there, whether it belongs to this cluster, and whether it knows
-//! the secret.
+//! The handshake: identity of both sides, membership in this cluster, and proof of the
+//! secret.
 //!
 //! ```text
 //! dialer                                    acceptor
@@ -17,9 +17,8 @@
 //! nor in the other role, nor for another version.
 //!
 //! # Not here
-//! The secret keeps strangers out; it does not hide or protect what is said afterwards
-//! from somebody who sits on the wire, and a short one can be guessed by who has seen a
-//! proof. For that there is TLS.
+//! The secret authenticates processes; it does not encrypt or sign later traffic, and a
+//! short secret can be guessed from a recorded proof. TLS protects against both.
 
 use hmac::{Hmac, Mac};
 use rand::Rng;
@@ -33,18 +32,18 @@ use crate::ServerId;
 
 /// Grows when frames or the handshake change.
 const VERSION: u16 = 1;
-/// What a connection begins with; the last two bytes are the version, LE.
+/// First bytes of a connection, before the version (u16 LE).
 const MAGIC: [u8; 6] = *b"bridle";
 /// A message of the handshake is no larger.
 const MESSAGE_BYTES_MAX: usize = 2048;
 
-/// What a side says about itself.
+/// A side's description of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PeerInfo {
     /// `None`: not known yet.
     pub(super) cluster: Option<ClusterId>,
     pub(super) server: ServerId,
-    /// Where it wants to be called.
+    /// Address at which others reach it.
     pub(super) address: String,
     /// The largest body it takes.
     pub(super) frame_bytes_max: u32,
@@ -53,7 +52,7 @@ pub(super) struct PeerInfo {
 #[derive(Serialize, Deserialize)]
 struct ClientHello {
     info: PeerInfo,
-    /// Whom the dialer wants to speak to.
+    /// The server that the dialer expects.
     expected: Option<ServerId>,
     has_secret: bool,
     nonce: [u8; 32],
@@ -139,7 +138,7 @@ impl Handshaker<'_> {
             Reply::Refused(why) => return Err(HandshakeError::Refused(why)),
             Reply::Welcome { .. } => return Err(HandshakeError::WrongProtocol),
         };
-        // Said before anything is proved to somebody who cannot prove anything himself.
+        // Checked before this side proves anything to a peer that cannot prove itself.
         if let Some(why) = secrets_differ(self.secret.is_some(), has_secret) {
             return Err(HandshakeError::Mismatch(why));
         }
@@ -171,7 +170,7 @@ impl Handshaker<'_> {
         }
     }
 
-    /// Greets who has called us.
+    /// The acceptor's side.
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
@@ -223,7 +222,7 @@ impl Handshaker<'_> {
         Ok(hello.info)
     }
 
-    /// Tells the other side why not, and our log too.
+    /// Sends the reason to the other side and returns it for the log.
     async fn refuse<S: AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
@@ -320,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_belongs_together_learns_of_each_other() {
+    async fn members_of_a_cluster_shake_hands() {
         let secret = Secret::new("correct horse battery").unwrap();
         for (ours, theirs) in [(None, None), (Some(5), None), (None, Some(5)), (Some(5), Some(5))] {
             for secret in [None, Some(&secret)] {
@@ -333,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_belong_is_told_why_on_both_sides() {
+    async fn both_sides_learn_why_a_handshake_fails() {
         let (secret, other) =
             (Secret::new("correct horse battery").unwrap(), Secret::new("staple").unwrap());
         let cases = [

@@ -1,8 +1,8 @@
-//! What waits to be written to a connection, and what of it can still be withdrawn.
+//! Frames that wait to be written to a connection, and can still be withdrawn.
 //!
-//! Frames are appended at a position that only grows. Whoever writes takes all that is
-//! there at once; from then on what lies before [`Outbox::taken`] counts as handed to the
-//! socket, whether or not a byte of it left. What lies behind it certainly did not leave.
+//! Frames are appended at a position that only grows. A writer takes all of them at once;
+//! from then on everything before [`Outbox::taken`] counts as handed to the socket, even
+//! if no byte has left. Everything after it has certainly not left.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -11,11 +11,11 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::frame::{FrameHeader, HEADER_BYTES, cancel_frame};
 
-/// Bodies from here on are not copied.
+/// Bodies of this size and larger are not copied.
 const COPIED_BODY_BYTES_MAX: usize = 16 * 1024;
 /// A piece of small frames is closed at this size.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// So many pieces at most go into one write.
+/// Maximum number of chunks in one write.
 const SLICES_MAX: usize = 64;
 
 enum ChunkData {
@@ -40,7 +40,7 @@ struct Chunk {
     data: ChunkData,
 }
 
-/// What was taken to be written.
+/// Chunks that were taken to be written.
 #[derive(Default)]
 pub(super) struct WriteBatch(VecDeque<Chunk>);
 
@@ -49,12 +49,12 @@ impl WriteBatch {
         self.0.is_empty()
     }
 
-    /// What comes next, as many slices as one write takes.
+    /// The next bytes, at most as many slices as one write takes.
     pub(super) fn slices(&self) -> impl Iterator<Item = IoSlice<'_>> {
         self.0.iter().take(SLICES_MAX).map(|chunk| IoSlice::new(chunk.data.bytes()))
     }
 
-    /// So many bytes were written.
+    /// Removes bytes that were written.
     pub(super) fn advance(&mut self, mut bytes: usize) {
         while let Some(chunk) = self.0.front_mut() {
             let has = chunk.data.bytes().len();
@@ -135,7 +135,7 @@ impl Outbox {
         WriteBatch(std::mem::take(&mut self.chunks))
     }
 
-    /// Whether the frame at this position has been taken.
+    /// True if the frame at this position has been taken.
     pub(super) fn is_taken(&self, start: u64) -> bool {
         start < self.taken
     }
@@ -146,7 +146,11 @@ impl Outbox {
             return false;
         }
         let at = self.chunks.partition_point(|chunk| chunk.start <= start).saturating_sub(1);
-        let is_large = matches!(self.chunks.get(at + 1), Some(Chunk { start: body, data: ChunkData::Large(_) }) if *body == start + HEADER_BYTES as u64);
+        let body_at = start + HEADER_BYTES as u64;
+        let is_large = matches!(
+            self.chunks.get(at + 1),
+            Some(Chunk { start: body, data: ChunkData::Large(_) }) if *body == body_at
+        );
         if let Some(Chunk { start: first, data: ChunkData::Small(small) }) = self.chunks.get_mut(at)
         {
             cancel_frame(&mut small[(start - *first) as usize..], is_large);
@@ -169,14 +173,20 @@ mod tests {
         /// Taken frames are those that were pushed, in order and whole; withdrawn ones
         /// are void.
         #[test]
-        fn withdrawn_frames_are_void_and_the_others_whole(
-            sizes in prop::collection::vec((prop_oneof![0..300usize, 10_000..40_000usize], any::<bool>()), 1..40),
+        fn withdrawn_frames_are_cancelled_the_others_whole(
+            sizes in prop::collection::vec(
+                (prop_oneof![0..300usize, 10_000..40_000usize], any::<bool>()),
+                1..40,
+            ),
             step in 1..100_000usize,
         ) {
             let mut outbox = Outbox::default();
             let body = |at: usize, size: usize| Bytes::from(vec![at as u8; size]);
-            let starts: Vec<_> =
-                sizes.iter().enumerate().map(|(at, (size, _))| outbox.push(FrameHeader::new(FrameKind::Call, 1, at as u64), body(at, *size))).collect();
+            let header = |at: usize| FrameHeader::new(FrameKind::Call, 1, at as u64);
+            let mut starts = Vec::new();
+            for (at, (size, _)) in sizes.iter().enumerate() {
+                starts.push(outbox.push(header(at), body(at, *size)));
+            }
             for (start, (_, withdrawn)) in starts.iter().zip(&sizes) {
                 if *withdrawn {
                     prop_assert!(outbox.withdraw(*start));
@@ -184,7 +194,9 @@ mod tests {
             }
             let mut batch = outbox.take();
             prop_assert!(outbox.is_empty() && outbox.bytes() == 0);
-            prop_assert!(starts.iter().all(|start| outbox.is_taken(*start) && !outbox.withdraw(*start)));
+            for start in &starts {
+                prop_assert!(outbox.is_taken(*start) && !outbox.withdraw(*start));
+            }
             let mut wire = BytesMut::new();
             while !batch.is_empty() {
                 let all: Vec<u8> = batch.slices().flat_map(|slice| slice.to_vec()).collect();

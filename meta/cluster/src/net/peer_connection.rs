@@ -1,9 +1,8 @@
-//! The way to one other process: its connection while there is one, and a task that makes
-//! it again when it is lost.
+//! The outgoing connection to one other process, and the task that dials it again after
+//! it was lost.
 //!
-//! What is down is known to be down: while dialing fails, calls fail at once or after
-//! [`DIAL_WAIT_MAX`]; dialing goes on every [`BACKOFF_MAX`] as long as somebody has asked
-//! within [`RECONNECT_FOR`].
+//! While dialing fails, calls fail immediately or after [`DIAL_WAIT_MAX`]. Dialing is
+//! repeated every [`BACKOFF_MAX`] while there was a call within [`RECONNECT_FOR`].
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -25,18 +24,18 @@ use crate::ServerId;
 /// Pauses between failed attempts.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(100);
-/// A call waits so long for an attempt that follows a failed one.
+/// Maximum wait of a call for an attempt that follows a failed one.
 const DIAL_WAIT_MAX: Duration = Duration::from_millis(50);
-/// Without a call for so long, dialing ends until the next one.
+/// Without a call for this long, dialing ends until the next one.
 const RECONNECT_FOR: Duration = Duration::from_secs(10);
-/// A connection that lived for so long was a good one: when it is lost, it is made again
-/// without a pause. So is the first that did not.
+/// A connection that lived this long was stable: after its loss it is dialed again
+/// without a pause. So is the first one that was not.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
-/// Of a host name's addresses, so many are tried.
+/// Maximum number of a host name's addresses that are tried.
 const ADDRESSES_MAX: usize = 8;
 
-/// What goes over a connection of its own. The first byte of each says which it is, in
-/// the clear: it only decides on which runtime its bytes are handled.
+/// A class of traffic with a connection of its own. The first byte of each connection
+/// names it in clear text: it only selects the runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(super) enum Lane {
@@ -170,13 +169,14 @@ impl PeerConnection {
             let why: Arc<str> = match dialed {
                 Ok(connection) => {
                     let born = Instant::now();
-                    tracing::info!(peer = %connection.peer.server, to = %self.to, lane = ?self.lane, "connected");
+                    let peer = connection.peer.server;
+                    tracing::info!(%peer, to = %self.to, lane = ?self.lane, "connected");
                     self.connection.store(Some(connection.clone()));
                     self.dial.send_replace(DialState::Up(connection.clone()));
                     connection.no_new_calls.cancelled().await;
                     self.connection.store(None);
                     let why = connection.failure().unwrap_or_else(|| "it is stopping".to_owned());
-                    tracing::info!(peer = %connection.peer.server, to = %self.to, lane = ?self.lane, why, "connection lost");
+                    tracing::info!(%peer, to = %self.to, lane = ?self.lane, why, "connection lost");
                     self.task.lock().wanted = Instant::now();
                     if born.elapsed() > STABLE_AFTER {
                         backoff = BACKOFF_MIN;

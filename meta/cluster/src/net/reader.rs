@@ -16,22 +16,22 @@ use super::frame::{Frame, FrameKind, decode};
 use super::socket::{CloseOnDrop, SocketReader};
 use super::{NetError, Service, ServiceReply, Services};
 
-/// What one read may bring: at first, and while reads are filled.
+/// Size of the read buffer: at first, and its maximum while reads fill it.
 const READ_BYTES_MIN: usize = 64 * 1024;
 const READ_BYTES_MAX: usize = 512 * 1024;
 /// A buffer with less room than this left is exchanged for a new one.
 const READ_ROOM: usize = 8 * 1024;
-/// What has been read and is not being answered yet, in reads; then reading waits.
+/// Maximum number of reads whose calls are queued; then reading waits.
 const READS_QUEUED_MAX: usize = 16;
 /// Answers are sent off when they have become so large, though more requests have been
 /// read.
 const ANSWER_BYTES: usize = 256 * 1024;
 
-/// What a connection takes in.
+/// Options of a connection's reader.
 pub(super) struct ReaderOptions {
-    /// Who answers; `None` on the dialer's side, where nobody calls.
+    /// The services that answer; `None` on the dialer's side, which receives no calls.
     pub(super) services: Option<Arc<dyn Services>>,
-    /// Where they do; `None`: here.
+    /// The runtime of the services; `None`: the reader's.
     pub(super) rows_runtime: Option<Handle>,
     /// The largest body.
     pub(super) frame_bytes_max: usize,
@@ -88,7 +88,7 @@ pub(super) async fn read(
             }
             if batch.answer_bytes > ANSWER_BYTES {
                 batch.finish();
-                // Who asks and does not read the answers is not asked for more.
+                // Back-pressure: a peer that does not read its answers is not read either.
                 while let Some(room) = connection.outbox_full() {
                     room.await;
                 }
@@ -104,7 +104,7 @@ pub(super) async fn read(
     }
 }
 
-/// What the frames of one read have led to.
+/// Results of the frames of one read.
 struct ReadBatch<'a> {
     connection: &'a Arc<Connection>,
     services: Option<Arc<dyn Services>>,
@@ -157,7 +157,8 @@ impl CallQueue {
                     if answer_bytes > ANSWER_BYTES {
                         connection.finish_serving_all(&mut served);
                         answer_bytes = 0;
-                        // Who asks and does not read the answers is not served more.
+                        // Back-pressure: a peer that does not read its answers is not
+                        // served.
                         while let Some(room) = connection.outbox_full() {
                             room.await;
                         }
@@ -181,7 +182,7 @@ impl CallQueue {
             Err(mpsc::error::TrySendError::Full(queued)) => queued,
         };
         connection.reading_is_paused.store(true, Ordering::Relaxed);
-        // Without its task the connection is closed: nobody is to be told.
+        // Without its task the connection is closed, so a failure needs no handling.
         let _ = self.0.send(queued).await;
         connection.reading_is_paused.store(false, Ordering::Relaxed);
     }
@@ -304,8 +305,8 @@ impl Drop for PendingReply {
             false if std::thread::panicking() => {
                 self.reply(Err("the service has broken off".to_owned()))
             }
-            // The process stops: that is no answer. The connection ends, and whoever
-            // asked learns that it is lost.
+            // The process stops, which is no answer. The connection ends, and the caller
+            // gets `NetError::Lost`.
             false => self.connection.abandon_serving(self.bytes),
         }
     }

@@ -1,5 +1,5 @@
-//! Accepts connections of other processes: greets each within a time, serves those that
-//! belong here, and says goodbye when it stops.
+//! The accept loop for other processes: limits connections in handshake, serves those
+//! that belong to the cluster, and drains them at the stop.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -39,17 +39,17 @@ pub(super) async fn serve(
         let (stream, remote) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "accept a connection of another server");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         let Some(half_open) = half_open_by_ip.admit(remote.ip(), &net.options) else {
-            tracing::warn!(%remote, "closed unheard: too many connections that have not said who they are");
+            tracing::warn!(%remote, "connection dropped: too many connections in handshake");
             continue;
         };
         if open.load(Ordering::Relaxed) >= net.options.connections_max {
-            tracing::warn!(%remote, "closed unheard: too many connections");
+            tracing::warn!(%remote, "connection dropped: too many connections");
             continue;
         }
         let place = ConnectionPermit::take(&open);
@@ -68,7 +68,7 @@ pub(super) async fn serve(
     tracker.wait().await;
 }
 
-/// Connections that have not said who they are, by where they come from.
+/// Numbers of half-open connections, by origin.
 #[derive(Default)]
 struct HalfOpenByIp(Mutex<HashMap<IpAddr, usize>>);
 
@@ -88,8 +88,8 @@ impl HalfOpenByIp {
     }
 }
 
-/// What one stranger is likely to have no more than one of: an address, or an IPv6
-/// network, of whose addresses each member has any number.
+/// The unit that the limit of half-open connections counts by: an IPv4 address, or an IPv6
+/// /64 network, whose every host has many addresses.
 fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -97,7 +97,7 @@ fn origin(address: IpAddr) -> IpAddr {
     }
 }
 
-/// One of these, until it is dropped.
+/// One half-open connection, counted until it is dropped.
 struct HalfOpen {
     half_open_by_ip: Arc<HalfOpenByIp>,
     from: IpAddr,
@@ -115,7 +115,7 @@ impl Drop for HalfOpen {
     }
 }
 
-/// One of the connections that may be open.
+/// A permit for one connection, returned on drop.
 struct ConnectionPermit(Arc<AtomicUsize>);
 
 impl ConnectionPermit {
@@ -131,7 +131,7 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Somebody who has connected.
+/// An accepted connection before its handshake.
 struct Incoming {
     net: Arc<Net>,
     services: Arc<dyn Services>,
@@ -161,7 +161,7 @@ impl Incoming {
                 let (tracker, net) = (self.tracker.clone(), self.net.clone());
                 tracker.spawn_on(self.serve_connection(lane, stream), net.runtime(lane));
             }
-            Err(why) => tracing::warn!(remote = ?remote.ok(), why, "a connection was refused"),
+            Err(why) => tracing::warn!(remote = ?remote.ok(), why, "handshake failed"),
         }
     }
 
@@ -179,7 +179,7 @@ impl Incoming {
         let (stream, peer, frame_bytes_max) = match greeted {
             Ok(greeted) => greeted,
             Err(why) => {
-                tracing::warn!(remote = ?remote.ok(), why, "a connection was refused");
+                tracing::warn!(remote = ?remote.ok(), why, "handshake failed");
                 return;
             }
         };

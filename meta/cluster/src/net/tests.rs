@@ -1,4 +1,4 @@
-//! Tests of what only the inside shows: what a connection keeps, and what it lets go.
+//! Tests of a connection's inner state: what it keeps and what it releases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn connection() -> Arc<Connection> {
     Connection::new(peer, 1 << 20, None, &CancellationToken::new())
 }
 
-/// What would be written now.
+/// Kinds of the frames that would be written now.
 fn taken(connection: &Connection) -> Vec<FrameKind> {
     let mut wire = bytes::BytesMut::new();
     while let Some(mut batch) = connection.take() {
@@ -46,7 +46,7 @@ fn soon() -> Instant {
 }
 
 #[tokio::test]
-async fn what_was_never_handed_over_is_not_sent() {
+async fn a_request_that_was_not_written_is_not_sent() {
     let connection = connection();
     let ask = || connection.call(Service::Rows, &Bytes::from_static(b"x")).ok().unwrap();
     // Time is over: before and after it was taken.

@@ -12,11 +12,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::NetSetupError;
 
-/// Where the certificates are. PEM.
+/// Files of certificates and key, PEM.
 #[derive(Debug, Clone)]
 pub struct NetTls {
-    /// The authority that signs the servers' certificates, and nobody else's: who shows
-    /// one of them is let in.
+    /// The authority that signs the servers' certificates and no others: any certificate
+    /// of it is accepted.
     pub ca: PathBuf,
     /// This server's chain, its own certificate first.
     pub cert: PathBuf,

@@ -1,4 +1,4 @@
-//! A connection's channels: what may be sent on each, and where what comes goes.
+//! A connection's channels: their credit and their inboxes.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ use super::super::channel::{Channel, WINDOW_BYTES, cost};
 use super::super::frame::{ENDS_RECEIVING, ENDS_SENDING, FrameHeader, FrameKind};
 use super::{CallRefused, Connection, ConnectionState, OUTBOX_BYTES};
 
-/// A dialer may have so many channels on a connection.
+/// Maximum number of a dialer's channels on a connection.
 const CHANNELS_MAX: usize = 4096;
 
-/// What a connection knows of a channel.
+/// A channel's state in its connection.
 pub(super) struct ChannelState {
-    /// What may still be sent; negative after a large message.
+    /// Bytes that may still be sent; negative after a large message.
     credit: i64,
     /// Rung when there is credit again, or never will be.
     pub(super) changed: Arc<Notify>,
     may_send: bool,
     /// `None`: nothing more is taken in.
     inbox: Option<mpsc::UnboundedSender<Bytes>>,
-    /// What was taken in and not yet given back as credit.
+    /// Bytes received and not yet returned as credit.
     unread: usize,
 }
 
