@@ -21,7 +21,7 @@
 //!
 //! # Invariants
 //! - The damaged store stays in its place until another is complete
-//!   (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
+//!   (`storage/tests/replication.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
 //!   complete one takes its place, whenever the process ends (`tests/raft_snapshots.rs`,
 //!   `next_process_finishes_an_interrupted_rebuild`).
 //! - No entry that may be committed is dropped: the log is kept when it has the
