@@ -707,8 +707,8 @@ mod tests {
 
     #[test]
     fn set_and_rewrite_in_redis_words() {
-        let doors = Arc::new(crate::fakes::FakeBackend::default());
-        let proxy = crate::fakes::proxy(&doors);
+        let backend = Arc::new(crate::fakes::FakeBackend::default());
+        let proxy = crate::fakes::proxy(&backend);
         let set = |name: &str, value: &str| {
             super::set(&proxy, &[(name.to_owned().into(), value.to_owned().into())])
         };
@@ -727,7 +727,7 @@ mod tests {
         assert_eq!(rewrite(&proxy), Reply::OK);
         assert_eq!(rewrite(&proxy), Reply::OK);
         assert_eq!(
-            *doors.written.lock(),
+            *backend.written.lock(),
             [FileChange { key: "timeout".into(), value: FileValue::Int(5) }]
         );
     }
@@ -755,12 +755,13 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_written_is_tried_again() {
-        let doors = Arc::new(crate::fakes::FakeBackend { disk_fails: true, ..Default::default() });
-        let proxy = crate::fakes::proxy(&doors);
+        let backend =
+            Arc::new(crate::fakes::FakeBackend { disk_fails: true, ..Default::default() });
+        let proxy = crate::fakes::proxy(&backend);
         super::set(&proxy, &[("timeout".into(), "5".into())]);
         for _ in 0..2 {
             assert_eq!(rewrite(&proxy), Reply::error("ERR Rewriting config file: disk  full"));
         }
-        assert_eq!(doors.written.lock().len(), 2);
+        assert_eq!(backend.written.lock().len(), 2);
     }
 }

@@ -166,7 +166,7 @@ impl Host for FakeBackend {
 }
 
 /// A proxy on this backend.
-pub(crate) fn proxy(doors: &Arc<FakeBackend>) -> Arc<Proxy> {
+pub(crate) fn proxy(backend: &Arc<FakeBackend>) -> Arc<Proxy> {
     let server_info = ServerInfo {
         version: "1.2.3".into(),
         mode: "standalone",
@@ -177,9 +177,9 @@ pub(crate) fn proxy(doors: &Arc<FakeBackend>) -> Arc<Proxy> {
     Proxy::new(
         Settings::default(),
         server_info,
-        doors.clone(),
-        doors.clone(),
-        doors.clone(),
+        backend.clone(),
+        backend.clone(),
+        backend.clone(),
         CancellationToken::new(),
     )
 }

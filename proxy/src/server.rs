@@ -236,13 +236,13 @@ mod tests {
     }
 
     async fn done(
-        doors: FakeBackend,
+        backend: FakeBackend,
         call: LocalCommand,
     ) -> (ServerOutcome, Arc<FakeBackend>, Arc<Proxy>) {
-        let doors = Arc::new(doors);
-        let proxy = fakes::proxy(&doors);
+        let backend = Arc::new(backend);
+        let proxy = fakes::proxy(&backend);
         let outcome = super::call(&proxy, &fakes::client(1), call).await;
-        (outcome, doors, proxy)
+        (outcome, backend, proxy)
     }
 
     fn reply(outcome: ServerOutcome) -> Reply {
@@ -273,10 +273,10 @@ mod tests {
 
     #[tokio::test]
     async fn flush_all_reaches_every_partition_of_every_table() {
-        let doors = Arc::new(FakeBackend::default());
-        let reply = flush_all(&fakes::proxy(&doors)).await;
+        let backend = Arc::new(FakeBackend::default());
+        let reply = flush_all(&fakes::proxy(&backend)).await;
         assert_eq!(
-            (reply, doors.called.load(std::sync::atomic::Ordering::Relaxed)),
+            (reply, backend.called.load(std::sync::atomic::Ordering::Relaxed)),
             (Reply::OK, 8)
         );
     }

@@ -218,21 +218,21 @@ mod tests {
     use super::*;
     use crate::fakes::{self, FakeBackend};
 
-    fn session(doors: FakeBackend) -> (Session, Arc<FakeBackend>) {
-        let doors = Arc::new(doors);
-        let proxy = fakes::proxy(&doors);
-        (Session::new(proxy, fakes::client(1)), doors)
+    fn session(backend: FakeBackend) -> (Session, Arc<FakeBackend>) {
+        let backend = Arc::new(backend);
+        let proxy = fakes::proxy(&backend);
+        (Session::new(proxy, fakes::client(1)), backend)
     }
 
-    async fn disks(doors: FakeBackend, local: i64, replicas: i64, timeout_ms: u64) -> Reply {
-        session(doors).0.wait_for_disks(local, replicas, deadline(timeout_ms)).await
+    async fn disks(backend: FakeBackend, local: i64, replicas: i64, timeout_ms: u64) -> Reply {
+        session(backend).0.wait_for_disks(local, replicas, deadline(timeout_ms)).await
     }
 
     #[tokio::test]
     async fn waits_tell_the_least_of_all_partitions() {
-        let (mut session, doors) = session(FakeBackend::default());
+        let (mut session, backend) = session(FakeBackend::default());
         assert_eq!(session.wait_for_copies(), Reply::Int(1));
-        let table = cluster::Catalogue::tables(&*doors)[0].id;
+        let table = cluster::Catalogue::tables(&*backend)[0].id;
         session.written.note(PartitionId { table, index: 0 });
         assert_eq!(session.wait_for_copies(), Reply::Int(2), "it has written to this one only");
     }
@@ -299,17 +299,17 @@ mod tests {
 
     #[tokio::test]
     async fn every_partition_that_was_written_to_is_asked_once() {
-        let (mut session, doors) = session(FakeBackend { lazy: true, ..FakeBackend::default() });
-        let table = cluster::Catalogue::tables(&*doors)[1].id;
+        let (mut session, backend) = session(FakeBackend { lazy: true, ..FakeBackend::default() });
+        let table = cluster::Catalogue::tables(&*backend)[1].id;
         for index in [0, 3, 0, 3, 3] {
             session.written.note(PartitionId { table, index });
         }
         assert_eq!(session.wait_for_disks(1, 0, deadline(0)).await, waitaof_reply(true, 0));
-        assert_eq!(*doors.synced.lock(), [0, 3].map(|index| PartitionId { table, index }));
+        assert_eq!(*backend.synced.lock(), [0, 3].map(|index| PartitionId { table, index }));
         // A successful wait is not repeated.
-        doors.synced.lock().clear();
+        backend.synced.lock().clear();
         session.written.note(PartitionId { table, index: 2 });
         session.wait_for_disks(1, 0, deadline(0)).await;
-        assert_eq!(*doors.synced.lock(), [PartitionId { table, index: 2 }]);
+        assert_eq!(*backend.synced.lock(), [PartitionId { table, index: 2 }]);
     }
 }

@@ -217,7 +217,7 @@ impl Args {
 }
 
 /// The options that set an expiry.
-pub(crate) const TIMES: [(&str, TimeUnit, ExpiryBase); 4] = [
+pub(crate) const EXPIRY_TOKENS: [(&str, TimeUnit, ExpiryBase); 4] = [
     ("EX", TimeUnit::Seconds, ExpiryBase::Now),
     ("PX", TimeUnit::Millis, ExpiryBase::Now),
     ("EXAT", TimeUnit::Seconds, ExpiryBase::Epoch),
@@ -244,7 +244,7 @@ impl ExpiryOptions {
         if self.keep || self.never {
             return false;
         }
-        TIMES.into_iter().any(|(name, unit, since)| {
+        EXPIRY_TOKENS.into_iter().any(|(name, unit, since)| {
             if self.at.as_ref().is_some_and(|(old, from, _)| (*old, *from) != (unit, since)) {
                 return false;
             }

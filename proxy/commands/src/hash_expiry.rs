@@ -9,7 +9,7 @@ use row::op::{
 };
 use smallvec::smallvec;
 
-use crate::args::{ExpiryBase, TIMES, TimeUnit, integer};
+use crate::args::{EXPIRY_TOKENS, ExpiryBase, TimeUnit, integer};
 use crate::hash::put_or_zero;
 use crate::plan::ReplyBuilder;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
@@ -277,7 +277,7 @@ fn hsetex(mut args: Args) -> PlanResult {
         } else if args.flag("FXX") {
             only = only_one(only, WriteCondition::IfPresent)?;
         } else if ttl != Ttl::Default
-            && (TIMES.iter().any(|(name, ..)| args.flag(name)) || args.flag("KEEPTTL"))
+            && (EXPIRY_TOKENS.iter().any(|(name, ..)| args.flag(name)) || args.flag("KEEPTTL"))
         {
             return Err(Reply::error(
                 "ERR Only one of EX, PX, EXAT, PXAT or KEEPTTL arguments can be specified",
@@ -315,7 +315,8 @@ fn only_one(old: WriteCondition, new: WriteCondition) -> Result<WriteCondition, 
 
 /// Takes EX, PX, EXAT or PXAT with its number, if it comes next.
 fn until(args: &mut Args) -> Result<Option<Deadline>, Reply> {
-    let Some((_, unit, since)) = TIMES.into_iter().find(|(name, ..)| args.flag(name)) else {
+    let Some((_, unit, since)) = EXPIRY_TOKENS.into_iter().find(|(name, ..)| args.flag(name))
+    else {
         return Ok(None);
     };
     let number = args.try_next().ok_or_else(|| Reply::error("ERR missing expire time"))?;
