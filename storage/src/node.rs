@@ -263,7 +263,7 @@ impl Node {
     /// table that was never here, is harmless.
     ///
     /// # Errors
-    /// What the file system says; the table's calls are refused from then on all the
+    /// The file system's error; the table's calls are refused from then on all the
     /// same.
     pub async fn destroy(&self, table: &Table) -> std::io::Result<()> {
         let _one_at_a_time = self.changing.lock().await;

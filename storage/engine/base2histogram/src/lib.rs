@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram<T = ()>(PhantomData<T>);
 
-/// What most values are below: nothing is known, all are 0.
+/// A percentile: nothing is recorded, so all are 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct PercentileStats {
