@@ -6,6 +6,7 @@ mod examples;
 mod layers;
 mod names;
 mod pages;
+mod text;
 mod tree;
 
 use std::process::Command;
