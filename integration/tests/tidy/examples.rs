@@ -70,6 +70,25 @@ fn scripts_on_pages_are_those_of_the_tests() {
     assert!(seen > 0, "pages show no script any more");
 }
 
+/// The first words of errors that Redis does not have are those of the sources.
+#[test]
+fn errors_on_pages_are_those_of_the_sources() {
+    let page = read("proxy/COMPATIBILITY.md");
+    let (_, table) = page.split_once("| begins with | meaning |").expect("the table of errors");
+    let table = table.split("\n\n").next().unwrap_or_default();
+    let crates = crates();
+    let all: String = ["proxy", "commands"]
+        .iter()
+        .flat_map(|name| sources(&crates[*name], &["src"]))
+        .map(|path| code(&read(path)))
+        .collect();
+    let errors: Vec<_> = table.lines().skip(2).filter_map(|line| line.split('`').nth(1)).collect();
+    assert!(!errors.is_empty(), "the page shows no errors any more");
+    for error in errors {
+        assert!(all.contains(error), "proxy/COMPATIBILITY.md: no error begins with {error}");
+    }
+}
+
 /// `LEVEL crate::module: message key=...`: the module has this message.
 #[test]
 fn log_lines_on_pages_are_those_of_the_sources() {
