@@ -18,7 +18,7 @@
 //! | family  | key                                             | value           |
 //! |---------|-------------------------------------------------|-----------------|
 //! | `Head`  | slot u16, hash48, hashkey                       | header, kind, body |
-//! | `Cell`  | slot u16, hash48, key length u16, hashkey, generation, space, sortkey | header, value |
+//! | `Cell`  | slot u16, hash48, length u16, hashkey, generation, space, sortkey | header, value |
 //! | `State` | `x`, expires_at_ms u64, target u8, head key (the time index) | empty |
 //! | `State` | a counter's name (`rows`, `expiring`, `generation`) | u64         |
 //!

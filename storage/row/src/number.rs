@@ -262,13 +262,19 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whole_numbers_stay_what_they_are(n in -i64::MAX..i64::MAX, m in proptest::num::u32::ANY) {
+        fn whole_numbers_stay_what_they_are(
+            n in -i64::MAX..i64::MAX,
+            m in proptest::num::u32::ANY,
+        ) {
             assert_eq!(sum(&n.to_string(), "0"), n.to_string());
             assert_eq!(sum(&m.to_string(), "0.5"), format!("{m}.5"));
         }
 
         #[test]
-        fn no_text_panics(text in proptest::collection::vec(proptest::num::u8::ANY, 0..40), tame in "[-+0-9.eExXpPa-f]{0,20}") {
+        fn no_text_panics(
+            text in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+            tame in "[-+0-9.eExXpPa-f]{0,20}",
+        ) {
             for text in [&text[..], tame.as_bytes()] {
                 if let Some(n) = LongDouble::parse(text).filter(|n| n.is_finite()) {
                     n.print();

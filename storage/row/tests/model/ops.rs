@@ -177,9 +177,21 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => (key(), fields(), any::<bool>())
             .prop_map(|(key, fields, remaining)| Op::HashExpiry { key, fields, remaining }),
         1 => (key(), fields()).prop_map(|(key, fields)| Op::HashPersist { key, fields }),
-        2 => (key(), field(), check(), value(), prop::collection::vec(mutation(), 0..3), any::<bool>()).prop_map(
-            |(key, check_sortkey, check, operand, mutations, want_value)| Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value }
-        ),
+        2 => {
+            let mutations = prop::collection::vec(mutation(), 0..3);
+            (key(), field(), check(), value(), mutations, any::<bool>()).prop_map(
+                |(key, check_sortkey, check, operand, mutations, want_value)| {
+                    Op::CheckAndMutate {
+                        key,
+                        check_sortkey,
+                        check,
+                        operand,
+                        mutations,
+                        want_value,
+                    }
+                },
+            )
+        },
     ];
     prop_oneof![20 => whole, 20 => strings, 40 => hashes, 1 => Just(Op::Clear)]
 }
