@@ -1,8 +1,8 @@
 //! Suspects: replicas that may have lost entries which they had acknowledged. They
 //! abstain from votes.
 //!
-//! Where writes are acknowledged before they are on the disk (`durability` is `interval`
-//! or `os`), a machine that loses power forgets the end of its log. Raft relies on voters
+//! With `durability` `interval` or `os`, writes are acknowledged before they are on the
+//! disk, and a machine that loses power forgets the end of its log. Raft relies on voters
 //! that never forget. A voter that has forgotten makes a majority, with another that
 //! never had the entry, for a leader without an acknowledged entry; and a replica that
 //! still has the entry must then truncate it.
