@@ -1,22 +1,22 @@
-//! The single writer of a partition: gathers requests, evaluates them as one batch,
-//! proposes one entry, answers.
+//! The single writer of a partition: it gathers requests, evaluates them as one batch,
+//! proposes one log entry and answers.
 //!
 //! # Batches in flight
-//! While a batch replicates, what comes in is evaluated on top of its edits, and goes
-//! after it. So evaluation and the next fsync need not wait for the last one. A batch
-//! that was evaluated on top of another is proposed with a [`BatchDependency`] to it: should the
-//! other not get into the log (the leader lost its quorum for a moment, say), replicas
-//! leave this one out as well. Answers leave in the order of the batches, so nobody is
-//! told of a batch before everything below it is applied.
+//! While a batch replicates, the executor evaluates new requests on top of its edits and
+//! proposes them behind it. Neither evaluation nor the next fsync waits for the last one.
+//! A batch that was evaluated on top of another is proposed with a [`BatchDependency`] to
+//! it: when the other does not get into the log (the leader lost its quorum briefly, for
+//! example), replicas leave this one out as well. Answers leave in the order of the
+//! batches, so a batch is answered only after everything below it is applied.
 //!
 //! # Invariants
-//! - An answer of an op that saw edits in flight is given after these are applied.
-//! - When a batch fails, all behind it fail with it: as not proposed if it was not, as
-//!   unknown otherwise.
-//! - Leadership is established again only when nothing is in flight.
-//! - Nothing is evaluated or answered under another term than that of the lease: a
-//!   leadership that went and came back is another one, in which nothing is known of what
-//!   others wrote (`storage/tests/replication.rs`,
+//! - An answer of an op that saw edits in flight leaves after these edits are applied.
+//! - When a batch fails, all batches behind it fail with it. Each fails as not proposed
+//!   if it or the failed batch was not proposed, as unknown otherwise.
+//! - The executor acquires a leadership only when nothing is in flight.
+//! - The executor evaluates and answers only in the lease's term. A leadership that was
+//!   lost and won again is another one, which knows nothing of the writes of other
+//!   leaders (`storage/tests/replication.rs`,
 //!   `a_watched_row_that_another_leader_wrote_is_touched`,
 //!   `a_leader_that_comes_back_evaluates_on_what_others_wrote`).
 
@@ -46,29 +46,32 @@ use crate::row_cache::WriteTicket;
 use crate::stripes::{self, Stripes};
 use crate::{batch, expiry, reads};
 
-/// Bounds of one batch: enough to fill an fsync, little enough to keep its first request
-/// from waiting long.
+/// Bounds of one batch: enough to fill an fsync, and small enough that its first request
+/// does not wait long.
 const BATCH_OPS_MAX: usize = 20_000;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
-/// With so many bytes of edits a request gets nothing more to write. What it has by then
-/// and one op more fit a log entry, whatever the ops are: a byte appended to a long
-/// string writes all of it anew.
+/// A request whose edits have this many bytes writes nothing more. These edits and one
+/// more op fit a log entry, whatever the ops are: a byte appended to a long string writes
+/// the whole string anew.
 const REQUEST_EDITS_MAX: usize = 16 << 20;
 
-/// Batches that replicate at one time: one is synced while the next waits in the log.
+/// Batches that replicate at the same time: one is synced while the next waits in the
+/// log.
 const PIPELINE_DEPTH: usize = 2;
 
-/// An answer of so many bytes is counted at once, smaller ones with their batch.
+/// An answer of this many bytes is counted at once; smaller ones are counted with their
+/// batch.
 const LARGE_ANSWER_BYTES: usize = 64 << 10;
 
-/// While a batch is in flight, so many ops are worth being evaluated at once.
+/// While a batch is in flight, this many queued ops are evaluated without a wait for
+/// more.
 const EAGER_OPS: usize = 64;
 
-/// The rows of so many requests are fetched from memory side by side.
+/// The number of requests whose rows are fetched from memory side by side.
 const PREFETCH_MAX: usize = 64;
 
-/// A chain is ended before its places run out.
+/// A new chain begins at this position, before the positions of the old one run out.
 const CHAIN_PLACES_MAX: u32 = 1 << 31;
 
 /// The interval at which batches in flight are checked: a full disk or a lost quorum may
@@ -96,7 +99,7 @@ pub(crate) async fn run(replica: Arc<Replica>) {
         executor.propose_next().await;
         executor.reload_tentative_default_ttl();
     }
-    // What is under way is finished.
+    // Batches in flight still land: their clients get the outcome.
     if let Some(why) = executor.replica.queue.closed() {
         executor.next.refuse(&why);
     }
@@ -107,11 +110,11 @@ pub(crate) async fn run(replica: Arc<Replica>) {
 
 struct Executor {
     replica: Arc<Replica>,
-    /// The timer of that check.
+    /// The timer of the check of batches in flight.
     stuck: tokio::time::Interval,
-    /// Under which term batches are evaluated; `None` = to be asked for.
+    /// The leadership under which batches are evaluated; `None`: it is to be acquired.
     leadership: Option<Leadership>,
-    /// The next batch's place.
+    /// The next batch's position in its chain.
     link: BatchDependency,
     stripes: Stripes,
     batch_delay: BatchDelay,
@@ -124,7 +127,7 @@ struct Executor {
     is_default_ttl_tentative: bool,
 }
 
-/// Requests evaluated as one.
+/// Requests that are evaluated and proposed as one.
 #[derive(Default)]
 struct Batch {
     edits: Edits,
@@ -133,21 +136,22 @@ struct Batch {
     answers: Vec<oneshot::Sender<Outcome>>,
     /// Bytes of the answers in `outcomes`.
     answer_bytes: usize,
-    /// The node's memory that all of this takes.
+    /// The node's memory that edits and answers take.
     reservation: Option<Reservation>,
-    /// Of the last request.
+    /// The stamp of the last request, ms.
     stamp_ms: u64,
-    /// The latest moment that an answer rests on, ms.
+    /// The latest time that an answer takes for past, ms.
     observed_expiry_ms: u64,
-    /// Rows that it wrote first and then deleted with all others are not in its edits.
+    /// True when the batch wrote rows and then cleared the partition: its edits lack
+    /// these rows.
     loses_own_writes: bool,
 }
 
-/// Raft's word on a batch.
+/// Raft's outcome of a proposed batch.
 type CommitFuture = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
 
-/// A batch under way. One that was not proposed changes nothing, and only waits for those
-/// before it.
+/// A batch in flight. A batch that was not proposed changes nothing, and waits only for
+/// the batches before it.
 struct InFlight {
     batch: Batch,
     proposed: Option<Proposed>,
@@ -188,7 +192,8 @@ impl Batch {
             && self.answer_bytes < ANSWERS_BYTES
     }
 
-    /// Counts what it takes by now: edits twice, as they are and as an entry of the log.
+    /// Reserves the memory that the batch takes by now: edits count twice, as they are
+    /// and as a log entry.
     fn reserve(&mut self, quota: &Arc<Quota>) {
         let bytes = 2 * self.edits.bytes() + self.answer_bytes;
         self.reservation.get_or_insert_with(|| quota.reservation()).resize(bytes);
@@ -196,7 +201,7 @@ impl Batch {
 
     fn answer(self) {
         for (answer, outcome) in self.answers.into_iter().zip(self.outcomes) {
-            // A caller that went away is not missed.
+            // A caller that has gone away needs no answer.
             let _ = answer.send(outcome);
         }
     }
@@ -207,8 +212,8 @@ impl Batch {
 }
 
 impl Executor {
-    /// Waits until there is something to do: the oldest batch has landed (and is
-    /// settled), or enough is in line.
+    /// Waits for work: the oldest batch has landed (and is completed), or enough requests
+    /// are queued.
     async fn wait(&mut self) {
         let (replica, in_flight) = (self.replica.clone(), self.in_flight.len());
         let Some(first) = self.in_flight.front_mut() else {
@@ -218,8 +223,8 @@ impl Executor {
             }
             return;
         };
-        // Another batch of the same size is worth a flight of its own; a smaller one had
-        // better grow.
+        // A second batch is worth a flight of its own at the first one's size; a smaller
+        // one grows for longer.
         let missing = match in_flight {
             PIPELINE_DEPTH.. => usize::MAX,
             _ => first.batch.size.requests.saturating_sub(self.next.size.requests).max(1),
@@ -232,17 +237,19 @@ impl Executor {
                     self.batch_delay.wait(&replica.queue, self.next.size.requests).await;
                 }
             }
-            // Without room or memory for more, only the oldest batch can help.
+            // Without room or memory for more requests, only the oldest batch's landing
+            // helps.
             () = replica.queue.wait_until_queued(missing, EAGER_OPS),
                 if self.next.has_room() && replica.queue.quota().left() > 0 => {}
             _ = self.stuck.tick() => self.fail_if_stuck().await,
         }
     }
 
-    /// With nothing under way any more, the state says by which `default_ttl` to go.
+    /// Reloads the `default_ttl` in force from the applied state once nothing is in
+    /// flight.
     fn reload_tentative_default_ttl(&mut self) {
         if self.is_default_ttl_tentative && self.in_flight.is_empty() && self.next.is_empty() {
-            // A store that can't be read has stopped the replica.
+            // A store that can't be read has stopped the replica already.
             self.is_default_ttl_tentative = self.replica.reload_default_ttl().is_err();
         }
     }
@@ -254,8 +261,8 @@ impl Executor {
         }
     }
 
-    /// Raft's result for the oldest batch. Clients that would wait too long for it, or
-    /// behind it, get an error meanwhile.
+    /// Raft's result for the oldest batch. Clients that would wait too long for it or
+    /// behind it get an error meanwhile.
     async fn oldest_outcome(&mut self) -> Option<Result<(), ProposeError>> {
         loop {
             let first = self.in_flight.front_mut()?;
@@ -268,18 +275,19 @@ impl Executor {
         }
     }
 
-    /// The oldest batch has landed.
+    /// Completes the oldest batch, which has landed.
     async fn complete(&mut self, outcome: Result<(), ProposeError>) {
         let Some(flight) = self.in_flight.pop_front() else { return };
         self.finish(flight, outcome.as_ref().err().map(CallError::from));
         self.replica.set_in_flight(self.in_flight.len());
         let Err(error) = outcome else {
-            // Another leader may have committed it, and gone on from there.
+            // Another leader may have committed the batch and written more behind it. An
+            // evaluation here would miss those writes.
             self.end_leadership_if_over();
             return;
         };
-        // Nothing behind it takes effect unless it did. Whether those that are on their
-        // way get into the log must be known before anything else is evaluated.
+        // No batch behind it takes effect unless it did. The executor learns which of
+        // them got into the log before it evaluates anything else.
         self.leadership = None;
         let base = match &error {
             ProposeError::NotProposed(why) => CallError::NoLeader(why.clone()),
@@ -287,17 +295,20 @@ impl Executor {
         };
         while let Some(outcome) = self.oldest_outcome().await {
             let Some(flight) = self.in_flight.pop_front() else { break };
+            // A batch that is not in the log has no effect. Any other depends on the
+            // failed batch and shares its outcome.
             let is_void =
                 matches!(outcome, Err(ProposeError::NotProposed(_))) || flight.proposed.is_none();
             let why = if is_void { leadership_lost() } else { base.clone() };
             self.finish(flight, Some(why));
         }
         self.replica.set_in_flight(0);
+        // The next batch was evaluated on edits that may never be applied.
         std::mem::take(&mut self.next).refuse(&leadership_lost());
     }
 
-    /// Ends a leadership that is not the lease's, and with it what was evaluated under it
-    /// and not proposed.
+    /// Ends a leadership whose term is not the lease's, and refuses the requests that
+    /// were evaluated under it and not proposed.
     fn end_leadership_if_over(&mut self) {
         let Some(leadership) = &self.leadership else { return };
         if self.replica.leads_in(leadership.term()) || mutants::breaks(Rule::Term) {
@@ -333,16 +344,17 @@ impl Executor {
         flight.batch.answer();
     }
 
-    /// Evaluates what is in line, as far as it fits into the next batch.
+    /// Evaluates queued requests, as far as they fit into the next batch.
     async fn collect(&mut self) {
-        // One request is larger than any room: it must not come on top of others.
+        // The queue gives at least one request, however large: a full batch must not take
+        // it.
         if !self.next.has_room() {
             return;
         }
         let mut room = self.next.room();
         if self.replica.queue.quota().left() == 0 {
-            // What is under way gives its memory back as it lands. Without any, the queue
-            // gives back its own, request by request.
+            // Batches under way give their memory back as they land. Without such a
+            // batch, the queue gives back its own memory, request by request.
             if !self.in_flight.is_empty() || !self.next.is_empty() {
                 return;
             }
@@ -355,14 +367,15 @@ impl Executor {
         if let Err(error) = self.ensure_leadership().await {
             return refuse(waiting.into_iter().map(|waiting| waiting.answer), &error);
         }
-        // Those that only read (or watch) go first: all in line are concurrent, and so
-        // few watches fall behind a write that shares their number.
+        // Requests that only read (or watch) go first: all queued requests are
+        // concurrent. Few watches then fall behind a write that shares their stripe.
         waiting.sort_by_key(|waiting| waiting.writes);
         let evaluated =
             match reads::are_long(&self.replica, waiting.iter().map(|waiting| &waiting.request)) {
                 true => cluster::blocking::block_in_place(|| self.evaluate(&waiting)),
                 false => self.evaluate(&waiting),
             };
+        // After a fault no request goes back to the queue: all of them get the fault.
         let left = waiting.split_off(*evaluated.as_ref().unwrap_or(&waiting.len()));
         for waiting in waiting {
             self.next.size.add(&waiting);
@@ -374,19 +387,22 @@ impl Executor {
         }
     }
 
-    /// Makes sure that there is a leadership to evaluate under, with everything of
-    /// earlier terms applied.
+    /// Acquires a leadership to evaluate under, with everything of earlier terms applied,
+    /// unless there is one.
     async fn ensure_leadership(&mut self) -> Result<(), CallError> {
         self.end_leadership_if_over();
         if self.leadership.is_some() {
             return Ok(());
         }
         if !self.in_flight.is_empty() {
-            // What was proposed under the last leadership is committed by the next
-            // leader, or lost: soon it is known which.
+            // The next leader commits the batches of the last leadership, or they are
+            // lost. Until their outcome is known, an evaluation could miss a committed
+            // write.
             return Err(leadership_lost());
         }
         let leadership = self.replica.acquire_leadership().await?;
+        // Writes that are not seen here, those of other leaders, may have changed any
+        // row: every earlier watch counts as touched.
         self.stripes.touch_all();
         self.link =
             BatchDependency { term: leadership.term(), chain: self.link.chain + 1, position: 0 };
@@ -394,8 +410,8 @@ impl Executor {
         Ok(())
     }
 
-    /// Evaluates requests on top of everything in flight and of the next batch so far,
-    /// until that has no more room; how many.
+    /// Evaluates requests on top of everything in flight and of the next batch, until
+    /// that batch has no more room. Returns the number of requests evaluated.
     fn evaluate(&mut self, waiting: &[QueuedRequest]) -> Result<usize, CallError> {
         let Executor { replica, in_flight, next, stripes, link, is_default_ttl_tentative, .. } =
             self;
@@ -443,7 +459,7 @@ impl Executor {
         evaluated
     }
 
-    /// Proposes the next batch, if it is time.
+    /// Proposes the next batch when it is due.
     async fn propose_next(&mut self) {
         let size = self.next.size;
         let is_worth_it = |first: &InFlight| {
@@ -459,7 +475,7 @@ impl Executor {
         let proposed = match self.propose(&batch).await {
             Ok(proposed) => proposed,
             Err(error) => {
-                // Nothing was proposed: what is in flight stands.
+                // Nothing was proposed: batches in flight are not affected.
                 let mut batch = batch;
                 return batch.refuse(&error);
             }
@@ -467,13 +483,15 @@ impl Executor {
         let is_proposed = proposed.is_some();
         self.in_flight.push_back(InFlight { batch, proposed, began: Instant::now() });
         self.replica.set_in_flight(self.in_flight.len());
+        // Without an entry and without a batch before it, its outcome is known: it is
+        // answered at once.
         if !is_proposed && self.in_flight.len() == 1 {
             self.await_oldest().await;
         }
     }
 
-    /// True when every time that the batch took for past is covered by the stamps of the
-    /// batches before it.
+    /// True when the stamps of the batches before it cover every time that the batch took
+    /// for past.
     fn is_time_covered(&self, batch: &Batch) -> bool {
         let mut stamps = self
             .in_flight
@@ -484,14 +502,18 @@ impl Executor {
             || stamps.any(|stamp_ms| batch.observed_expiry_ms <= stamp_ms)
     }
 
-    /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as
-    /// those before it are.
+    /// Hands a batch to Raft; `None` for a batch that changes nothing, which is answered
+    /// as soon as the batches before it are.
     async fn propose(&mut self, batch: &Batch) -> Result<Option<Proposed>, CallError> {
         let replica = self.replica.clone();
         let Some(leadership) = &self.leadership else { return Err(leadership_lost()) };
+        // A batch without edits gets an entry when it took a time for past that no stamp
+        // covers: under the next leader's clock, a row that a client saw expired could
+        // live again.
         if batch.edits.is_empty() && self.is_time_covered(batch) {
-            // What was only read is only answered by a leader, and in the term in which
-            // it was evaluated: what Raft checks with an entry.
+            // Raft checks with an entry that this replica leads in the term of the
+            // evaluation. Without an entry the lease must show it: the reads could miss
+            // another leader's write.
             let term = match replica.lease.term() {
                 Some(term) => term,
                 None => replica.renew_lease().await?,
@@ -506,28 +528,32 @@ impl Executor {
         let payload = batch::encode(&batch.edits, batch.stamp_ms, self.link);
         self.link.position += 1;
         metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
+        // Before the entry is submitted: as soon as it is applied, a reader must not find
+        // the old records in the row cache.
         let ticket = replica.row_cache.begin_write(&replica.cache_scope, &batch.edits);
         self.stripes.touch(&batch.edits);
+        // Its edits lack the rows that it wrote before the clear, so that all stripes are
+        // touched.
         if batch.loses_own_writes {
             self.stripes.touch_all();
         }
         let committed: CommitFuture = match replica.submit(leadership, payload).await {
             Ok(outcome) => Box::pin(outcome),
-            // The group has stopped; the flight tells so in its turn.
+            // The group has stopped; the flight reports this as its outcome.
             Err(error) => Box::pin(async move { Err(error) }),
         };
         Ok(Some(Proposed { committed, ticket }))
     }
 
-    /// A disk that is suddenly full holds up what is in the log already, and so does a
-    /// quorum that is out of reach. Who waits behind it is refused, and those in flight
-    /// are told that nobody knows: neither is to wait until there is space or a quorum
-    /// again.
+    /// Fails the requests that a full disk or a lost quorum holds up. A disk that is
+    /// suddenly full holds up entries that are in the log already, and so does a quorum
+    /// out of reach. Requests that wait behind them are refused, and those in flight get
+    /// an unknown outcome: no client waits until there is space or a quorum again.
     async fn fail_if_stuck(&mut self) {
         if self.in_flight.front().is_none_or(|first| first.began.elapsed() < STUCK_CHECK_INTERVAL) {
             return;
         }
-        // The next look would be too late for those whose time is up before it.
+        // The next check would be too late for batches whose time is up before it.
         let unknown_after = self.replica.unknown_after.saturating_sub(STUCK_CHECK_INTERVAL);
         let (refusal, unknown, timeout) = match self.replica.writable() {
             Err(CallError::ReadOnly(why)) => (
@@ -536,6 +562,7 @@ impl Executor {
                 STUCK_CHECK_INTERVAL,
             ),
             _ => match self.replica.renew_lease().await {
+                // A quorum confirms the leadership: the batch is slow, not stuck.
                 Ok(_) => return,
                 Err(error) => (
                     CallError::NoLeader(error.to_string()),
@@ -552,7 +579,7 @@ impl Executor {
     }
 }
 
-/// It was not proposed, and is not answered.
+/// The error of requests that are neither proposed nor answered.
 fn leadership_lost() -> CallError {
     CallError::NoLeader("leadership was lost".to_owned())
 }
@@ -583,15 +610,15 @@ struct Evaluation<'a> {
 
 /// The reason why a request has no response of its own.
 enum RequestError {
-    /// Its answers do not fit the node's memory now. Nothing of it is done.
+    /// Its answers do not fit the node's memory now. None of its ops is done.
     OutOfMemory,
-    /// The state can't be read.
+    /// The applied state can't be read.
     Fault(CallError),
 }
 
 impl Evaluation<'_> {
-    /// Does the commands of a request, at least the first; those that follow large
-    /// answers are left alone.
+    /// Evaluates the commands of a request, at least the first; commands behind large
+    /// answers are left out.
     fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, RequestError> {
         for watched in &request.watched {
             if !self.is_untouched(watched, batch).map_err(RequestError::Fault)? {
@@ -605,7 +632,7 @@ impl Evaluation<'_> {
             if done > 0 && batch.answer_bytes >= ANSWERS_BYTES {
                 break;
             }
-            // What was written before that in the same batch leaves no trace.
+            // After a clear, the edits lack the rows that the same batch wrote before it.
             batch.loses_own_writes |=
                 ops.contains(&Op::Clear) && (ops.len() > 1 || !batch.edits.is_empty());
             if batch.edits.bytes() >= edits_max && ops.iter().any(Op::is_write) {
@@ -622,13 +649,15 @@ impl Evaluation<'_> {
             } else {
                 match self.all_or_nothing(ops, &mut batch.edits) {
                     Ok(all) => outcomes.extend(all),
-                    // Of what comes before it, the answers are given; whoever is answered
-                    // gives back what it takes.
+                    // The commands before it are answered, and their answers give back
+                    // the memory that they take.
                     Err(RequestError::OutOfMemory) if done > 0 => break,
                     Err(undone) => return Err(undone),
                 }
             }
             let mut bytes: usize = outcomes[done..].iter().flatten().map(Answer::bytes).sum();
+            // Only a read's answer may be dropped: a write has left its edits in the
+            // batch.
             if let [op] = ops
                 && !op.is_write()
             {
@@ -657,8 +686,8 @@ impl Evaluation<'_> {
     }
 
     /// Puts the `default_ttl` that the batch sets into force for the ops that follow, one
-    /// millisecond later: older rows count from the batch's own. Should the batch fail,
-    /// no answer has relied on the rule by then: such an answer is committed behind the
+    /// millisecond later: older rows count from the batch's own stamp. Should the batch
+    /// fail, no answer has relied on the rule: such an answer is committed behind the
     /// batch.
     fn apply_default_ttl(&mut self, batch: &mut Batch) -> Result<(), CallError> {
         let Some(Some(record)) = batch.edits.get(Family::State, key::DEFAULT_TTL) else {
@@ -687,7 +716,7 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Ops that are all done, or none of them when that would be too much.
+    /// Evaluates ops of which all are done, or none when they are too much.
     fn all_or_nothing(
         &mut self,
         ops: &[Op],
@@ -718,9 +747,9 @@ impl Evaluation<'_> {
         }
     }
 
-    /// The most that one command, or ops which are all done or none, may answer here.
-    /// Half of the node's memory for requests, so that what is refused for want of memory
-    /// fits some time.
+    /// The largest answer of one command, or of ops that are all done or none, bytes. At
+    /// most half of the node's memory for requests: an answer that is refused for want of
+    /// memory fits at another time.
     fn answers_max(&self) -> usize {
         let of_table =
             if self.rules.answer_bytes_max == 0 { usize::MAX } else { self.rules.answer_bytes_max };
@@ -733,8 +762,10 @@ impl Evaluation<'_> {
         watched
     }
 
-    /// Batches in flight have left their mark as they departed.
+    /// True when the watched row is untouched. Batches in flight have touched their
+    /// stripes when they were proposed.
     fn is_untouched(&self, watched: &WatchToken, batch: &Batch) -> Result<bool, CallError> {
+        // No leader gave this token: the row's table did not exist when it was watched.
         if watched.term == 0 {
             return self.was_never_written(&batch.edits);
         }

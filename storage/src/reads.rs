@@ -1,4 +1,5 @@
-//! The applied state of a replica as ops see it, and requests that only read.
+//! Reads of a replica's applied state: the view that ops get, and requests that only
+//! read.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -18,18 +19,18 @@ use crate::expiry::cycle::STEP_TIME_MAX;
 use crate::replica::Replica;
 use crate::row_cache::Version;
 
-/// Applied state: the latest, or that of one moment.
+/// A view of the applied state: the latest, or a snapshot.
 pub(crate) struct ReadView<'a> {
     replica: &'a Replica,
-    /// Noted before the look at the store.
+    /// The row cache's version, noted before the first read of the store.
     version: Version,
-    /// Records that were read are put into the row cache: not before a write, which puts
-    /// its own.
+    /// True when records that were read go into the row cache. They do not before a
+    /// write, which puts its own.
     inserts: bool,
     snapshot: Option<Snapshot>,
     /// The number of records that may still be walked past before all ranges end.
     cells_left: Cell<u64>,
-    /// The latest moment that was taken for past, ms; 0 when none was.
+    /// The latest time that was taken for past, ms; 0 when none was.
     observed_expiry_ms: Cell<u64>,
     /// The end of the time that the current step of the expiry cycle has on the executor,
     /// by the node's clock for steps.
@@ -54,12 +55,14 @@ impl<'a> ReadView<'a> {
         ReadView::new(replica, true)
     }
 
-    /// For the executor: nothing is applied meanwhile.
+    /// A view for the executor. Only batches in flight are applied meanwhile, and the
+    /// executor reads through their edits.
     pub(crate) fn for_executor(replica: &'a Replica) -> ReadView<'a> {
         ReadView::new(replica, false)
     }
 
-    /// As of now; all ranges end when more than so many records were walked past.
+    /// The state as of now; all ranges end when more than `cells_max` records were walked
+    /// past.
     pub(crate) fn snapshot(
         replica: &'a Replica,
         cells_max: u64,
@@ -69,13 +72,13 @@ impl<'a> ReadView<'a> {
         Ok(ReadView { snapshot: Some(snapshot), cells_left: Cell::new(cells_max), ..view })
     }
 
-    /// The latest moment that what was evaluated [rests on](View::rests_on), ms.
+    /// The latest time that the evaluation [depends on](View::depends_on_time), ms.
     pub(crate) fn observed_expiry_ms(&self) -> u64 {
         self.observed_expiry_ms.get()
     }
 
-    /// A step of the expiry cycle begins: it [is spent](View::is_spent) when it has held
-    /// the executor for [`STEP_TIME_MAX`].
+    /// Begins a step of the expiry cycle. The step [is spent](View::is_spent) when it has
+    /// held the executor for [`STEP_TIME_MAX`].
     pub(crate) fn begin_step(&self) -> Duration {
         let began = (self.replica.step_clock)();
         self.step_ends_at.set(began + STEP_TIME_MAX);
@@ -93,8 +96,8 @@ impl<'a> ReadView<'a> {
         self.cells_left.get() == 0
     }
 
-    /// Walks past so many more records, or takes as long for something else; `false`:
-    /// there is no time for it.
+    /// Counts records that are walked past, or something else that takes as long;
+    /// `false`: there is no time for it.
     fn charge(&self, records: u64) -> bool {
         blocking::yield_permit();
         self.cells_left.set(self.cells_left.get().saturating_sub(records));
@@ -115,6 +118,7 @@ impl ReadView<'_> {
 
 impl View for ReadView<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        // The row cache holds heads and cells only.
         if family == Family::State {
             return self.get_stored(family, key);
         }
@@ -177,29 +181,30 @@ impl View for ReadView<'_> {
     }
 }
 
-/// A row's head and one of its cells as of one moment, without a snapshot of the store:
-/// each is read as it is applied by then, the head once more after the cell.
+/// A view of a row's head and one of its cells as of one point in time, without a
+/// snapshot of the store. Each record is read as it is applied by then, and the head once
+/// more after the cell.
 ///
-/// # Why that is one moment
-/// Let the head be read at `a`, the cell at `b` and the head again at `c`, and both heads
-/// name the generation `g`. A partition gives each generation once: a row that was
-/// deleted, or replaced by another, has `g` at no time after. So it had `g` all the time
+/// # Consistency
+/// Let the head be read at `a`, the cell at `b` and the head again at `c`, and let both
+/// heads name the generation `g`. A partition gives each generation once: a row that was
+/// deleted, or replaced by another, never has `g` again. So the row had `g` all the time
 /// from `a` to `c`, and the cell that is found under `g` at `b`, or found missing, is the
-/// row's own at `b`. What else the op takes from the head read at `a` is whether the row
-/// lives, by its expiry. Were that changed between `a` and `b`, the op's place is before
-/// the change if the cell stayed as it was from `a` to `b`, and else right after the last
-/// write of the cell before `b`, for which the row lived, or it would have got another
-/// generation.
+/// row's own at `b`. The op takes one more fact from the head read at `a`: the row's
+/// expiry, by which the row lives or not. Suppose that a write changed the expiry between
+/// `a` and `b`. If the cell stayed as it was from `a` to `b`, the op's place is before
+/// that write. Otherwise its place is right after the last write of the cell before `b`:
+/// the row lived for that write, or it would have got another generation.
 ///
-/// An op that looks at more than that is to be evaluated again, on a snapshot
+/// An op that reads more than that is evaluated again, on a snapshot
 /// ([`SingleRowView::is_consistent`]).
 struct SingleRowView<'a> {
     state: ReadView<'a>,
     heads: Cell<u32>,
     cells: Cell<u32>,
-    /// In the head that was read.
+    /// The generation in the head that was read.
     generation: Cell<Option<u64>>,
-    /// Something else was read.
+    /// True when something else was read.
     is_more: Cell<bool>,
 }
 
@@ -215,7 +220,7 @@ impl<'a> SingleRowView<'a> {
         }
     }
 
-    /// Notes that this record was looked at.
+    /// Counts a record that was read.
     fn note_read(&self, family: Family, record: Option<&Bytes>) -> Result<(), Fault> {
         match family {
             Family::Head => {
@@ -228,13 +233,14 @@ impl<'a> SingleRowView<'a> {
         Ok(())
     }
 
-    /// True when everything read of the row with this key is of one point in time; to be
-    /// asked last.
+    /// True when everything read of the row with this key is of one point in time; the
+    /// last call on the view.
     fn is_consistent(&self, key: &[u8]) -> Result<bool, Fault> {
         match (self.is_more.get(), self.heads.get(), self.cells.get()) {
             (false, 0 | 1, 0) => Ok(true),
             (false, 1, 1) => {
-                // Not as of the view's own moment, which is before the cell's.
+                // The view's own version is from before the read of the cell; this read
+                // of the head must come after it.
                 let head =
                     ReadView::latest(self.state.replica).metadata(Family::Head, &key::head(key))?;
                 Ok(self.generation.get().is_some()
@@ -263,7 +269,8 @@ impl View for SingleRowView<'_> {
         Ok(metadata)
     }
 
-    /// Nothing is walked: whatever the op says of it is not asked for.
+    /// Walks nothing: the op is evaluated again on a snapshot, and this result is
+    /// dropped.
     fn range(
         &self,
         _: Family,
@@ -285,31 +292,32 @@ fn fault(error: store::Fault) -> Fault {
     Fault(error.to_string())
 }
 
-/// Answers beyond so many bytes are left for the caller to ask for again, so that one
-/// request of many large reads does not fill the memory; except where they must be one
-/// look, up to what one answer may have. A batch of the executor ends there, too.
+/// Beyond this many bytes of answers, the remaining ops are left for the caller to send
+/// again. One request of many large reads then does not fill the memory. Ops that must
+/// see one snapshot go on, up to the largest answer. A batch of the executor ends at this
+/// size, too.
 pub(crate) const ANSWERS_BYTES: usize = 8 << 20;
 
-/// By which time a look judges what has expired.
+/// The time by which a read decides which rows have expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadTime {
-    /// The partition's, now.
+    /// The partition's time, now.
     Now,
-    /// The last that is committed: all that is past by it is past for good.
+    /// The last committed time: what is past by it is past under every later leader.
     Committed,
 }
 
 /// The outcome of a local read.
 pub(crate) enum ReadOutcome {
-    /// All is answered that was to be.
+    /// The request is answered.
     Done(Response),
-    /// An answer rests on it that this moment (ms) is past, and the log did not know that
-    /// before the look. It must be written down first, and then looked at again: a write
-    /// that was under way before that may have given the row another expiry.
+    /// An answer depends on this time (ms) being past, and the log did not hold that
+    /// before the read. The time must be committed, and then the state is read again: a
+    /// write that was under way before may have given the row another expiry.
     ClockNotCommitted(Response, u64),
-    /// The lease had run out by the time the state was looked at.
+    /// The lease had run out by the end of the read.
     LeaseExpired,
-    /// There is more to walk past than the caller has time for.
+    /// More records must be walked past than the caller has time for.
     TooExpensive,
 }
 
@@ -317,10 +325,10 @@ pub(crate) enum ReadOutcome {
 /// [`ANSWERS_BYTES`]), unless more than `cells_max` records must be walked past, or
 /// something else takes as long.
 ///
-/// The lease that was valid before the look must still be valid after it: however long
-/// the thread was held up in between, what it saw was then the latest. Another lease
-/// would not do: leadership that went and came back meanwhile left what others wrote
-/// behind the look.
+/// The lease that was valid before the read must still be valid after it: however long
+/// the thread was held up in between, the state that it read was then the latest. Another
+/// lease does not cover the read: leadership that was lost and won again meanwhile put
+/// the writes of other leaders behind the read.
 pub(crate) fn answer(
     replica: &Replica,
     request: &Request,
@@ -328,15 +336,17 @@ pub(crate) fn answer(
     by: ReadTime,
 ) -> Result<ReadOutcome, CallError> {
     let Some(epoch) = replica.lease.epoch() else { return Ok(ReadOutcome::LeaseExpired) };
-    // Before the look, too: what is committed after it may have come behind a write that
-    // the look has not seen.
+    // Before the read as well: a time that is committed after it may be committed behind
+    // a write that the read does not see.
     let committed_ms = replica.clock.committed_ms();
-    // Ops that are not joined need not see the same moment: one sees what the one before
-    // it saw, or later.
+    // Ops that are not joined need not see one snapshot: each sees the state of the op
+    // before it, or a later one.
     let is_each_single =
         request.joined.is_empty() && request.ops.iter().all(|op| single_row(op).is_some());
     let snapshot =
         if is_each_single { None } else { Some(ReadView::snapshot(replica, cells_max)?) };
+    // A snapshot stays as it is, so the lease need only cover the time at which it was
+    // taken.
     if !is_each_single && !replica.lease.covers(epoch) {
         return Ok(ReadOutcome::LeaseExpired);
     }
@@ -359,7 +369,7 @@ pub(crate) fn answer(
         if bytes > ANSWERS_BYTES && !is_joined {
             break;
         }
-        // Copying more takes as long as walking.
+        // Copying more takes as long as walking past records.
         if bytes > ANSWERS_BYTES && cells_max < u64::MAX {
             return Ok(ReadOutcome::TooExpensive);
         }
@@ -382,6 +392,7 @@ pub(crate) fn answer(
             Err(EvalError::Fault(fault)) => return Err(replica.fault(fault)),
         });
     }
+    // These ops read the latest state until now, so the lease must cover all of them.
     if is_each_single && !replica.lease.covers(epoch) {
         return Ok(ReadOutcome::LeaseExpired);
     }
@@ -401,7 +412,7 @@ fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> EvalResult 
 }
 
 /// The answer of an op, and the latest time that it took for past, ms (see
-/// [`View::depends_on_time`]); `None` when there is too much to walk past.
+/// [`View::depends_on_time`]); `None` when there are too many records to walk past.
 fn evaluate_on(
     view: &ReadView<'_>,
     op: &Op,
@@ -412,7 +423,7 @@ fn evaluate_on(
     (!view.is_over_budget()).then(|| (answered, view.observed_expiry_ms()))
 }
 
-/// As [`evaluate_on`] what is applied by now, for an op that looks at one row.
+/// Evaluates an op that reads one row like [`evaluate_on`], on the latest applied state.
 fn evaluate_single(
     replica: &Replica,
     op: &Op,
@@ -426,23 +437,25 @@ fn evaluate_single(
     if view.is_consistent(key).map_err(|fault| replica.fault(fault))? {
         return Ok(Some((answered, view.state.observed_expiry_ms())));
     }
+    // The op read more than a head and a cell, or the row was replaced between the reads.
     Ok(evaluate_on(&ReadView::snapshot(replica, cells_max)?, op, stamp, rules))
 }
 
-/// True for a request that needs the executor: it writes, or asks for something that only
-/// the executor, or the replica itself ([`is_sync`]), knows.
+/// True for a request that needs the executor: it writes, or it asks for something that
+/// only the executor, or the replica itself ([`is_sync`]), knows.
 pub(crate) fn is_for_executor(request: &Request) -> bool {
     !request.watched.is_empty()
         || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. } | Op::Sync))
 }
 
-/// True for a request that the replica answers: it asks for the disk.
+/// True for a request that the replica itself answers: it asks that acknowledged writes
+/// are on the disk.
 pub(crate) fn is_sync(request: &Request) -> bool {
     request.watched.is_empty() && matches!(request.ops[..], [Op::Sync])
 }
 
-/// The row whose head, and one cell at most, an op looks at, so that it needs no snapshot
-/// to see one moment.
+/// The row of an op that reads the row's head and at most one cell, and so needs no
+/// snapshot to see one point in time.
 fn single_row(op: &Op) -> Option<&Bytes> {
     match op {
         Op::StringGet { key }
@@ -459,18 +472,18 @@ fn single_row(op: &Op) -> Option<&Bytes> {
 /// The number of records that a request may examine on a thread that serves connections.
 const LONG_SCAN_CELLS: u64 = 1000;
 
-/// The cost of walking past a record, ns, roughly, and the bytes that are copied in that
-/// time.
+/// The approximate cost of walking past a record, ns, and the bytes that are copied in
+/// that time.
 const RECORD_NS: u64 = 1000;
 const RECORD_BYTES: u64 = 1024;
 
-/// Past how many records such a thread walks at most. Not all are known before: fields
-/// that have expired are walked past as well, and those before the one that a forgotten
-/// HSCAN cursor stands for.
+/// The number of records that such a thread walks past at most. Not all are known before:
+/// fields that have expired are walked past as well, and so are the fields before the one
+/// that a forgotten HSCAN cursor stands for.
 pub(crate) const LOCAL_READ_CELLS_MAX: u64 = 2 * LONG_SCAN_CELLS;
 
-/// True for a request that is known to examine very many records: it must not run on a
-/// thread that serves connections.
+/// True for a request that is known to walk past more than [`LONG_SCAN_CELLS`] records:
+/// it must not run on a thread that serves connections.
 pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     let mut records: u64 = 0;
     request.ops.iter().any(|op| {
@@ -479,15 +492,16 @@ pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     })
 }
 
-/// True for requests that keep the executor so long that another thread should serve the
-/// rest meanwhile.
+/// True for requests that hold the executor's thread for a long time: another thread
+/// should run the other tasks meanwhile.
 pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a Request>) -> bool {
     let ops = requests.flat_map(|request| &request.ops);
     ops.fold(0u64, |records, op| records.saturating_add(cells_examined(replica, op)))
         > LOCAL_READ_CELLS_MAX
 }
 
-/// About how many records an op looks at or changes, as far as that is known before.
+/// The approximate number of records that an op reads or changes, as far as it is known
+/// before.
 fn cells_examined(replica: &Replica, op: &Op) -> u64 {
     match op {
         Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() as u64,
@@ -501,7 +515,7 @@ fn cells_examined(replica: &Replica, op: &Op) -> u64 {
         Op::StringAppend { value, .. }
         | Op::StringSet { value, .. }
         | Op::StringSetRange { value, .. } => 1 + value.len() as u64 / RECORD_BYTES,
-        // The one that the next page begins with is looked at as well.
+        // The record that the next page begins with is read as well.
         Op::Scan { count, .. } | Op::HashScan { count, .. } => count.saturating_add(1),
         Op::HashGet { fields, .. } => fields.len() as u64,
         Op::HashExpiry { fields, .. } => fields.len() as u64,
@@ -568,7 +582,8 @@ mod tests {
         let delete = || Op::Delete { key: Bytes::from_static(KEY) };
         write(vec![put("old")]).await;
         let replica = node.replica(DB0).expect("it is here");
-        // What is written between the looks at head and cell; is that one moment still?
+        // The writes between the reads of head and cell, and if the view is consistent
+        // then.
         let writes = [
             (vec![], true),
             (vec![put("new")], true),

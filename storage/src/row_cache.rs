@@ -1,26 +1,26 @@
 //! The row cache: heads and cells that were read or written lately, in memory. A string's
-//! GET, and the look of a write at the record before, need no RocksDB.
+//! GET, and a write's read of the old record, need no RocksDB.
 //!
 //! One cache serves all replicas of a node, within one budget of bytes. A write seldom
-//! asks for a record's old value: of large heads and of all cells that are written only
-//! the [metadata](row::value::metadata) is kept, so that many more fit. A head or cell
-//! that is read by its key is kept whole.
+//! needs a record's old value: of large heads and of all cells that are written only the
+//! [metadata](row::value::metadata) is kept, so that many more fit. A head or cell that
+//! is read by its key is kept whole.
 //!
 //! # Coherence
 //! Time is counted in *versions*: each applied batch ends at a new one. A view notes the
 //! version before it reads the store, so it sees at least every batch that had ended by
 //! then. An entry has the version since which its value is known to hold.
 //! - From before a batch is proposed until it has ended, and every batch proposed behind
-//!   it with the same key as well, entries of its keys are pending: nobody uses or
+//!   it with the same key as well, entries of its keys are pending: no view uses or
 //!   inserts them ([`RowCache::begin_write`], [`RowCache::end_write`]). So once the batch
 //!   is visible in the store, no reader sees an old value of its keys.
 //! - A view inserts a record only if no batch has ended in the shard since the version
 //!   that it noted: the record that it read is then the newest.
-//! - While a replica's rows are being cleared, its scope is closed ([`CLEARING`]); then it
-//!   gets a new namespace, which is empty.
-//! - A follower applies entries without telling the cache. So a scope gets a new
-//!   namespace whenever its replica begins to lead ([`RowCache::invalidate_all`]), and a
-//!   batch that began before leaves nothing in it.
+//! - While a replica's rows are being cleared, its scope is closed ([`CLEARING`]); then
+//!   it gets a new namespace, which is empty.
+//! - A follower applies entries past the cache. So a scope gets a new namespace whenever
+//!   its replica begins to lead ([`RowCache::invalidate_all`]), and a batch that began
+//!   before leaves nothing in it.
 //! - A view uses an entry only if it holds since the view's own version or an earlier
 //!   one, so that one snapshot is one state.
 
@@ -43,8 +43,8 @@ const PREFETCH_MAX: usize = 64;
 /// A head that is written is kept whole when it has no more bytes than this: as much as
 /// the rest of its entry, about.
 const WHOLE_HEAD_BYTES_MAX: usize = 128;
-/// The owner's number while its replica is being cleared: nothing is used and nothing is
-/// filled.
+/// The namespace of a scope while its replica is being cleared: no entry is used or
+/// inserted.
 const CLEARING: u64 = 0;
 
 /// A count of applied batches of the node.
@@ -60,9 +60,9 @@ pub(crate) struct RowCache {
 /// One replica's part.
 #[derive(Debug)]
 pub(crate) struct CacheScope {
-    /// Stays as it is: by it, keys are shut.
+    /// Never changes: keys are marked as pending by it.
     id: u64,
-    /// Under which entries lie. A new number forgets all of them.
+    /// The namespace of the scope's entries. A new one forgets all of them.
     namespace: AtomicU64,
     /// Batches under way that clear everything.
     clearing: AtomicU64,
@@ -70,7 +70,7 @@ pub(crate) struct CacheScope {
     epoch: AtomicU64,
 }
 
-/// A batch that has begun, of the era in which it did.
+/// A batch that has begun, with the scope's epoch at that time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriteTicket(u64);
 
@@ -82,17 +82,17 @@ struct Shard {
     last_write_end: Version,
 }
 
-/// The bit that tells cells from heads in a namespace.
+/// The bit that distinguishes cells from heads in a namespace.
 const CELLS: u64 = 1 << 63;
 
-/// Under which a family's records lie in the ring: heads under the owner's number, cells
-/// under that with [`CELLS`].
+/// The namespace of a family's records in the ring: the scope's for heads, and that with
+/// [`CELLS`] for cells.
 fn of_family(namespace: u64, family: Family) -> u64 {
     if family == Family::Cell { namespace | CELLS } else { namespace }
 }
 
-/// A head key begins with a hash: that is hash enough. All cells of a row begin with the
-/// same.
+/// A head key begins with a hash, which is hash enough. All cells of a row begin with the
+/// same one, so that a cell's key is hashed.
 fn hash_of(namespace: u64, key: &[u8]) -> u64 {
     let hash = if namespace & CELLS == 0 {
         key::head_position(key).unwrap_or_default()
@@ -128,7 +128,7 @@ impl Shard {
 }
 
 impl RowCache {
-    /// A cache of so many bytes.
+    /// A cache of `bytes` bytes, over all shards.
     pub(crate) fn new(bytes: usize) -> RowCache {
         let shard = || {
             Mutex::new(Shard {
@@ -160,9 +160,11 @@ impl RowCache {
         }
     }
 
-    /// Forgets everything of a replica, and what batches that have begun and not ended
-    /// will say of it.
+    /// Forgets everything of a replica, and whatever the batches that have begun and not
+    /// ended are going to put.
     pub(crate) fn invalidate_all(&self, scope: &CacheScope) {
+        // Epoch, versions, namespace, in this order. A view or batch that finds the new
+        // namespace also finds that its record or ticket is of before.
         scope.epoch.fetch_add(1, Ordering::AcqRel);
         self.shards.iter().for_each(|shard| {
             shard.lock().last_write_end = self.version.fetch_add(1, Ordering::AcqRel) + 1
@@ -174,12 +176,12 @@ impl RowCache {
         self.namespaces.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Now. A view asks before it looks at the store.
+    /// The current version. A view notes it before it reads the store.
     pub(crate) fn version(&self) -> Version {
         self.version.load(Ordering::Acquire)
     }
 
-    /// A head or cell as a view of this moment sees it, if it is here whole.
+    /// A head or cell as a view of this version sees it, if it is here whole.
     pub(crate) fn get(
         &self,
         scope: &CacheScope,
@@ -190,8 +192,8 @@ impl RowCache {
         self.find(scope, family, key, at, |record| record.is_whole)
     }
 
-    /// The gist of a head or cell as a view of this moment sees it, or all of it, if that
-    /// is here.
+    /// The metadata of a head or cell as a view of this version sees it, or the whole
+    /// record, if that is here.
     pub(crate) fn metadata(
         &self,
         scope: &CacheScope,
@@ -216,16 +218,19 @@ impl RowCache {
         }
         let hash = hash_of(of_family(scope.id, family), key);
         let mut shard = self.shard(hash).lock();
+        // A batch with this key may be visible in the store already: the entry would be a
+        // stale read.
         if shard.is_pending(hash) {
             return None;
         }
         let record =
             shard.records.get(CacheKey { namespace: of_family(namespace, family), key })?;
+        // An entry that is newer than the view would mix two states in one snapshot.
         (record.since <= at && is_enough(&record)).then(|| Bytes::copy_from_slice(record.value))
     }
 
-    /// Heads at these positions are about to be asked for: their records come from memory
-    /// side by side rather than one after the other.
+    /// Fetches ahead the heads at these positions, which are read next: their records
+    /// come from memory side by side rather than one after the other.
     pub(crate) fn prefetch(&self, scope: &CacheScope, positions: impl Iterator<Item = u64>) {
         let namespace = scope.namespace();
         let places: SmallVec<[_; PREFETCH_MAX]> =
@@ -233,8 +238,9 @@ impl RowCache {
         self.fetch_ahead(&places);
     }
 
-    /// Records in these shards and buckets are about to be looked at: by the hashes under
-    /// which they are shut, and under which they are kept.
+    /// Fetches ahead the records in these shards and buckets, which are read next. A
+    /// place is the hash under which a key is pending, and the hash under which its
+    /// record is kept.
     fn fetch_ahead(&self, places: &[(u64, u64)]) {
         for (shard, hash) in places {
             self.shard(*shard).lock().records.prefetch_bucket(*hash);
@@ -244,7 +250,7 @@ impl RowCache {
         }
     }
 
-    /// A head or cell that a view of this moment read from the store.
+    /// Inserts a head or cell that a view of this version read from the store.
     pub(crate) fn insert(
         &self,
         scope: &CacheScope,
@@ -259,6 +265,7 @@ impl RowCache {
         }
         let hash = hash_of(of_family(scope.id, family), key);
         let mut shard = self.shard(hash).lock();
+        // A batch that has ended since the view's version may have replaced the record.
         if shard.last_write_end <= at && !shard.is_pending(hash) {
             shard.records.put(
                 CacheKey { namespace: of_family(namespace, family), key },
@@ -269,7 +276,7 @@ impl RowCache {
         }
     }
 
-    /// A batch is about to be proposed.
+    /// Begins a batch before it is proposed: its keys are pending.
     pub(crate) fn begin_write(&self, scope: &CacheScope, edits: &Edits) -> WriteTicket {
         let epoch = scope.epoch.load(Ordering::Acquire);
         if edits.clear {
@@ -283,8 +290,7 @@ impl RowCache {
         WriteTicket(epoch)
     }
 
-    /// The batch that began first has been applied (`applied`), or nobody knows what
-    /// became of it.
+    /// Ends a batch: it has been applied (`applied`), or its outcome is unknown.
     pub(crate) fn end_write(
         &self,
         scope: &CacheScope,
@@ -295,11 +301,12 @@ impl RowCache {
         let version = self.version.fetch_add(1, Ordering::AcqRel) + 1;
         if edits.clear {
             self.shards.iter().for_each(|shard| shard.lock().last_write_end = version);
+            // With another clear in flight the scope stays closed until that ends.
             if scope.clearing.fetch_sub(1, Ordering::AcqRel) == 1 {
                 scope.namespace.store(self.new_namespace(), Ordering::Release);
             }
         }
-        // The number first: a new one comes after its era.
+        // The namespace before the epoch: a new namespace is stored after its epoch.
         let namespace = scope.namespace();
         let is_kept = namespace != CLEARING && scope.epoch.load(Ordering::Acquire) == ticket.0;
         let mut rows = rows(edits);
@@ -312,8 +319,8 @@ impl RowCache {
         }
     }
 
-    /// Opens entries of a batch that has ended, and keeps what it has written under a
-    /// number.
+    /// Ends the pending state of a batch's keys, and keeps the written records in a
+    /// namespace.
     ///
     /// Fetching ahead pays where records are in this cache and not in the processor's:
     /// SET and HSET of 64 bytes at pipeline 16, 50 clients, durability `os`, `memory` at
@@ -342,15 +349,15 @@ impl RowCache {
             let mut shard = self.shard(*hash).lock();
             shard.last_write_end = version;
             shard.clear_pending(*hash);
-            // A later batch with this key is under way, and may be visible before it
-            // ends: the entry stays shut, and is settled then.
+            // A later batch with this key is in flight, and may be visible before it
+            // ends: the entry stays pending until then.
             let Some(namespace) = namespace.filter(|_| !shard.is_pending(*hash)) else { continue };
             let cache_key = CacheKey { namespace: of_family(namespace, *family), key };
             match value.filter(|_| applied) {
                 Some(value) => {
                     shard.records.put(cache_key, value, kept_at_least(*family, value), version)
                 }
-                // Deleted, or not known.
+                // The record is deleted, or its value is not known.
                 None => shard.records.remove(cache_key),
             }
         }
