@@ -47,7 +47,7 @@ async fn leader_on_a_slow_disk_transfers_and_writes_go_on() {
     assert_eq!(
         three.group(leader).stats().term,
         term,
-        "heartbeats go on: nobody has stood for election"
+        "heartbeats go on: no member has campaigned"
     );
     // The target's disk counts, not only whether it is up: one of the two is slow, too.
     set_slow(&three, others[0], 300);
@@ -193,7 +193,7 @@ async fn follower_waiting_for_its_disk_takes_one_append() {
         }
     });
     put(&three.group(leader), 2, &[9; 20_000]).await.unwrap();
-    wait_for("the letter is on its way", || !seen.lock().is_empty()).await;
+    wait_for("the message is on its way", || !seen.lock().is_empty()).await;
     is_on.store(false, Ordering::Relaxed);
     let message = seen.lock()[0].clone();
     set_slow(&three, follower, 1500);

@@ -377,7 +377,7 @@ async fn transfer_by_a_foreign_leader_causes_no_campaign() {
     assert_eq!(
         delivered_messages(&three.network, MessageKind::PreVote),
         asked,
-        "it does not stand"
+        "it does not campaign"
     );
     assert_eq!(three.group(leader).stats().term, term);
 }

@@ -90,7 +90,7 @@ async fn lagging_replica_gets_a_snapshot_and_then_the_log() {
     check(&three);
     assert!(
         delivered_messages(&three.network, MessageKind::SnapshotChunk) >= VALUES,
-        "it came in pieces"
+        "it came in chunks"
     );
     no_leftovers(&three).await;
     // It is a member like any other: it can lead.
@@ -133,7 +133,7 @@ async fn log_is_retained_for_the_slowest_follower_that_is_up() {
         0,
         "it came from the log"
     );
-    wait_for("nobody needs it any more", || group.stats().purged > lost).await;
+    wait_for("no follower needs it any more", || group.stats().purged > lost).await;
 }
 
 /// No snapshot is made for a member whose process is dead or does not answer: that costs
@@ -196,10 +196,10 @@ async fn broken_snapshot_transfer_resumes() {
     let last = VALUES - 1;
     three.until(3, last, &noise(last, VALUE)).await;
     check(&three);
-    let (pieces, offers) = *seen.lock();
-    eprintln!("{pieces} pieces in {offers} transfers");
+    let (chunks, offers) = *seen.lock();
+    eprintln!("{chunks} chunks in {offers} transfers");
     assert!(offers >= 2, "it broke");
-    assert!(pieces < VALUES + VALUES / 2 + 10, "{pieces} pieces for {VALUES} MiB");
+    assert!(chunks < VALUES + VALUES / 2 + 10, "{chunks} chunks for {VALUES} MiB");
     no_leftovers(&three).await;
 }
 
@@ -288,7 +288,7 @@ async fn garbage_and_misaddressed_messages_are_refused() {
             timeout: Duration::from_secs(1),
         };
         let wrong = engine::raft::RaftMessage { target: 9, ..message.clone() };
-        assert!(group.receive(wrong).await.is_err(), "it is for somebody else");
+        assert!(group.receive(wrong).await.is_err(), "it is for another replica");
         if tokio::time::timeout(Duration::from_secs(5), group.receive(message))
             .await
             .unwrap()

@@ -179,16 +179,16 @@ where
 fn thin_commit_notices(
     input: impl Stream<Item = AppendEntriesRequest<Types>>,
 ) -> impl Stream<Item = AppendEntriesRequest<Types>> {
-    let mut told: Option<(Instant, Option<LogId>)> = None;
+    let mut last_notice: Option<(Instant, Option<LogId>)> = None;
     input.map(move |mut request| {
         let now = Instant::now();
-        match told {
+        match last_notice {
             Some((at, committed))
                 if !request.entries.is_empty() && now < at + COMMIT_NOTICE_INTERVAL =>
             {
                 request.leader_commit = committed
             }
-            _ => told = Some((now, request.leader_commit)),
+            _ => last_notice = Some((now, request.leader_commit)),
         }
         request
     })

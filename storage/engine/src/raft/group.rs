@@ -478,6 +478,7 @@ impl Inner {
                 return None;
             }
             let voters: Vec<RaftId> = server.membership_config.voter_ids().collect();
+            // The last known leader is taken for dead: it takes no turn.
             let others = voters.iter().filter(|id| Some(**id) != server.current_leader);
             let rank = voters
                 .contains(&self.id)
@@ -488,6 +489,7 @@ impl Inner {
         let mut election_timer = self.election_timer.lock();
         election_timer.on_term(now, term);
         if !is_formed {
+            // The member that bootstraps a group campaigns in it: a suspect must wait.
             if self.abstains() {
                 return self.may_campaign(now, &voters).err();
             }
@@ -605,9 +607,9 @@ impl Inner {
 
     pub(super) fn not_leader(&self, forward: &ForwardToLeader<Types>) -> GroupError {
         let term = self.role.borrow().term;
-        let told =
+        let known =
             forward.leader_id.zip(forward.leader_node).filter(|(raft_id, _)| *raft_id != self.id);
-        let leader = told.map(|(raft_id, node)| Leader { raft_id, server: node.server, term });
+        let leader = known.map(|(raft_id, node)| Leader { raft_id, server: node.server, term });
         let why = format!("not the leader: {:?}", forward.reason);
         GroupError::NotLeader { why, leader: leader.or_else(|| self.other_leader()) }
     }

@@ -216,22 +216,22 @@ impl Machine {
 /// Writes until it succeeds or the store is broken or closed. It waits out a full disk,
 /// because a committed entry cannot be refused.
 fn write_until_space(store: &Store, writes: &[EntryWrite]) -> Result<(), Fault> {
-    let mut told = false;
+    let mut was_logged = false;
     loop {
         match store.apply(writes, OnStall::Wait) {
             Err(Fault::DiskFull(reason)) => {
-                if !told {
+                if !was_logged {
                     tracing::error!(
                         store = %store.path().display(),
                         %reason,
                         "the disk is full: writes wait until there is space, reads go on"
                     );
-                    told = true;
+                    was_logged = true;
                 }
                 std::thread::sleep(DISK_FULL_RETRY);
             }
             Ok(()) => {
-                if told {
+                if was_logged {
                     tracing::info!(
                         store = %store.path().display(),
                         "the disk has space again: writes go on"

@@ -338,7 +338,7 @@ impl Group {
         inner.is_transferring.store(true, Ordering::SeqCst);
         inner.note_cause(format!("leadership is transferred to member {to} on {node}"));
         revoke();
-        let patience = match why {
+        let timeout = match why {
             TransferReason::Disk(_) => {
                 self.drain_proposals().await;
                 TRANSFER_TIMEOUT * 3
@@ -352,7 +352,7 @@ impl Group {
             Err(error) => Err(fatal(error)),
             Ok(()) => {
                 let next = roles.wait_for(|role| role.term > term && role.leader.is_some());
-                match tokio::time::timeout(patience, next)
+                match tokio::time::timeout(timeout, next)
                     .await
                     .map(|role| role.map(|role| role.is_leader))
                 {

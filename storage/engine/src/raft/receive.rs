@@ -82,11 +82,11 @@ impl Inner {
             }
             admitted => admitted,
         };
-        let told = request.entries.iter().map(|entry| entry.log_id);
+        let received_ids = request.entries.iter().map(|entry| entry.log_id);
         self.check_consistency(
             &request.vote,
             request.leader_commit,
-            told.chain(request.prev_log_id),
+            received_ids.chain(request.prev_log_id),
         )
         .await?;
         let (vote, committed) = (request.vote, request.leader_commit);

@@ -96,7 +96,7 @@ mod tests {
         quorum.set_voters(BTreeSet::from([2, 3]), true);
         assert!(
             quorum.is_in_quorum(2) && quorum.is_in_quorum(3),
-            "nobody has acknowledged anything yet"
+            "no follower has acknowledged anything yet"
         );
         quorum.acknowledged(9, 50, start);
         assert!(quorum.is_in_quorum(2) && quorum.is_in_quorum(3), "a learner does not count");

@@ -327,9 +327,8 @@ impl ElectionTimer {
     /// Records contact with a leader of `term`.
     pub(super) fn leader_seen(&mut self, at: Instant, term: u64) {
         self.leader_seen = self.leader_seen.max(Some(at));
-        self.leader_stepped_down = self
-            .leader_stepped_down
-            .filter(|(_, leader_stepped_down)| term <= *leader_stepped_down);
+        // Late messages of the old leader undo no transfer; the next leader's do.
+        self.leader_stepped_down = self.leader_stepped_down.filter(|(_, old)| term <= *old);
     }
 
     /// True after contact with a leader within two leases.
@@ -386,21 +385,18 @@ impl ElectionTimer {
     /// When to campaign without further contact; `rank` is this replica's position among
     /// the voters that may campaign.
     pub(super) fn campaign_at(&self, rank: u32) -> Instant {
-        let is_at_rest = |leader_seen| {
-            self.entries_received
-                .is_none_or(|entries_received| entries_received + QUIESCE_AFTER <= leader_seen)
-        };
-        let patience =
-            |leader_seen| if is_at_rest(leader_seen) { LEADER_LEASE * 2 } else { LEADER_LEASE };
-        let silent_at = self
-            .leader_seen
-            .map(|leader_seen| leader_seen + patience(leader_seen) + CAMPAIGN_MARGIN);
-        let over_at = self.leader_stepped_down.map(|(at, _)| at + TRANSFER_WAIT);
-        let free_at = silent_at
+        let is_quiescent =
+            |seen| self.entries_received.is_none_or(|received| received + QUIESCE_AFTER <= seen);
+        let lease = |seen| if is_quiescent(seen) { LEADER_LEASE * 2 } else { LEADER_LEASE };
+        let expired_at = self.leader_seen.map(|seen| seen + lease(seen) + CAMPAIGN_MARGIN);
+        // A leader that transfers has released its lease: whichever comes first counts.
+        let released_at = self.leader_stepped_down.map(|(at, _)| at + TRANSFER_WAIT);
+        let free_at = expired_at
             .into_iter()
-            .chain(over_at)
+            .chain(released_at)
             .min()
             .map(|at| at + CAMPAIGN_STAGGER * rank + self.jitter);
+        // Without any contact there is no lease to wait for, only the restart guard.
         free_at.map_or(self.not_before, |free_at| free_at.max(self.not_before))
     }
 

@@ -203,8 +203,8 @@ impl PartialSnapshot {
             .collect();
         let mut files = Vec::with_capacity(offer.files.len());
         for entry in offer.files {
-            let arrival = kept.remove(&entry.name).filter(|kept| kept.entry == entry);
-            files.push(arrival.unwrap_or(PartialFile { entry, bytes: 0, crc: 0, file: None }));
+            let partial = kept.remove(&entry.name).filter(|kept| kept.entry == entry);
+            files.push(partial.unwrap_or(PartialFile { entry, bytes: 0, crc: 0, file: None }));
         }
         for found in
             std::fs::read_dir(&directory).map_err(unavailable("list the received files"))?
@@ -232,45 +232,45 @@ impl PartialSnapshot {
 
     fn write(&mut self, chunk: &SnapshotChunk) -> Result<(), ReceiveError> {
         self.touched = Instant::now();
-        let arrival = self.files.get_mut(chunk.file as usize).ok_or_else(|| {
+        let partial = self.files.get_mut(chunk.file as usize).ok_or_else(|| {
             ReceiveError::Malformed("a chunk of no file of the snapshot".to_owned())
         })?;
         let end = chunk
             .offset
             .checked_add(chunk.data.len() as u64)
-            .filter(|end| *end <= arrival.entry.bytes);
+            .filter(|end| *end <= partial.entry.bytes);
         let end = end.ok_or_else(|| {
             ReceiveError::Malformed("a chunk beyond the end of its file".to_owned())
         })?;
-        if end <= arrival.bytes {
+        if end <= partial.bytes {
             // A repeated chunk, whose first reply was lost.
             return Ok(());
         }
-        if chunk.offset != arrival.bytes {
+        if chunk.offset != partial.bytes {
             return Err(ReceiveError::Unavailable(format!(
                 "{} was received up to byte {}, not {}",
-                arrival.entry.name, arrival.bytes, chunk.offset
+                partial.entry.name, partial.bytes, chunk.offset
             )));
         }
-        let file = match &arrival.file {
+        let file = match &partial.file {
             Some(file) => file,
             None => {
-                let path = self.directory.join(&arrival.entry.name);
+                let path = self.directory.join(&partial.entry.name);
                 let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-                arrival.file.insert(opened.map_err(unavailable("create a file"))?)
+                partial.file.insert(opened.map_err(unavailable("create a file"))?)
             }
         };
         file.write_all_at(&chunk.data, chunk.offset).map_err(unavailable("write a chunk"))?;
-        arrival.bytes = end;
-        arrival.crc = crc32c::crc32c_append(arrival.crc, &chunk.data);
-        if arrival.bytes == arrival.entry.bytes
-            && let Some(file) = arrival.file.take()
+        partial.bytes = end;
+        partial.crc = crc32c::crc32c_append(partial.crc, &chunk.data);
+        if partial.bytes == partial.entry.bytes
+            && let Some(file) = partial.file.take()
         {
             // Each file at its end, so that the syncs are spread over the transfer.
             file.sync_all().map_err(unavailable("sync a file"))?;
-            if arrival.crc != arrival.entry.crc {
-                let name = arrival.entry.name.clone();
-                (arrival.bytes, arrival.crc) = (0, 0);
+            if partial.crc != partial.entry.crc {
+                let name = partial.entry.name.clone();
+                (partial.bytes, partial.crc) = (0, 0);
                 return Err(ReceiveError::Unavailable(format!(
                     "{name} differs from the offer: checksum mismatch"
                 )));

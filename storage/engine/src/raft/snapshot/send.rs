@@ -88,11 +88,9 @@ pub(in crate::raft) async fn send(
         send_file(peer, id, &checkpoint, at, file, have).await?;
     }
     let install = message::encode(&SnapshotInstall { id, vote, meta }).map_err(aborted)?;
-    let patience = INSTALL_TIMEOUT + Duration::from_secs_f64(total as f64 / THROUGHPUT_MIN);
-    let reply = peer
-        .call(MessageKind::SnapshotInstall, install, patience)
-        .await
-        .map_err(transport_error)?;
+    let timeout = INSTALL_TIMEOUT + Duration::from_secs_f64(total as f64 / THROUGHPUT_MIN);
+    let reply =
+        peer.call(MessageKind::SnapshotInstall, install, timeout).await.map_err(transport_error)?;
     message::decode(&reply).map_err(aborted)
 }
 
