@@ -7,7 +7,7 @@ use row::{Family, key, value};
 
 use crate::clock;
 
-/// The finished write batch: the leader's stamp, ms; the clear, if any; and then every
+/// The finished write batch: the leader's stamp, ms; the clear, if any; then every
 /// record.
 pub(crate) fn encode(edits: &Edits, stamp_ms: u64, link: BatchDependency) -> Bytes {
     let mut writer = BatchWriter::with_dependency(link, edits.bytes() + 64);
@@ -26,7 +26,7 @@ pub(crate) fn encode(edits: &Edits, stamp_ms: u64, link: BatchDependency) -> Byt
     writer.finish()
 }
 
-/// The column family that a family's records are in.
+/// The column family that holds a family's records.
 pub(crate) fn of(family: Family) -> engine::batch::Family {
     match family {
         Family::State => engine::batch::Family::Default,

@@ -13,17 +13,17 @@ use row::Stamp;
 pub(crate) const STAMP: Bytes = Bytes::from_static(STAMP_KEY);
 pub(crate) const STAMP_KEY: &[u8] = b"stamp";
 
-/// Gives stamps; goes on from the last one that was applied.
+/// Gives stamps, which go on from the last one that was applied.
 #[derive(Debug)]
 pub(crate) struct Clock {
     stamps: StampClock,
-    /// The largest stamp known to be committed, ms: the time of whoever leads next begins
+    /// The largest stamp known to be committed, ms: the time of the next leader begins
     /// there or later.
     committed_ms: AtomicU64,
     cluster_tag: u8,
 }
 
-/// Time since some moment, by a clock that is never set.
+/// The time since the first call, by a clock that is never set.
 pub fn monotonic() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
@@ -38,13 +38,14 @@ impl Clock {
         }
     }
 
-    /// For a batch of writes or a read: not before any that was given. What one reader
-    /// saw expired the next does not see alive, whatever the wall clock does in between.
+    /// The stamp of a batch of writes or of a read: not before any that was given. A row
+    /// that one reader saw expired is not alive for the next, whatever the wall clock
+    /// does in between.
     pub(crate) fn now(&self) -> Stamp {
         self.stamp(self.stamps.now_ms())
     }
 
-    /// For the rest of a batch: the millisecond after a stamp, or later.
+    /// The stamp for the rest of a batch: the millisecond after a stamp, or later.
     pub(crate) fn after(&self, stamp: Stamp) -> Stamp {
         self.stamps.advance_to(stamp.now_ms + 1);
         self.now()
@@ -56,13 +57,13 @@ impl Clock {
         self.committed_ms.fetch_max(applied_ms, Ordering::AcqRel);
     }
 
-    /// The last moment that is past for every leader to come, too. What only our readers
-    /// took for past is not, if its clock is behind ours.
+    /// The last time that is past for every later leader, too, ms. A time that only
+    /// readers here took for past is not: the next leader's clock may be behind this one.
     pub(crate) fn committed_ms(&self) -> u64 {
         self.committed_ms.load(Ordering::Acquire)
     }
 
-    /// For a read as of a moment that is committed.
+    /// The stamp of a read as of a committed time.
     pub(crate) fn at(&self, committed_ms: u64) -> Stamp {
         self.stamp(committed_ms)
     }
@@ -71,7 +72,7 @@ impl Clock {
         Stamp { now_ms, timetag: now_ms << 16 | u64::from(self.cluster_tag) }
     }
 
-    /// By how much it is ahead of the wall clock, ms; negative: behind.
+    /// The time by which it is ahead of the wall clock, ms; negative: behind.
     pub(crate) fn ahead_ms(&self) -> i64 {
         self.stamps.ahead_ms()
     }

@@ -1,35 +1,36 @@
 //! Group commit: the delay before a batch that lets more requests join it (PostgreSQL's
 //! `commit_delay`).
 //!
-//! Clients that were just answered ask again in a moment. A batch that begins without
-//! them makes two alternating halves out of them, each paying for a round of its own. So
-//! as long as fewer wait than were seen lately, the executor lets others run first, for a
-//! small part of what the last round took at most; a lone client never waits.
+//! Clients that were just answered send their next requests shortly after. A batch that
+//! begins without them splits them into two alternating halves, and each half pays for a
+//! round of its own. So as long as fewer requests wait than were seen lately, the
+//! executor lets other tasks run first, for a small part of the last round's time at
+//! most. A lone client never waits.
 //!
 //! A round costs hundreds of microseconds of CPU, whatever is in it. While batches are
-//! small, the executor sleeps until those seen lately are all there: one full round is
-//! cheaper than two halves, and no later. From [`FULL_OPS`] on, halves that overlap are
-//! better.
+//! small, the executor sleeps until as many requests as were seen lately are all there:
+//! one full round is cheaper than two halves, and no later. From [`FULL_OPS`] on, halves
+//! that overlap are better.
 //!
-//! Clients that ask when they like, rather than when they were answered, or that ask this
-//! partition now and then another, are not worth that sleep: those seen lately do not all
-//! come, or some wait already when a full batch lands. Who sees that a few times does
-//! without patience for a while.
+//! That sleep does not pay for clients that send requests independently of their answers,
+//! or that use this partition only now and then: not all expected requests come, or some
+//! wait already when a full batch lands. An executor that sees this a few times stops
+//! sleeping for a while.
 
 use std::time::{Duration, Instant};
 
 use crate::queue::{BatchSize, Queue};
 
-/// The part of a round that may be spent on gathering, and its bound.
+/// The part of a round that the executor may spend on gathering, and its bound.
 const YIELD_FRACTION: u32 = 4;
 const YIELD_TIME_MAX: Duration = Duration::from_micros(250);
-/// The longest sleep for those who were seen lately and do not come: the shortest that a
-/// timer can do.
+/// The longest sleep for expected requests that do not come: the shortest that a timer
+/// can do.
 const WAIT_TIMEOUT: Duration = Duration::from_millis(1);
-/// Waiting for so many rounds' time is worth a full round.
+/// A full round is worth a wait of this many rounds' time.
 const WAIT_ROUNDS_MAX: u32 = 3;
 /// A batch that leaves more than this part of its requests waiting as it lands was not
-/// what clients waited for.
+/// the one that clients waited for.
 const LEFT_FRACTION: usize = 4;
 /// This many misses more than hits switch the delay off for this many rounds.
 const MISSES_MAX: u32 = 4;
@@ -49,16 +50,16 @@ pub(crate) struct BatchDelay {
     /// The last delay ran out before the expected requests came, or took longer than they
     /// were worth.
     has_missed: bool,
-    /// Rounds for which patience was of no use, less those for which it was.
+    /// Rounds in which the sleep was of no use, less those in which it was.
     misses: u32,
-    /// Rounds to go without patience.
+    /// Rounds left without a sleep.
     cooldown: u32,
 }
 
 impl BatchDelay {
-    /// Waits until as many wait as were seen lately, `collected` of them already
-    /// evaluated, or the time is up: asleep while batches are small and that is of use,
-    /// else letting others run.
+    /// Waits until as many requests wait as were seen lately, `collected` of them already
+    /// evaluated, or the time is up. It sleeps while batches are small and sleeping is of
+    /// use, and lets other tasks run otherwise.
     pub(crate) async fn wait(&mut self, queue: &Queue, collected: usize) {
         let missing = self.expected.saturating_sub(collected);
         if queue.len() >= missing {
@@ -66,7 +67,7 @@ impl BatchDelay {
         }
         if self.is_small() && self.cooldown == 0 {
             let began = Instant::now();
-            // When they do not come, it goes on with those that are there.
+            // When they do not come, the batch goes on with the requests that are there.
             let came =
                 tokio::time::timeout(WAIT_TIMEOUT, queue.wait_until_queued(missing, FULL_OPS))
                     .await;
@@ -84,12 +85,12 @@ impl BatchDelay {
         self.ops < FULL_OPS
     }
 
-    /// A batch was applied so long after it was proposed.
+    /// Takes note of the time from a batch's proposal to its application.
     pub(crate) fn record_round(&mut self, last_round: Duration) {
         self.last_round = last_round;
     }
 
-    /// A batch was answered while so many requests waited already.
+    /// Takes note of a batch that was answered while `waiting` requests waited already.
     pub(crate) fn record_batch(&mut self, batch: BatchSize, waiting: usize) {
         (self.expected, self.ops) = (batch.requests + waiting, batch.ops);
         let is_of_use =

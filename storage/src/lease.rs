@@ -1,24 +1,25 @@
-//! The right to answer reads without asking anybody, for a while and in one term.
+//! The leader's lease: the right to answer reads without a round to the other members,
+//! for a limited time and in one term.
 //!
 //! After Raft has confirmed leadership (`ensure_linearizable` under `LeaseRead` with half
 //! of the lease), no other leader can commit before the other half has passed; until then
 //! reads are answered at once. The clock is the boot clock, which runs on while the
-//! machine is suspended; where even that stands still, leases are revoked as soon as it
-//! shows ([`Ticker::jumps`](engine::raft::Ticker::jumps)).
+//! machine is suspended. Where even that clock stands still, leases are revoked as soon
+//! as the jump shows ([`Ticker::jumps`](engine::raft::Ticker::clock_jumps)).
 //!
 //! # Epochs
-//! Leadership may go and come back while somebody looks at the state, or between two
-//! looks. So a lease is of one *epoch*: a new one begins whenever the lease is revoked,
-//! and with each term of ours. A reader notes the epoch before its look, and answers when
-//! that epoch's lease is valid after the look: another one says nothing about what it
-//! saw. The executor goes by the lease's term in the same way.
+//! Leadership may be lost and won again during a read of the state, or between two reads.
+//! So a lease is of one *epoch*: a new epoch begins whenever the lease is revoked, and
+//! with each term in which this replica leads. A reader notes the epoch before its read,
+//! and answers when that epoch's lease is valid after the read: the lease of another
+//! epoch does not cover it. The executor uses the lease's term in the same way.
 //!
 //! # Invariants
-//! - A lease that was revoked, or is of another term, covers no look that began before
+//! - A lease that was revoked, or is of another term, covers no read that began before
 //!   (`a_read_is_covered_by_the_lease_it_began_under`).
 //! - A lease is over when the machine was suspended for longer
 //!   (`a_machine_that_was_suspended_wakes_without_a_lease`).
-//! - A confirmation of an earlier term than the lease's counts for nothing
+//! - A confirmation of an earlier term than the lease's has no effect
 //!   (`a_lease_never_goes_back_to_an_earlier_term`).
 //!
 //! Source of the rule: Raft thesis 6.4.1 with the margins of openraft's `leader_lease`.
@@ -31,33 +32,34 @@ use engine::clocks::Clocks;
 use engine::mutants::{self, Rule};
 use parking_lot::Mutex;
 
-/// Until when reads may be answered, and in which term.
+/// The time until which reads may be answered, and the term.
 pub(crate) struct Lease {
     clocks: Arc<dyn Clocks>,
-    /// 0 = not now.
+    /// The end of the lease by the boot clock; 0: there is none.
     valid_until_ns: AtomicU64,
     epoch: AtomicU64,
-    /// Also the lock under which the lease changes.
+    /// The rest of the lease, and the lock under which the lease changes.
     state: Mutex<LeaseState>,
 }
 
 #[derive(Debug, Default)]
 struct LeaseState {
     /// Grows with every revocation, so that a confirmation that was under way meanwhile
-    /// counts for nothing.
+    /// has no effect.
     revoked: u64,
-    /// Of the last lease.
+    /// The term of the last lease.
     term: u64,
 }
 
-/// A confirmation under way: when it was asked for, and under which revocation count.
+/// A confirmation under way: the time at which it was requested, and the revocations
+/// until then.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LeaseRequest {
     at_ns: u64,
     revoked: u64,
 }
 
-/// The lease under which a look began.
+/// The lease under which a read began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Epoch(u64);
 
@@ -71,22 +73,23 @@ impl Lease {
         }
     }
 
-    /// May a read be answered now?
+    /// True when a read may be answered now.
     pub(crate) fn is_valid(&self) -> bool {
         let valid_until_ns = self.valid_until_ns.load(Ordering::Acquire);
         self.now_ns() < valid_until_ns || (mutants::breaks(Rule::Lease) && valid_until_ns > 0)
     }
 
-    /// Before a look at the state: the lease that is to cover it, if there is one.
+    /// The lease that is to cover a read, if there is one. It is noted before the read.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
         // In this order: an epoch begins without a lease.
         let epoch = self.epoch.load(Ordering::Acquire);
         self.is_valid().then_some(Epoch(epoch))
     }
 
-    /// After a look at the state: may what was seen be told?
+    /// True when what was read under this epoch may be answered. It is asked after the
+    /// read.
     pub(crate) fn covers(&self, epoch: Epoch) -> bool {
-        // In this order: what is valid is so in this epoch or an earlier one.
+        // In this order: a valid lease is of this epoch or an earlier one.
         self.is_valid() && self.epoch.load(Ordering::Acquire) == epoch.0
     }
 
@@ -96,14 +99,15 @@ impl Lease {
         self.is_valid().then_some(state.term)
     }
 
-    /// Before leadership is confirmed.
+    /// Notes time and revocations, before leadership is confirmed.
     pub(crate) fn request(&self) -> LeaseRequest {
         LeaseRequest { at_ns: self.now_ns(), revoked: self.state.lock().revoked }
     }
 
-    /// Leadership of a term was confirmed with an acknowledgement at most `age` old, and
-    /// Raft's lease is twice that: good for `age` from the question on. Whatever was
-    /// known of rows in an earlier term must be forgotten by now.
+    /// Grants a lease after leadership of a term was confirmed. The acknowledgement is at
+    /// most `age` old, and Raft's lease is twice that: the lease is valid for `age` from
+    /// the request on. The caller has forgotten by now what it knew of rows in an earlier
+    /// term.
     pub(crate) fn grant(&self, request: LeaseRequest, age: Duration, term: u64) {
         let mut state = self.state.lock();
         if state.revoked != request.revoked || term < state.term {
@@ -116,15 +120,15 @@ impl Lease {
         self.valid_until_ns.fetch_max(request.at_ns + age.as_nanos() as u64, Ordering::AcqRel);
     }
 
-    /// Leadership was given away or lost.
+    /// Ends the lease: leadership was given away or lost.
     pub(crate) fn revoke(&self) {
         let mut state = self.state.lock();
         state.revoked += 1;
         self.begin_epoch();
     }
 
-    /// Under the lock. Without a lease first: who sees the epoch must not see the lease
-    /// of the one before.
+    /// Begins an epoch, under the lock. The lease ends first: a reader that sees the new
+    /// epoch must not see the lease of the old one.
     fn begin_epoch(&self) {
         self.valid_until_ns.store(0, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -170,8 +174,8 @@ mod tests {
         assert!(lease.covers(look));
         lease.grant(lease.request(), LONG, 5);
         assert!(lease.covers(look), "it was renewed");
-        // Handed over and back within the same look, in a later term and, once, in the
-        // same.
+        // Leadership goes away and comes back within the same read, in a later term and,
+        // once, in the same.
         lease.revoke();
         assert!(!lease.covers(look));
         lease.grant(lease.request(), LONG, 5);
@@ -196,7 +200,7 @@ mod tests {
         assert_eq!(lease.term(), Some(7));
     }
 
-    /// The boot clock only, ms; the monotonic one stands still.
+    /// Only the boot clock runs, ms; the monotonic one stands still.
     struct Suspended(AtomicU64);
 
     impl Clocks for Suspended {

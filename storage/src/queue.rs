@@ -1,4 +1,4 @@
-//! Requests in line for the executor of one partition.
+//! The queue of requests for the executor of one partition.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::quota::{Quota, Reservation};
 const REQUESTS_MAX: usize = 100_000;
 const BYTES_MAX: usize = 256 << 20;
 
-/// The answer, or why there is none.
+/// A request's response, or the error that it gets instead.
 pub(crate) type Outcome = Result<Response, CallError>;
 
-/// A request in line, and who waits for its outcome.
+/// A queued request, and the sender of its outcome.
 pub(crate) struct QueuedRequest {
     pub(crate) request: Request,
     pub(crate) writes: bool,
@@ -43,16 +43,16 @@ pub(crate) struct Queue {
 struct QueueState {
     waiting: VecDeque<QueuedRequest>,
     size: BatchSize,
-    /// The node's memory that they take.
+    /// The node's memory that queued requests take.
     reservation: Reservation,
-    /// The executor sleeps until so many requests or ops wait.
+    /// The executor sleeps until this many requests or ops are queued.
     wake_at: Option<BatchSize>,
-    /// The reason why the queue takes nothing more: the replica has stopped.
+    /// The reason why the queue takes no more requests: the replica has stopped.
     closed: Option<CallError>,
 }
 
 impl Queue {
-    /// One that takes its memory from the node's.
+    /// A queue that takes its memory from the node's quota.
     pub(crate) fn new(quota: Arc<Quota>) -> Queue {
         let reservation = quota.reservation();
         let state = QueueState {
@@ -70,7 +70,7 @@ impl Queue {
         &self.quota
     }
 
-    /// Puts a request in line; the receiver gets its outcome.
+    /// Queues a request; the receiver gets its outcome.
     pub(crate) fn push(&self, request: Request) -> Result<oneshot::Receiver<Outcome>, CallError> {
         let bytes = size_of::<QueuedRequest>() + request.memory_bytes();
         let writes = request.ops.iter().any(Op::is_write);
@@ -79,7 +79,7 @@ impl Queue {
         if let Some(why) = &state.closed {
             return Err(why.clone());
         }
-        // One request always fits, however large.
+        // An empty queue has room for any one request, however large.
         if state.waiting.len() >= REQUESTS_MAX
             || (state.size.bytes > 0 && state.size.bytes + bytes > BYTES_MAX)
         {
@@ -103,7 +103,7 @@ impl Queue {
         Ok(outcome)
     }
 
-    /// Refuses everything from now on, and those in line too.
+    /// Refuses all requests from now on, and those that are queued.
     pub(crate) fn close(&self, why: &CallError) {
         self.state.lock().closed.get_or_insert_with(|| why.clone());
         self.refuse(why);
@@ -115,7 +115,7 @@ impl Queue {
         self.state.lock().closed.clone()
     }
 
-    /// Refuses those in line.
+    /// Refuses the queued requests.
     pub(crate) fn refuse(&self, why: &CallError) {
         let left = {
             let mut state = self.state.lock();
@@ -126,7 +126,7 @@ impl Queue {
         refuse(left.into_iter().map(|waiting| waiting.answer), why);
     }
 
-    /// Waits until so many requests or ops wait, or the queue is closed.
+    /// Waits until this many requests or ops are queued, or the queue is closed.
     pub(crate) async fn wait_until_queued(&self, requests: usize, ops: usize) {
         loop {
             {
@@ -141,7 +141,7 @@ impl Queue {
         }
     }
 
-    /// Takes those in line from the front, as long as they fit; one fits always.
+    /// Takes requests from the front as long as they fit; the first one always does.
     pub(crate) fn take(&self, room: BatchSize) -> Vec<QueuedRequest> {
         let mut state = self.state.lock();
         let mut taken = BatchSize::default();
@@ -161,7 +161,7 @@ impl Queue {
         state.waiting.drain(..taken.requests).collect()
     }
 
-    /// Puts requests that were taken and not touched in front of the line again.
+    /// Puts requests that were taken and not evaluated back to the front of the queue.
     pub(crate) fn put_back(&self, waiting: Vec<QueuedRequest>) {
         let mut state = self.state.lock();
         let Some(why) = state.closed.clone() else {
@@ -183,10 +183,10 @@ impl Queue {
     }
 }
 
-/// Tells those who wait for an outcome that there is none.
+/// Answers requests with an error.
 pub(crate) fn refuse(answers: impl Iterator<Item = oneshot::Sender<Outcome>>, why: &CallError) {
     for answer in answers {
-        // A caller that went away is not missed.
+        // A caller that has gone away needs no answer.
         let _ = answer.send(Err(why.clone()));
     }
 }
@@ -250,7 +250,7 @@ mod tests {
                 .iter()
                 .all(|queue| matches!(queue.push(append(MIB)), Err(CallError::OutOfMemory)))
         );
-        // What one gives back another may take.
+        // Memory that one queue gives back is free for another.
         let taken = queues[0].take(BatchSize { requests: usize::MAX, ops: 1, bytes: usize::MAX });
         assert_eq!(taken.len(), 1);
         assert!(queues[3].push(append(MIB)).is_ok() && queues[0].push(append(MIB)).is_err());

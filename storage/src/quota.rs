@@ -1,33 +1,33 @@
 //! Memory for requests and batches: one quota for all partitions of a node.
 //!
 //! A partition's queue is bounded, and so is a batch; hundreds of partitions that wait
-//! for one slow disk are not. So what waits for an executor, and what batches under way
-//! hold (edits, answers), is counted against one quota as it is kept. What does not fit
-//! is refused before anything is proposed.
+//! for one slow disk are not. So one quota counts what waits for an executor, and what
+//! batches in flight hold (edits, answers), in the form in which it is kept. What does
+//! not fit is refused before anything is proposed.
 //!
-//! The first few KiB of each are free: what is answered at once touches nothing that all
-//! partitions share.
+//! The first few KiB of each holder are free: a request that is answered at once touches
+//! no memory that all partitions share.
 //!
 //! # Invariants
-//! - What is reserved is given back with its [`Reservation`], whatever becomes of who
-//!   holds it.
+//! - A reservation is given back when its [`Reservation`] is dropped, whatever becomes of
+//!   its holder.
 //! - A node on which nothing is reserved takes any one request, so that none is refused
 //!   for ever.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that each holder has for free, and the step in which it is counted beyond.
+/// Bytes that each holder has for free, and the step in which further bytes are counted.
 const FREE_BYTES: usize = 16 << 10;
 
-/// The memory that requests and batches of all partitions may take, and take.
+/// The memory that requests and batches of all partitions may take, and do take.
 #[derive(Debug)]
 pub(crate) struct Quota {
     bytes_max: usize,
     reserved: AtomicUsize,
 }
 
-/// A part of a [`Quota`]; dropped, it is given back.
+/// A part of a [`Quota`], given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     quota: Arc<Quota>,
@@ -39,7 +39,7 @@ impl Quota {
         Arc::new(Quota { bytes_max, reserved: AtomicUsize::new(0) })
     }
 
-    /// A part of nothing, for one holder, to be grown.
+    /// An empty reservation for one holder, to be grown.
     pub(crate) fn reservation(self: &Arc<Self>) -> Reservation {
         Reservation { quota: self.clone(), bytes: 0 }
     }
@@ -49,15 +49,15 @@ impl Quota {
         self.bytes_max.saturating_sub(self.reserved.load(Ordering::Acquire))
     }
 
-    /// All of it.
+    /// The whole quota, bytes.
     pub(crate) fn bytes_max(&self) -> usize {
         self.bytes_max
     }
 }
 
 impl Reservation {
-    /// Takes as much as its holder is to hold from now on, if there is so much left or
-    /// nothing is taken.
+    /// Grows the reservation to this many bytes, before its holder takes them, if they
+    /// are left or nothing is reserved.
     pub(crate) fn try_resize(&mut self, bytes: usize) -> bool {
         let wanted = counted(bytes);
         if wanted > self.bytes {
@@ -75,7 +75,8 @@ impl Reservation {
         true
     }
 
-    /// Counts what its holder holds now, whether there is so much left or not.
+    /// Sets the reservation to the bytes that its holder has now, even beyond what is
+    /// left.
     pub(crate) fn resize(&mut self, bytes: usize) {
         let wanted = counted(bytes);
         match wanted.checked_sub(self.bytes) {
@@ -113,8 +114,8 @@ mod tests {
         assert_eq!(quota.left(), 0);
         drop(first);
         assert_eq!(quota.left(), 60 * STEP);
-        // What has grown already is counted, even beyond the bound; nothing is taken
-        // then.
+        // Memory that is taken already is counted, even beyond the bound; then no
+        // reservation grows.
         second.resize(150 * STEP);
         assert!(quota.left() == 0 && !quota.reservation().try_resize(2 * STEP));
         second.resize(11 * STEP);
