@@ -5,7 +5,7 @@
 //! of the lease), no other leader can commit before the other half has passed; until then
 //! reads are answered at once. The clock is the boot clock, which runs on while the
 //! machine is suspended. Where even that clock stands still, leases are revoked as soon
-//! as the jump shows ([`Ticker::jumps`](engine::raft::Ticker::clock_jumps)).
+//! as the jump shows ([`Ticker::clock_jumps`](engine::raft::Ticker::clock_jumps)).
 //!
 //! # Epochs
 //! Leadership may be lost and won again during a read of the state, or between two reads.

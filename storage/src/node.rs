@@ -1,4 +1,4 @@
-//! A storage node: the replicas that live in this process, following what meta assigns.
+//! A storage node: the replicas of this process, which follow meta's assignment.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -30,18 +30,19 @@ use crate::{dirs, reads, tasks};
 
 /// The interval at which the node checks for expired rows.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// The longest time without a look, should the alarm miss anything.
+/// The longest time without a check, should an alarm be missed.
 const EXPIRY_CHECK_DELAY_MAX_MS: u64 = 10_000;
 /// Back-off before a replica that has stopped by a fault, or could not be opened, is
 /// opened again: doubled from the first to the last.
 const RECOVERY_BACKOFF_MIN: Duration = Duration::from_secs(1);
 const RECOVERY_BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// Without a leader that sends its state so often in a row, a damaged replica is opened
-/// as it is: its vote may be what the group lacks for a majority.
+/// After this many requests in a row that no leader answered with a snapshot, a damaged
+/// replica is opened as it is: its vote may be the one that the group lacks for a
+/// majority.
 const UNANSWERED_ASKS_MAX: u32 = 3;
 /// The interval at which the node checks its disks.
 const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// Group 0 of the log is meta's.
+/// The first group of a partition in the log; group 0 is meta's.
 const FIRST_RAFT_GROUP_ID: u64 = 1 << 32;
 /// Bits of a group's number that hold the partition's index.
 const INDEX_BITS: u32 = 20;
@@ -60,15 +61,15 @@ pub struct NodeOptions {
     pub answer_bytes_max: usize,
     /// Memory for heads and cells read or written lately, over all tables, bytes.
     pub row_cache_bytes: usize,
-    /// Memory for requests that wait for their partition and for batches under way, edits
+    /// Memory for requests that wait for their partition and for batches in flight, edits
     /// and answers, over all partitions, bytes. What does not fit is refused.
     pub request_memory_max: usize,
-    /// Told apart from other clusters' writes in timetags.
+    /// Distinguishes the writes of this cluster from those of others in timetags.
     pub cluster_tag: u8,
-    /// By which it is measured how long steps of the expiry cycle hold a partition's
-    /// executor: [`monotonic`](crate::monotonic).
+    /// The clock for the time that steps of the expiry cycle hold a partition's executor:
+    /// [`monotonic`](crate::monotonic).
     pub step_clock: fn() -> Duration,
-    /// The process's time, by which stamps are given.
+    /// The process's clock, by which stamps are given.
     pub clock: Arc<SlewedClock>,
     /// The time for which a write may be without a quorum; by then, half a second before
     /// at the earliest, its client gets an unknown outcome.
@@ -82,9 +83,9 @@ pub struct NodeOptions {
 pub struct Peers {
     /// This server.
     pub server: ServerId,
-    /// Carries letters between replicas.
+    /// Carries messages between replicas.
     pub transport: Arc<dyn Transport>,
-    /// The process's clock for groups.
+    /// The process's clock for Raft groups.
     pub ticker: Arc<Ticker>,
 }
 
@@ -93,26 +94,26 @@ pub struct Peers {
 pub struct Assignment {
     /// The table.
     pub table: Arc<Table>,
-    /// Those of its partitions that have a replica here.
+    /// The partitions that have a replica here.
     pub placements: Vec<Placement>,
 }
 
-/// A replica, or why there is none.
+/// A replica, or the fault by which there is none.
 type OpenResult = Result<Arc<Replica>, ReplicaFault>;
 
-/// A place for a replica of this node.
+/// The slot of one replica on this node.
 #[derive(Clone)]
 struct ReplicaSlot {
     table: Arc<Table>,
     placement: Arc<Placement>,
     raft_id: u64,
     replica: OpenResult,
-    /// The time at which it was opened, could not be opened, or was found to have
-    /// stopped.
+    /// The time at which the replica was opened, could not be opened, or was found to
+    /// have stopped.
     since: Instant,
-    /// The back-off while it is without a replica.
+    /// The back-off while the slot is without a replica.
     pause: Duration,
-    /// Takes the state anew, while it is damaged.
+    /// Installs a snapshot from the leader while the replica is damaged.
     rebuild: Option<Arc<Rebuild>>,
 }
 
@@ -124,10 +125,10 @@ pub struct Node {
     row_cache: Arc<RowCache>,
     quota: Arc<Quota>,
     replicas: ArcSwap<HashMap<PartitionId, ReplicaSlot>>,
-    /// One change of the set at a time.
+    /// Held while the set of replicas changes.
     changing: tokio::sync::Mutex<()>,
     cycles: Arc<ExpiryCycles>,
-    /// Grows with whatever meta wants to know at once.
+    /// Grows with each change that meta is to know at once.
     changes: Arc<watch::Sender<u64>>,
     /// The time of the expiry cycle's next check.
     next_expiry: Arc<NextExpiry>,
@@ -153,8 +154,8 @@ pub struct TableStats {
 }
 
 impl Node {
-    /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic
-    /// work on the current runtime.
+    /// Opens a node without replicas; [`Node::follow`] opens them. Starts the node's
+    /// periodic work on the current runtime.
     pub fn open(options: NodeOptions, log: Arc<Log>, shared: SharedResources) -> Arc<Node> {
         let row_cache = Arc::new(RowCache::new(options.row_cache_bytes));
         let quota = Quota::new(options.request_memory_max);
@@ -172,8 +173,8 @@ impl Node {
         });
         let me = Arc::downgrade(&node);
         tasks::spawn_restarting("expiry_cycle", move || expiry_cycle(me.clone()));
-        // Alone, what has stopped stays so until somebody has had a look: nobody else has
-        // the data.
+        // Without peers a stopped replica stays stopped until an operator has examined
+        // it: no other server has its data.
         if let Some(peers) = &node.options.peers {
             let (me, changes) = (Arc::downgrade(&node), node.changes());
             tasks::spawn_restarting("recover_failed", move || {
@@ -183,7 +184,7 @@ impl Node {
             tasks::spawn_restarting("revoke_on_jumps", move || {
                 revoke_on_jumps(me.clone(), jumps.clone())
             });
-            // Where no client's command can hold it up.
+            // On Raft's runtime, where no client's command can hold it up.
             let me = Arc::downgrade(&node);
             let _of_raft = node.options.raft_runtime.enter();
             tasks::spawn_restarting("leave_ailing_disk", move || leave_ailing_disk(me.clone()));
@@ -191,10 +192,10 @@ impl Node {
         node
     }
 
-    /// Makes the set of replicas that of the assignments: opens what is missing, closes
-    /// what is not listed, hands on envs. When it returns, all are open or known not to
-    /// be openable (then their calls say why). Destroys nothing that is listed: see
-    /// [`Node::destroy`].
+    /// Makes the set of replicas that of the assignments: opens those that are missing,
+    /// closes those that are not listed, and passes on envs. When it returns, each
+    /// replica is open or is known not to be openable (its calls then get the fault). It
+    /// destroys nothing that is listed: see [`Node::destroy`].
     pub async fn follow(&self, assignments: &[Assignment]) {
         let _one_at_a_time = self.changing.lock().await;
         let mut replicas = HashMap::clone(&self.replicas.load());
@@ -259,8 +260,8 @@ impl Node {
         }
     }
 
-    /// Deletes everything of a table that is being dropped. Doing it again, or for a
-    /// table that was never here, is harmless.
+    /// Deletes everything of a table that is being dropped. A second call is harmless,
+    /// and so is a call for a table that was never here.
     ///
     /// # Errors
     /// The file system's error; the table's calls are refused from then on all the
@@ -283,17 +284,18 @@ impl Node {
         Ok(())
     }
 
-    /// Deletes what a replica left: its part of the log first, so that what is cut short
-    /// is found again by the directory.
+    /// Deletes what a replica left: its part of the log first, so that the directory is
+    /// still there to find an interrupted deletion by.
     async fn delete_replica(&self, found: &dirs::ReplicaDir) -> std::io::Result<()> {
         self.log.destroy(raft_group_id(found.partition)).await?;
         remove_store(&found.path).await
     }
 
-    /// Before a replica is opened, what lies here of its partition under other Raft ids.
-    /// Of an earlier placement nothing may be left, as the group's log here is one; but
-    /// that log is the replica's own once it has a directory. Raft ids only grow: one
-    /// that is larger is a copy that somebody made, or meta's assignment is old.
+    /// Deletes, ignores or refuses the partition's directories under other Raft ids
+    /// before a replica is opened. Nothing of an earlier placement may be left, as the
+    /// group has one log here. But that log belongs to the replica itself once it has a
+    /// directory. Raft ids only grow: a larger one is a copy that was made by hand, or
+    /// meta's assignment is old.
     async fn delete_other_replicas(
         &self,
         partition: PartitionId,
@@ -362,8 +364,9 @@ impl Node {
         }
     }
 
-    /// Lets others lead what has stopped by a fault. What has been set aside long enough
-    /// is opened, or rebuilt when it is damaged. When there is more to do.
+    /// Hands over the leaderships of replicas that have stopped by a fault. Opens those
+    /// whose back-off is over, or rebuilds them when they are damaged. Returns the time
+    /// at which there is more to do.
     async fn recover_failed(&self) -> Option<Instant> {
         let stopped: Vec<Arc<Replica>> =
             self.replicas().into_iter().filter(|replica| replica.stopped().is_some()).collect();
@@ -378,7 +381,8 @@ impl Node {
             else {
                 continue;
             };
-            // Whatever ailed it before, it had recovered from that.
+            // The replica ran for longer than the longest back-off: it had recovered from
+            // any earlier fault.
             if now.duration_since(slot.since) > RECOVERY_BACKOFF_MAX {
                 slot.pause = RECOVERY_BACKOFF_MIN;
             }
@@ -506,13 +510,13 @@ impl Node {
             .collect()
     }
 
-    /// Grows when a leadership or a replica's health changes: worth a report to meta at
-    /// once.
+    /// Grows when a leadership or a replica's health changes, which is worth a report to
+    /// meta at once.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// The partitions that are led here, with a majority of their replicas there.
+    /// The partitions that this node leads in touch with a majority of their replicas.
     pub fn led(&self) -> Vec<PartitionId> {
         let replicas = self.replicas();
         replicas
@@ -550,10 +554,10 @@ impl Node {
         replicas.iter().map(report).collect()
     }
 
-    /// Hands a letter from another server to the replica that it is for.
+    /// Passes a message from another server to the replica that it is for.
     ///
     /// # Errors
-    /// Why it was not taken, for the sender.
+    /// The reason why it was not taken, for the sender.
     pub async fn receive(&self, message: RaftMessage) -> Result<bytes::Bytes, String> {
         let partition =
             partition_of(message.group).ok_or("no partition has this group's number")?;
@@ -569,11 +573,11 @@ impl Node {
         reply.map_err(|error| error.to_string())
     }
 
-    /// Waits until the replica here has applied an entry, and has its log on the disk
-    /// then: what was committed up to that entry survives here.
+    /// Waits until the replica here has applied an entry, and then until its log is on
+    /// the disk: what was committed up to that entry survives here.
     ///
     /// # Errors
-    /// Why that can't be said, for who asked.
+    /// The reason why the entry may not survive here, for the caller.
     pub async fn sync_copy(&self, partition: PartitionId, index: u64) -> Result<(), String> {
         self.replica(partition)
             .map_err(|error| error.to_string())?
@@ -581,11 +585,11 @@ impl Node {
             .await
     }
 
-    /// Hands the leadership of a partition over to another member, if it is here and of
-    /// this term.
+    /// Hands the leadership of a partition over to another member, if this node leads it
+    /// in this term.
     ///
     /// # Errors
-    /// Why not, in words.
+    /// The reason why leadership was not handed over.
     pub async fn transfer(&self, partition: PartitionId, term: u64, to: u64) -> Result<(), String> {
         let replica = self.replica(partition).map_err(|error| error.to_string())?;
         let figures = replica.figures();
@@ -595,8 +599,8 @@ impl Node {
         replica.transfer(to, "meta has asked for it").await
     }
 
-    /// Hands over everything that is led here to members that are ready, before this
-    /// process stops; gives up after `timeout`.
+    /// Hands over all leaderships to members that are ready, before this process stops;
+    /// gives up after `timeout`.
     pub async fn hand_over(&self, timeout: Duration) {
         let replicas = self.replicas();
         let each = replicas.iter().map(|replica| replica.hand_over("the server is stopping"));
@@ -622,8 +626,8 @@ impl Node {
         (self.cycles.rows.load(Ordering::Relaxed), self.cycles.fields.load(Ordering::Relaxed))
     }
 
-    /// By how much the time of stamps differs from the wall clock, ms: the process's, or
-    /// that of the partition led here that differs most. Positive: it is ahead.
+    /// The difference between the time of stamps and the wall clock, ms: the process's,
+    /// or that of the partition led here that differs most. Positive: it is ahead.
     pub fn clock_ahead_ms(&self) -> i64 {
         let led = self
             .replicas()
@@ -647,7 +651,7 @@ impl Node {
         sum
     }
 
-    /// The faults of a table's partitions that are not served here, by index. It asks no
+    /// The faults of a table's partitions that are not served here, by index. It reads no
     /// store.
     pub fn faults(&self, table: TableId) -> BTreeMap<u32, String> {
         let fault = |(id, slot): (&PartitionId, &ReplicaSlot)| {
@@ -660,7 +664,7 @@ impl Node {
         self.replicas.load().iter().filter(|(id, _)| id.table == table).filter_map(fault).collect()
     }
 
-    /// Stops all replicas in good order and flushes their stores.
+    /// Closes all replicas in good order and flushes their stores.
     pub async fn close(&self) {
         let _one_at_a_time = self.changing.lock().await;
         let replicas = self.replicas.swap(Arc::default());
@@ -769,8 +773,8 @@ impl CallPartition<Request, Response> for Node {
             }
             match replica.queue.push(request)?.await {
                 Ok(outcome) => outcome,
-                // The executor ended without a word, which only a bug or the end of the
-                // process can make it do.
+                // The executor ended without an outcome. Only a bug or the end of the
+                // process does that.
                 Err(_) => Err(CallError::Unknown("the partition's executor ended".to_owned())),
             }
         })
@@ -786,7 +790,7 @@ async fn revoke_on_jumps(node: std::sync::Weak<Node>, mut jumps: watch::Receiver
     }
 }
 
-/// In a cluster: has others lead what is led here while a disk of this server is slow,
+/// In a cluster: moves leaderships to other servers while a disk of this one is slow,
 /// full or failed, until the node is gone.
 async fn leave_ailing_disk(node: std::sync::Weak<Node>) {
     let mut tick = tokio::time::interval(DISK_CHECK_INTERVAL);
@@ -805,7 +809,7 @@ async fn leave_ailing_disk(node: std::sync::Weak<Node>) {
     }
 }
 
-/// In a cluster: mends replicas until the node is gone.
+/// In a cluster: opens or rebuilds failed replicas until the node is gone.
 async fn recover_failed(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
     loop {
         changes.borrow_and_update();
@@ -826,30 +830,32 @@ async fn recover_failed(node: std::sync::Weak<Node>, mut changes: watch::Receive
     }
 }
 
-/// Has what has expired removed, in each partition side by side, until the node is gone.
+/// Removes expired rows and fields, in all partitions side by side, until the node is
+/// gone.
 async fn expiry_cycle(node: std::sync::Weak<Node>) {
     let mut tick = tokio::time::interval(EXPIRY_CHECK_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Should a panic have ended it after the alarm rang.
+    // A panic may have ended the loop after the alarm was taken.
     let Some(next_expiry) = node.upgrade().map(|node| node.next_expiry.clone()) else { return };
     next_expiry.wake();
     loop {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
-        // Not by the wall clock, which may step back: the next look would be as far away.
+        // Not by the wall clock, which may step back: the next check would then be far
+        // away.
         let now_ms = node.options.clock.steady_ms();
         if !node.cycles.is_active.load(Ordering::Relaxed) || !node.next_expiry.is_due(now_ms) {
             continue;
         }
         let mut pause_ms = EXPIRY_CHECK_DELAY_MAX_MS;
         for replica in node.replicas().into_iter().filter(|replica| replica.leads()) {
-            // Should it not have gone through before.
+            // The proposal may not have gone through before.
             replica.propose_default_ttl();
             replica.commit_clock_if_ahead();
             // By the partition's own clock, which does not step back.
             match replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) {
                 ExpiryWork::Now => {
-                    // Where it is at work already it goes on until nothing is due.
+                    // Work that has begun goes on until nothing is due.
                     if let Some(work) = replica.expiry.start_work() {
                         tasks::spawn(node.cycles.clone().work(replica, work), |why| {
                             tasks::report_panic("expiry_work", why)

@@ -46,21 +46,21 @@ pub struct Replica {
     partition: PartitionId,
     /// The table's name, for the log.
     table: String,
-    /// The reason of a hand-over of leadership, for the log.
+    /// The reason of a transfer of leadership, for the log.
     transfer_reason: Mutex<&'static str>,
     raft_id: u64,
     pub(crate) store: Store,
     group: Group,
     role: watch::Receiver<Role>,
-    /// The last term in which this replica began to lead, in every respect.
+    /// The last term for which this replica made itself ready to lead.
     ready_term: Mutex<u64>,
-    /// In force: what the partition's state says of `default_ttl`, and the limits of this
-    /// server.
+    /// The rules in force: the partition's `default_ttl` by the applied state, and the
+    /// limits of this server.
     rules: ArcSwap<Rules>,
     /// The time at which the `default_ttl` in force was set, by meta's clock.
     set_at_ms: AtomicU64,
-    /// Meta's value of it. It reaches every server at another time, so it is in force
-    /// only once it is in the partition's state.
+    /// Meta's value of the `default_ttl`. It reaches each server at another time, so it
+    /// is in force only once it is in the partition's state.
     announced_ttl: Mutex<AnnouncedTtl>,
     pub(crate) queue: Queue,
     /// The group has other members, which go on without this one.
@@ -76,19 +76,19 @@ pub struct Replica {
     in_flight: AtomicUsize,
     pub(crate) cursors: Cursors,
     pub(crate) expiry: Arc<Expiry>,
-    /// By which it is measured how long steps of the expiry cycle hold the executor.
+    /// The clock for the time that steps of the expiry cycle hold the executor.
     pub(crate) step_clock: fn() -> Duration,
     pub(crate) row_cache: Arc<RowCache>,
     pub(crate) cache_scope: CacheScope,
-    /// The time of reading, and the store's count of changes then.
+    /// The last counts, the time of reading them, and the store's count of changes then.
     counts: Mutex<Option<(Instant, u64, RowCounts)>>,
 }
 
-/// A `default_ttl` that meta has told of.
+/// A `default_ttl` that meta has announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AnnouncedTtl {
     pub(crate) ttl_ms: u64,
-    /// By meta's time; 0 = never.
+    /// The time of the change by meta's clock; 0 = never.
     pub(crate) set_at_ms: u64,
 }
 
@@ -100,20 +100,20 @@ struct RowCounts {
     sizes: StoreSizes,
 }
 
-/// Counts are read again after so long though nothing has changed: readers may have let
-/// go of memory.
+/// Counts of this age are read again though nothing has changed: readers may have
+/// released memory.
 const COUNTS_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// The longest wait of one call for a confirmation of leadership; the caller may try
 /// again.
 const RAFT_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// The longest wait of a copy for an entry that it is to have on its disk; the caller
+/// The longest wait of a replica for an entry that it is to have on its disk; the caller
 /// asks again.
 const SYNC_COPY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time that is ahead of the wall clock by so much is not its reading only, ms; then what
-/// is committed of it is no older than this, ms, about.
+/// Time that is ahead of the wall clock by at least this, ms, is not only the clock's
+/// reading; then the committed time is no older than this age, ms, about.
 const CLOCK_AHEAD_MS: i64 = 1_000;
 const COMMITTED_CLOCK_AGE_MS: u64 = 9_000;
 
@@ -121,17 +121,17 @@ const COMMITTED_CLOCK_AGE_MS: u64 = 9_000;
 const NOT_READY_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// The time in which a replica that has stopped by a fault tries to hand over its
-/// leadership; then the others elect.
+/// leadership; after that, the others elect.
 const STEP_DOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The number of tries of a read whose lease runs out on the way.
+/// The number of tries of a read whose lease runs out before it is done.
 const READ_TRIES: usize = 5;
 
 /// The fault by which a replica has stopped or is not open.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicaFault {
     pub(crate) fault: CallError,
-    /// Its data on disk can't be relied on: opening it again does not help.
+    /// True when its data on disk can't be relied on: opening it again does not help.
     pub(crate) is_damaged: bool,
 }
 
@@ -146,8 +146,8 @@ impl ReplicaFault {
         ReplicaFault { fault: fault_error(fault), is_damaged: store.damage().is_some() }
     }
 
-    /// The error for callers: with peers, that this replica does not lead, so that they
-    /// find the one that does.
+    /// The error for callers. With peers it is that this replica does not lead, so that
+    /// callers find the leader.
     pub(crate) fn to_call_error(&self, has_peers: bool) -> CallError {
         match has_peers {
             true => CallError::NoLeader(format!("its replica here is set aside: {}", self.fault)),
@@ -178,7 +178,7 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) placement: &'a Placement,
     /// The table's name.
     pub(crate) table: &'a str,
-    /// Its id in its group.
+    /// The replica's id in its group.
     pub(crate) raft_id: u64,
     /// The group's number in the node's log.
     pub(crate) group_id: u64,
@@ -191,11 +191,11 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) unknown_after: Duration,
     pub(crate) raft_runtime: &'a tokio::runtime::Handle,
     pub(crate) peers: Option<&'a Peers>,
-    /// To be moved when leadership or health changes.
+    /// Grows when leadership or health changes.
     pub(crate) changes: &'a Arc<watch::Sender<u64>>,
     /// Memory for requests and batches of the node.
     pub(crate) quota: &'a Arc<Quota>,
-    /// The node's.
+    /// The node's schedule of the expiry cycle.
     pub(crate) next_expiry: &'a Arc<NextExpiry>,
     pub(crate) step_clock: fn() -> Duration,
 }
@@ -311,9 +311,9 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Runs a task without which the replica is of no use, and nobody else would notice:
-    /// its queue is open, and it reads on. It stops should that panic; what was under way
-    /// then has been told that nobody knows.
+    /// Runs a task that the replica can't work without: its queue would stay open, and it
+    /// would go on answering reads. A panic of the task stops the replica; requests under
+    /// way then get an unknown outcome.
     fn run(
         self: &Arc<Self>,
         what: &'static str,
@@ -327,7 +327,7 @@ impl Replica {
         })
     }
 
-    /// The partition that this is a copy of.
+    /// The partition that this is a replica of.
     pub fn partition(&self) -> PartitionId {
         self.partition
     }
@@ -337,14 +337,14 @@ impl Replica {
         **self.rules.load()
     }
 
-    /// Meta tells of the table's `default_ttl`.
+    /// Takes the `default_ttl` that meta announces for the table.
     pub(crate) fn on_default_ttl(&self, announced_ttl: AnnouncedTtl) {
         *self.announced_ttl.lock() = announced_ttl;
         self.propose_default_ttl();
     }
 
-    /// Has what was heard of `default_ttl` written into the partition's state, if this
-    /// replica leads and it is news.
+    /// Proposes the announced `default_ttl` for the partition's state, if this replica
+    /// leads and the value is newer.
     pub(crate) fn propose_default_ttl(&self) {
         let AnnouncedTtl { ttl_ms, set_at_ms } = *self.announced_ttl.lock();
         if !self.leads() || set_at_ms <= self.set_at_ms.load(Ordering::Acquire) {
@@ -364,7 +364,7 @@ impl Replica {
         }
     }
 
-    /// Goes by a `default_ttl` from now on.
+    /// Puts a `default_ttl` into force.
     pub(crate) fn apply_default_ttl(&self, rule: &value::DefaultTtl) {
         let rules = Rules {
             default_ttl_ms: rule.ttl_ms,
@@ -376,8 +376,8 @@ impl Replica {
         self.expiry.wake();
     }
 
-    /// Goes by the `default_ttl` in the applied state: others may have set it, or what
-    /// was to set it did not come about.
+    /// Puts the `default_ttl` of the applied state into force: other leaders may have set
+    /// it, or the batch that set it here may have failed.
     pub(crate) fn reload_default_ttl(&self) -> Result<(), CallError> {
         let record =
             self.store.get(Family::Default, key::DEFAULT_TTL).map_err(|error| self.fault(error))?;
@@ -394,7 +394,7 @@ impl Replica {
         let request = self.request_lease()?;
         let leadership = match self.with_timeout(self.group.acquire_leadership()).await {
             Ok(leadership) => leadership,
-            // It is for writes that this is asked.
+            // Only writes acquire leadership, so a full disk is the better reason.
             Err(error) => return Err(self.writable().err().unwrap_or(error)),
         };
         self.on_new_term(leadership.term())?;
@@ -402,7 +402,7 @@ impl Replica {
         Ok(leadership)
     }
 
-    /// Renews the lease; the term in which this replica leads.
+    /// Renews the lease; returns the term in which this replica leads.
     pub(crate) async fn renew_lease(&self) -> Result<u64, CallError> {
         let request = self.request_lease()?;
         let term = self.with_timeout(self.group.confirm_leadership()).await?;
@@ -411,21 +411,22 @@ impl Replica {
         Ok(term)
     }
 
-    /// Before leadership is confirmed. Who has stopped gets no lease: what stops it from
-    /// here on revokes what was asked for.
+    /// Notes the lease's request before leadership is confirmed. A replica that has
+    /// stopped gets no lease: a stop after this revokes the lease that was requested.
     fn request_lease(&self) -> Result<LeaseRequest, CallError> {
         let request = self.lease.request();
         self.queue.closed().map_or(Ok(request), Err)
     }
 
-    /// Before anything is read or evaluated in a new term of ours: what others led to was
-    /// applied without passing by here.
+    /// Makes this replica ready before anything is read or evaluated in a new term: the
+    /// entries of other leaders were applied without the row cache, the clock and the
+    /// rules.
     fn on_new_term(&self, term: u64) -> Result<(), CallError> {
         let mut ready_term = self.ready_term.lock();
         if mutants::breaks(Rule::Adopt) {
             *ready_term = term;
         }
-        // Not again for the word on an earlier term that comes late.
+        // Not again for a late confirmation of an earlier term.
         if *ready_term < term {
             self.row_cache.invalidate_all(&self.cache_scope);
             self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
@@ -437,13 +438,13 @@ impl Replica {
         Ok(())
     }
 
-    /// True when this replica believes to lead.
+    /// True when this replica believes that it leads.
     pub(crate) fn leads(&self) -> bool {
         self.role.borrow().is_leader
     }
 
-    /// True when this replica believes to lead in a term: by its lease or, when that has
-    /// run out, by Raft's last notice. An answer needs the lease.
+    /// True when this replica believes that it leads in a term: by its lease or, when
+    /// that has run out, by Raft's last notice. An answer needs the lease.
     pub(crate) fn leads_in(&self, term: u64) -> bool {
         match self.lease.term() {
             Some(leased) => leased == term,
@@ -454,8 +455,8 @@ impl Replica {
         }
     }
 
-    /// One line for each leadership that begins or ends here; `led`: the term of the last
-    /// one that began and has not ended.
+    /// Logs one line for each leadership that begins or ends here; `led`: the term of the
+    /// last one that began and has not ended.
     fn log_role(&self, led: &mut Option<u64>, now: Role) {
         let leads = now.is_leader.then_some(now.term);
         if *led == leads {
@@ -506,7 +507,7 @@ impl Replica {
             .map(|leader| Leader { server: ServerId(leader.server), term: leader.term })
     }
 
-    /// Takes a letter from another member.
+    /// Takes a message from another member.
     pub(crate) async fn receive(&self, message: RaftMessage) -> Result<Bytes, String> {
         self.group.receive(message).await.map_err(|error| error.to_string())
     }
@@ -560,7 +561,8 @@ impl Replica {
         }
     }
 
-    /// Hands leadership over to whoever is ready, if it is here.
+    /// Hands leadership over to the most advanced voter that takes it, if this replica
+    /// leads.
     pub(crate) async fn hand_over(self: &Arc<Self>, why: &'static str) {
         let status = self.group.status();
         if !status.stats.is_leader {
@@ -584,7 +586,7 @@ impl Replica {
         }
     }
 
-    /// Its state, for meta.
+    /// The replica's state, for meta.
     pub(crate) fn report(&self) -> meta_protocol::Replica {
         let (figures, counts) = (self.group.stats(), self.counts());
         let fault = self.stopped.get().map(ReplicaFault::to_string);
@@ -609,8 +611,8 @@ impl Replica {
         }
     }
 
-    /// Waits for Raft's word, but not forever: after a start the log may take long to
-    /// apply, and on a full disk until there is space.
+    /// Waits for an answer of Raft, but not forever: after a start the log may take long
+    /// to apply, and on a full disk it takes until there is space.
     async fn with_timeout<T>(
         &self,
         word: impl Future<Output = Result<T, GroupError>>,
@@ -633,8 +635,8 @@ impl Replica {
         }
     }
 
-    /// Proposes under the leadership under which the batch was evaluated, behind those
-    /// proposed before; the result tells when it is applied.
+    /// Proposes under the leadership under which the batch was evaluated, behind the
+    /// batches proposed before; the future ends when the batch is applied.
     pub(crate) async fn submit(
         self: &Arc<Self>,
         leadership: &Leadership,
@@ -667,7 +669,7 @@ impl Replica {
     /// Checks that a write has room now.
     pub(crate) fn writable(&self) -> Result<(), CallError> {
         self.group.writable().map_err(|why| match why {
-            // Another is to lead soon, or the disk keeps up again.
+            // Another member is to lead soon, or the disk keeps up again.
             LogError::Behind { .. } => CallError::NoLeader(why.to_string()),
             full => CallError::ReadOnly(full.to_string()),
         })?;
@@ -678,8 +680,8 @@ impl Replica {
         }
     }
 
-    /// True when something stored is due by then. It takes longer the more tombstones
-    /// there are.
+    /// True when a stored row or field is due by then. It takes longer the more
+    /// tombstones there are.
     pub(crate) fn has_due(&self, due_ms: u64) -> Result<bool, CallError> {
         let mut found = self.leads() && self.expiry.due(due_ms, &self.rules()) == ExpiryWork::Now;
         let end = key::time_index(due_ms.saturating_add(1), key::ExpiryTarget::Row, &[]);
@@ -693,7 +695,7 @@ impl Replica {
         Ok(found)
     }
 
-    /// Answers a request that only reads, confirming the lease when it has to.
+    /// Answers a request that only reads, and renews the lease when it has to.
     pub(crate) async fn read(self: &Arc<Self>, request: Request) -> Result<Response, CallError> {
         let mut is_long = reads::is_long(self, &request);
         let request = Arc::new(request);
@@ -720,7 +722,8 @@ impl Replica {
                     .await
                 {
                     Ok(()) => by = ReadTime::Committed,
-                    // Reads go on without, unless the row may get another expiry yet.
+                    // Reads go on without it, unless the row may still get another
+                    // expiry.
                     Err(CallError::ReadOnly(_)) if self.in_flight.load(Ordering::Acquire) == 0 => {
                         is_read_only = true
                     }
@@ -733,12 +736,12 @@ impl Replica {
         Err(CallError::NoLeader("the lease runs out before a read is done".to_owned()))
     }
 
-    /// As the one that leads: has everything that was acknowledged by now on this
-    /// server's disk, whatever the durability. Answers the index up to which entries are.
+    /// As the leader: flushes everything that was acknowledged by now to this server's
+    /// disk, whatever the durability. Answers the index up to which entries are on it.
     pub(crate) async fn sync(&self, log: &Log) -> Result<Response, CallError> {
         let index = self.with_timeout(self.group.read_index()).await?;
         log.flush().await.map_err(|error| match self.has_peers {
-            // Others have it, too, and one of them may lead soon.
+            // The other members have it, too, and one of them may lead soon.
             true => CallError::NoLeader(format!("its log can't be written to disk: {error}")),
             false => fault_error(error),
         })?;
@@ -755,9 +758,9 @@ impl Replica {
         log.flush().await.map_err(|error| error.to_string())
     }
 
-    /// Has it committed that a moment is past, so that what a reader found expired stays
-    /// so under the next leader, whose clock may be behind. It costs a write, once for
-    /// what expires between two writes: who reads it later finds it committed.
+    /// Commits that a time is past, so that what a reader found expired stays expired
+    /// under the next leader, whose clock may be behind. It costs one write for
+    /// everything that expires between two writes: later readers find the time committed.
     async fn commit_clock(&self, at_ms: u64) -> Result<(), CallError> {
         let request = Request {
             ops: vec![Op::AdvanceClock { at_ms }],
@@ -766,16 +769,16 @@ impl Replica {
         };
         match self.queue.push(request)?.await {
             Ok(Ok(_)) => Ok(()),
-            // Whether it is written or not, a read may be tried again.
+            // Written or not, the read may be tried again.
             Ok(Err(CallError::Unknown(why))) => Err(CallError::NoLeader(why)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(CallError::NoLeader("the partition's executor ended".to_owned())),
         }
     }
 
-    /// Commits the time now and then while it is ahead of the wall clock, though nobody
+    /// Commits the time at intervals while it is ahead of the wall clock, even without
     /// writes: the next leader, and this replica after a restart, go on from the last
-    /// committed stamp, and nothing else tells them how far time has come.
+    /// committed stamp, and have no other source for the partition's time.
     pub(crate) fn commit_clock_if_ahead(self: &Arc<Self>) {
         let now_ms = self.clock.now().now_ms;
         if self.clock.ahead_ms() < CLOCK_AHEAD_MS
@@ -824,8 +827,8 @@ impl Replica {
         sum.log_entries += raft.last_log.saturating_sub(raft.purged);
     }
 
-    /// Counts of rows and bytes; read only when something has changed, as every replica
-    /// is asked every second.
+    /// Counts of rows and bytes. They are read only when something has changed, as every
+    /// replica is asked every second.
     fn counts(&self) -> RowCounts {
         let mut known = self.counts.lock();
         // Before anything is read: what changes meanwhile is read again the next time.
@@ -847,9 +850,10 @@ impl Replica {
         counts
     }
 
-    /// A fault: logged once, and the replica stops. What the caller is to be told.
+    /// Stops the replica by a fault, which is logged once. Returns the error for the
+    /// caller.
     pub(crate) fn fault(&self, why: impl std::fmt::Display) -> CallError {
-        // What follows from a stop is no other fault.
+        // An error that follows from a stop is no further fault.
         if let Some(stopped) = self.queue.closed() {
             return stopped;
         }
@@ -881,8 +885,8 @@ impl Replica {
         self.lease.revoke();
     }
 
-    /// A stopped replica leads no more: it hands over to a follower that is ready, and in
-    /// any case leaves the group's work, so that the others elect.
+    /// Hands the leadership of a stopped replica over to a follower that is ready. In any
+    /// case the replica leaves the group, so that the others elect.
     pub(crate) async fn step_down(self: &Arc<Self>) {
         if tokio::time::timeout(STEP_DOWN_TIMEOUT, self.hand_over("its replica here has stopped"))
             .await
@@ -896,8 +900,8 @@ impl Replica {
         self.group.shutdown().await;
     }
 
-    /// Stops the replica in good order: what waits is refused, what is under way is
-    /// finished, the store is flushed.
+    /// Closes the replica in good order: waiting requests are refused, batches in flight
+    /// are finished, the store is flushed.
     pub(crate) async fn close(&self) {
         self.stop(&CallError::NoLeader("the server is shutting down".to_owned()));
         self.group.shutdown().await;
@@ -919,8 +923,8 @@ fn last_stamp(store: &Store) -> Result<u64, String> {
     stamp.map_or(Ok(0), |stamp| value::decode_counter(&stamp).map_err(|error| error.to_string()))
 }
 
-/// Follows who leads until the replica is gone: who ceases to lead answers no more reads,
-/// and who begins makes itself ready.
+/// Follows the role of the replica until it is gone. When leadership is lost, the lease
+/// is revoked; when it is won, the replica makes itself ready.
 async fn follow_role(replica: std::sync::Weak<Replica>) {
     let Some((mut role, group)) =
         replica.upgrade().map(|replica| (replica.role.clone(), replica.group.clone()))
@@ -935,7 +939,7 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
             let Some(replica) = replica.upgrade() else { return };
             replica.log_role(&mut led, now);
             if leads && replica.queue.closed().is_none() {
-                // The cycle passes those by that don't seem to lead.
+                // The expiry cycle skips replicas that do not seem to lead.
                 replica.expiry.wake();
                 if let Err(error) = replica.renew_lease().await {
                     tracing::debug!(
@@ -956,7 +960,7 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
         tokio::select! {
             Ok(()) = role.changed() => {}
             why = group.ended() => {
-                // By our will or by a fault: the former has closed the queue before.
+                // By a shutdown or by a fault: a shutdown has closed the queue before.
                 if let Some(replica) = replica.upgrade() {
                     replica.log_role(&mut led, Role { is_leader: false, ..Role::default() });
                     replica.fault(why);

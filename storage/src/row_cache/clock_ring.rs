@@ -1,5 +1,5 @@
-//! A ring of bytes with small records side by side, evicted by CLOCK (second chance): 36
-//! bytes for a record besides its key and value, and no allocation.
+//! A ring of bytes with small records side by side, evicted by CLOCK (second chance). A
+//! record takes 36 bytes besides its key and value, and no allocation.
 //!
 //! New records are written at the head. The oldest, at the tail, make room for them; one
 //! that was read since it was written or promoted is promoted to the head instead. So
@@ -74,7 +74,7 @@ pub(super) struct CachedRecord<'a> {
     pub(super) is_whole: bool,
 }
 
-/// The number of a record that lies there.
+/// The number of the record at this place.
 fn number(at: usize) -> u32 {
     (at / UNIT + 1) as u32
 }
@@ -97,7 +97,7 @@ pub(super) struct ClockRing {
 }
 
 impl ClockRing {
-    /// A ring that takes at most so many bytes, its buckets included.
+    /// A ring that takes at most `bytes` bytes, its buckets included.
     pub(super) fn new(bytes: usize, hash: fn(namespace: u64, key: &[u8]) -> u64) -> ClockRing {
         let buckets = (bytes / TYPICAL_RECORD_BYTES + 1).next_power_of_two();
         let room =
@@ -147,6 +147,8 @@ impl ClockRing {
             {
                 return self.write_record(at, cache_key, value, kept, since);
             }
+            // The old value goes even if the new one does not fit: it would be a stale
+            // read.
             self.unlink(at);
         }
         let slot = slot_of(least);
@@ -198,7 +200,7 @@ impl ClockRing {
         None
     }
 
-    /// Takes oldest records away until a slot fits at the head.
+    /// Evicts the oldest records until a slot fits at the head.
     fn make_room(&mut self, slot: usize) {
         let mut promotions = PROMOTIONS_MAX;
         loop {
@@ -218,6 +220,8 @@ impl ClockRing {
     fn skip_end(&mut self, slot: usize) {
         let to_end = self.bytes.len() - self.head;
         if to_end < slot {
+            // The filler leaves no gap between slots, and the tail passes it like a
+            // record.
             let filler = self.append(to_end);
             self.set_state(filler, SlotState::Vacant);
         }
@@ -232,6 +236,7 @@ impl ClockRing {
         }
         self.tail = (at + slot) % self.bytes.len();
         self.used -= slot;
+        // The bound on promotions makes room even when all records are in use.
         if is_used && *promotions > 0 {
             *promotions -= 1;
             // The room that it leaves is enough for it, with what lies before it, at the
@@ -283,18 +288,18 @@ impl ClockRing {
         self.bucket_of((self.hash)(cache_key.namespace, cache_key.key))
     }
 
-    /// By the highest bits first: others have chosen the ring.
+    /// Takes the highest bits first: bits below them have chosen the ring.
     fn bucket_of(&self, hash: u64) -> usize {
         hash.rotate_left(BUCKET_BITS) as usize & (self.buckets.len() - 1)
     }
 
-    /// The bucket of this hash is about to be looked at.
+    /// Fetches ahead the bucket of this hash, which is read next.
     pub(super) fn prefetch_bucket(&self, hash: u64) {
         prefetch(&self.buckets[self.bucket_of(hash)]);
     }
 
-    /// The first record with this hash is about to be looked at: its beginning and, most
-    /// often, its key and value.
+    /// Fetches ahead the first record with this hash, which is read next: its beginning
+    /// and, most often, its key and value.
     pub(super) fn prefetch_record(&self, hash: u64) {
         let first = self.buckets[self.bucket_of(hash)];
         if first == NONE {
@@ -365,7 +370,7 @@ impl ClockRing {
     }
 }
 
-/// Tells the processor that this will be read soon.
+/// Hints to the processor that this is read soon.
 fn prefetch<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; nothing is read or written.
