@@ -14,8 +14,8 @@
 //!
 //! That sleep does not pay for clients that send requests independently of their answers,
 //! or that use this partition only now and then: not all expected requests come, or some
-//! wait already when a full batch lands. An executor that sees this a few times stops
-//! sleeping for a while.
+//! wait already when a full batch lands. After a few such rounds the executor does not
+//! sleep for a while.
 
 use std::time::{Duration, Instant};
 

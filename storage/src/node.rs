@@ -516,7 +516,8 @@ impl Node {
         self.changes.subscribe()
     }
 
-    /// The partitions that this node leads in touch with a majority of their replicas.
+    /// The partitions that this node leads while it is in touch with a majority of their
+    /// replicas.
     pub fn led(&self) -> Vec<PartitionId> {
         let replicas = self.replicas();
         replicas

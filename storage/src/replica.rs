@@ -112,8 +112,8 @@ const RAFT_TIMEOUT: Duration = Duration::from_millis(400);
 /// asks again.
 const SYNC_COPY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time that is ahead of the wall clock by at least this, ms, is not only the clock's
-/// reading; then the committed time is no older than this age, ms, about.
+/// With this lead over the wall clock, ms, a partition's time can't be had from the wall
+/// clock alone. It is then committed even without writes, at about this age, ms.
 const CLOCK_AHEAD_MS: i64 = 1_000;
 const COMMITTED_CLOCK_AGE_MS: u64 = 9_000;
 
@@ -419,8 +419,8 @@ impl Replica {
     }
 
     /// Makes this replica ready before anything is read or evaluated in a new term: the
-    /// entries of other leaders were applied without the row cache, the clock and the
-    /// rules.
+    /// entries of other leaders were applied without an update of the row cache, the clock
+    /// and the rules.
     fn on_new_term(&self, term: u64) -> Result<(), CallError> {
         let mut ready_term = self.ready_term.lock();
         if mutants::breaks(Rule::Adopt) {
@@ -438,13 +438,13 @@ impl Replica {
         Ok(())
     }
 
-    /// True when this replica believes that it leads.
+    /// True when this replica leads by Raft's last notice.
     pub(crate) fn leads(&self) -> bool {
         self.role.borrow().is_leader
     }
 
-    /// True when this replica believes that it leads in a term: by its lease or, when
-    /// that has run out, by Raft's last notice. An answer needs the lease.
+    /// True when this replica leads in a term: by its lease or, when that has run out, by
+    /// Raft's last notice. An answer needs the lease.
     pub(crate) fn leads_in(&self, term: u64) -> bool {
         match self.lease.term() {
             Some(leased) => leased == term,
