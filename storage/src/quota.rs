@@ -9,8 +9,8 @@
 //! no memory that all partitions share.
 //!
 //! # Invariants
-//! - Reserved bytes are given back when their [`Reservation`] is dropped, whatever becomes
-//!   of its holder.
+//! - Reserved bytes are given back when their [`Reservation`] is dropped, whatever
+//!   becomes of its holder.
 //! - A node on which nothing is reserved takes any one request, so that none is refused
 //!   for ever.
 

@@ -419,8 +419,8 @@ impl Replica {
     }
 
     /// Makes this replica ready before anything is read or evaluated in a new term: the
-    /// entries of other leaders were applied without an update of the row cache, the clock
-    /// and the rules.
+    /// entries of other leaders were applied without an update of the row cache, the
+    /// clock and the rules.
     fn on_new_term(&self, term: u64) -> Result<(), CallError> {
         let mut ready_term = self.ready_term.lock();
         if mutants::breaks(Rule::Adopt) {

@@ -163,8 +163,8 @@ impl RowCache {
     /// Forgets everything of a replica, and whatever the batches that have begun and not
     /// ended are going to put.
     pub(crate) fn invalidate_all(&self, scope: &CacheScope) {
-        // Epoch, versions, namespace, in this order: a view or batch from before that finds
-        // the new namespace also finds that its record or ticket is too old.
+        // Epoch, versions, namespace, in this order: a view or batch from before that
+        // finds the new namespace also finds that its record or ticket is too old.
         scope.epoch.fetch_add(1, Ordering::AcqRel);
         self.shards.iter().for_each(|shard| {
             shard.lock().last_write_end = self.version.fetch_add(1, Ordering::AcqRel) + 1
