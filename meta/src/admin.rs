@@ -22,8 +22,8 @@
 //!
 //! (1) Forgets a server that is down and holds nothing; it stays out. (2) The server of
 //! this meta index has lost its directory: another may take the index. (3) The partitions
-//! are destroyed in the background. (4) Answered once the new leader leads. (5) Status 202;
-//! it goes on in the background, on all replicas.
+//! are destroyed in the background. (4) Answered once the new leader leads. (5) Status
+//! 202; it goes on in the background, on all replicas.
 //!
 //! Any meta may be asked: one that does not lead has the one that does answer
 //! (`GET /v1/status` excepted).

@@ -1,8 +1,8 @@
 //! Standalone: the only server is in this process and is reached by function calls
 //! instead of a channel.
 //!
-//! All else is as in a cluster: its replicas are placed, its reports make tables ready and
-//! let dropped ones be forgotten.
+//! All else is as in a cluster: its replicas are placed, its reports make tables ready
+//! and let dropped ones be forgotten.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Liveness and reports of servers: which are up, the leaders of partitions, the progress
 //! of replicas.
 //!
-//! Kept only in the leading meta's memory and rebuilt from the servers' first reports when
-//! another meta leads. Pure: the caller passes the time.
+//! Kept only in the leading meta's memory and rebuilt from the servers' first reports
+//! when another meta leads. Pure: the caller passes the time.
 //!
 //! # Invariants
 //! - What is kept is bounded by what was placed: reports of replicas, tables and

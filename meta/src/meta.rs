@@ -113,8 +113,9 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// Opens the store and starts the group. Standalone, it also waits until it leads and has
-    /// read its state; a member of a group of several is open before there is a leader.
+    /// Opens the store and starts the group. Standalone, it also waits until it leads and
+    /// has read its state; a member of a group of several is open before there is a
+    /// leader.
     ///
     /// # Errors
     /// [`MetaError::Fault`]: store or log can't be read; the configured members are not
@@ -188,7 +189,8 @@ impl Meta {
         Ok(meta)
     }
 
-    /// Makes sure that this meta leads and that the published image is of this leadership.
+    /// Makes sure that this meta leads and that the published image is of this
+    /// leadership.
     pub(crate) async fn ensure_leading(&self) -> Result<(), MetaError> {
         let mut leader_state = self.leader_state.lock().await;
         self.ensure_current(&mut leader_state).await?;
@@ -388,8 +390,9 @@ impl Meta {
         }
     }
 
-    /// The image, once it is certain that no other meta had decided anything by the time of
-    /// the call. A table that any process has announced before the call is therefore in it.
+    /// The image, once it is certain that no other meta had decided anything by the time
+    /// of the call. A table that any process has announced before the call is therefore
+    /// in it.
     ///
     /// # Errors
     /// [`MetaError::NotLeading`], also without a majority of the metas.

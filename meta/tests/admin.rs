@@ -262,8 +262,8 @@ async fn a_password_guards_everything() {
     }
 }
 
-/// Bytes that no header may have as they are: control characters, blanks at the end, anything but
-/// ASCII.
+/// Bytes that no header may have as they are: control characters, blanks at the end,
+/// anything but ASCII.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_may_have_any_bytes() {
     const PASSWORD: &[u8] = b" p\xc3\xa4ss\x01\t\x7fw\xff:rd ";

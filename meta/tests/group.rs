@@ -290,8 +290,8 @@ async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
     until("it knows the leader", || meta.leader_address()).await;
 }
 
-/// The votes of a meta index are those of one directory: each meta tells another so, until
-/// an operator releases the index.
+/// The votes of a meta index are those of one directory: each meta tells another so,
+/// until an operator releases the index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_meta_index_is_kept_from_servers_without_its_votes() {
     let dir = tempfile::tempdir().unwrap();
@@ -341,8 +341,8 @@ async fn a_meta_index_is_kept_from_servers_without_its_votes() {
         panic!("it is another's")
     };
     assert!(why.contains("bridle admin release 3"), "{why}");
-    // Nor are its Raft messages taken, by those who do not lead either, once they have heard of
-    // it.
+    // Nor are its Raft messages taken, by those who do not lead either, once they have
+    // heard of it.
     for one in metas.iter().flatten() {
         until("all know whose it is", || {
             (one.meta.owns_meta_index(3, old) && !one.meta.owns_meta_index(3, new)).then_some(())

@@ -38,8 +38,9 @@
 //!   (`tests/replication.rs`, `a_leader_that_comes_back_reads_what_others_wrote`).
 //! - A request is atomic, whatever else is in its batch (`tests/standalone.rs`,
 //!   `requests_that_wait_together_are_one_batch_and_each_is_atomic`).
-//! - Nobody is answered before the entry is applied (`integration/tests/crash_recovery.rs`). A
-//!   write whose fate is not known is answered as unknown, never tried again.
+//! - Nobody is answered before the entry is applied
+//!   (`integration/tests/crash_recovery.rs`). A write whose fate is not known is answered
+//!   as unknown, never tried again.
 //! - Time does not run backwards in a partition: the last stamp is stored with every
 //!   batch (`clock.rs`, `a_stamp_is_never_before_an_applied_one`), and nothing is said to
 //!   have expired before a stamp that late is committed (`tests/standalone.rs`,

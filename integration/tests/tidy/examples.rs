@@ -1,4 +1,5 @@
-//! Examples on pages are taken from the tree: Rust code, command scripts, lines of the log.
+//! Examples on pages are taken from the tree: Rust code, command scripts, lines of the
+//! log.
 
 use super::pages::pages;
 use super::tree::{code, crates, files_below, read, root, sources};

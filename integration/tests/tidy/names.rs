@@ -75,8 +75,8 @@ fn texts(endings: &[&str]) -> BTreeMap<String, String> {
     paths.into_iter().filter_map(text).collect()
 }
 
-/// The identifiers of Rust code: comments, strings, characters, lifetimes and numbers left
-/// out.
+/// The identifiers of Rust code: comments, strings, characters, lifetimes and numbers
+/// left out.
 fn identifiers(text: &str) -> BTreeSet<&str> {
     let bytes = text.as_bytes();
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii();

@@ -1,5 +1,5 @@
-//! Text: lines fit 100 columns, documentation begins with the thing it is about, and names
-//! of tests are short claims.
+//! Text: lines fit 100 columns, documentation begins with the thing it is about, and
+//! names of tests are short claims.
 
 use super::pages::pages;
 use super::tree::{crates, root, sources};

@@ -83,7 +83,8 @@ pub(crate) fn sources(info: &CrateInfo, folders: &[&str]) -> Vec<PathBuf> {
     folders.iter().flat_map(|folder| files_below(&info.directory.join(folder), ".rs")).collect()
 }
 
-/// The lines of code: comments left out, strings that go on on the next line put together.
+/// The lines of code: comments left out, strings that go on on the next line put
+/// together.
 pub(crate) fn code(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {

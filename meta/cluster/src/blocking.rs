@@ -2,9 +2,9 @@
 //!
 //! Each of these threads serves many clients, so nothing may compute on one for long: the
 //! others, the links to other servers among them, would wait. Such work is done while
-//! another thread takes over what the calling one serves ([`block_in_place`]). There is no use
-//! in more of it at a time than there are cores, and harm to those who serve: so it takes
-//! turns ([`acquire`]), and what takes very long gives others theirs in between
+//! another thread takes over what the calling one serves ([`block_in_place`]). There is
+//! no use in more of it at a time than there are cores, and harm to those who serve: so
+//! it takes turns ([`acquire`]), and what takes very long gives others theirs in between
 //! ([`yield_permit`]).
 
 use std::cell::RefCell;
@@ -58,8 +58,8 @@ thread_local! {
     static HELD_PERMIT: RefCell<Option<HeldPermit>> = const { RefCell::new(None) };
 }
 
-/// Does work that takes long on a thread of its own, in a [`acquire`]. If it may take very
-/// long, it is to [give way](give_way) at each of its steps.
+/// Does work that takes long on a thread of its own, in a [`acquire`]. If it may take
+/// very long, it is to [give way](give_way) at each of its steps.
 ///
 /// # Errors
 /// It panicked, or the process ends.
@@ -110,7 +110,8 @@ pub async fn block_in_place_with_permit<R>(work: impl FnOnce() -> R) -> R {
     block_in_place(work)
 }
 
-/// Polls a future that may compute for long between two waits as [`block_in_place`] does it.
+/// Polls a future that may compute for long between two waits as [`block_in_place`] does
+/// it.
 pub async fn poll_in_place<R>(future: impl Future<Output = R>) -> R {
     let mut future = pin!(future);
     std::future::poll_fn(|context| -> Poll<R> { block_in_place(|| future.as_mut().poll(context)) })

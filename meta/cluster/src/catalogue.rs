@@ -119,7 +119,8 @@ impl RemoteCatalogue {
         });
     }
 
-    /// Stays in step with the news ([`MetaClient::tables`](crate::meta_client::Follow::tables),
+    /// Stays in step with the news
+    /// ([`MetaClient::tables`](crate::meta_client::Follow::tables),
     /// [`MetaClient::leader`](crate::meta_client::Follow::leader)) until these end.
     pub async fn run(
         &self,
@@ -163,8 +164,9 @@ impl RemoteCatalogue {
     /// Asks the meta that leads.
     ///
     /// # Errors
-    /// None could be reached, or none led; nothing was changed. [`MetaResponse::Unknown`]: an
-    /// operator's request got lost on its way, or its answer.
+    /// None could be reached, or none led; nothing was changed.
+    /// [`MetaResponse::Unknown`]: an operator's request got lost on its way, or its
+    /// answer.
     pub async fn ask(&self, question: &MetaRequest) -> Result<MetaResponse, String> {
         let body = meta_protocol::encode(question);
         let (timeout, is_once) = match question {
@@ -236,10 +238,10 @@ impl RemoteCatalogue {
     }
 
     /// Takes in a table that meta has told of before its news, when they stood at
-    /// `deltas_applied`. The answer may be read long after it was given, and the table be dropped
-    /// and made anew by then: ids grow, so a larger one is the later; and where the news
-    /// have come meanwhile and know of none, nobody here can tell, and it is asked for
-    /// again.
+    /// `deltas_applied`. The answer may be read long after it was given, and the table be
+    /// dropped and made anew by then: ids grow, so a larger one is the later; and where
+    /// the news have come meanwhile and know of none, nobody here can tell, and it is
+    /// asked for again.
     fn cache_table(&self, table: Table, deltas_applied: u64) -> Arc<Table> {
         let table = Arc::new(table);
         let mut told = table.clone();

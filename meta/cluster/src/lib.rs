@@ -1,8 +1,8 @@
 //! Cluster topology, and the RPC client and traits by which servers reach each other.
 //!
 //! Ids, tables, partitions and slots; the two traits through which a proxy reaches rows
-//! ([`CallPartition`]) and the table catalogue ([`Catalogue`]). In one process a call is a
-//! function call; between processes it is a framed message.
+//! ([`CallPartition`]) and the table catalogue ([`Catalogue`]). In one process a call is
+//! a function call; between processes it is a framed message.
 //!
 //! # Invariants
 //! - A table id is never reused (`meta/src/state.rs`, `ids_are_never_reused`). A
@@ -125,8 +125,8 @@ pub enum CallError {
     /// It does not fit a message between servers: it was not sent, and never will be.
     #[error("too large: {0}")]
     TooLarge(String),
-    /// The requests that wait on the node, for all its partitions, use all the memory that
-    /// they may. Not proposed.
+    /// The requests that wait on the node, for all its partitions, use all the memory
+    /// that they may. Not proposed.
     #[error("requests on the server take all the memory that they may")]
     OutOfMemory,
 }

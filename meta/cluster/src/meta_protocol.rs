@@ -2,17 +2,18 @@
 //!
 //! # One channel per process
 //! Every process that is not only a meta holds one channel
-//! ([`Service::Meta`](crate::net::Service)) to the leading meta. It opens the channel with
-//! a [`RegisterRequest`]. Meta answers with [`MetaMessage::RegisterAccepted`], or ends the
-//! channel with [`MetaMessage::NotLeading`] or [`MetaMessage::Refused`]. Then the process
-//! sends [`ServerMessage`]s, at least one a second as a heartbeat, and meta sends
-//! [`MetaMessage`]s.
+//! ([`Service::Meta`](crate::net::Service)) to the leading meta. It opens the channel
+//! with a [`RegisterRequest`]. Meta answers with [`MetaMessage::RegisterAccepted`], or
+//! ends the channel with [`MetaMessage::NotLeading`] or [`MetaMessage::Refused`]. Then
+//! the process sends [`ServerMessage`]s, at least one a second as a heartbeat, and meta
+//! sends [`MetaMessage`]s.
 //!
 //! # Deltas
 //! Four maps are replicated: the address book, the table catalogue, the assignments of
-//! this server and the routes. Each arrives as [`Delta`]s: first a snapshot, then changes.
-//! A snapshot replaces everything before it. A delta with `has_more` is applied only after
-//! its successors have arrived, so messages are bounded and no reader acts on half a map.
+//! this server and the routes. Each arrives as [`Delta`]s: first a snapshot, then
+//! changes. A snapshot replaces everything before it. A delta with `has_more` is applied
+//! only after its successors have arrived, so messages are bounded and no reader acts on
+//! half a map.
 //!
 //! # Requests
 //! Everything that has an answer goes by `call` instead: a [`MetaRequest`], answered with

@@ -139,8 +139,9 @@ pub struct NetOptions {
     pub connections_max: usize,
     /// When it stops, calls that have come may take so long to be answered.
     pub drain_timeout: Duration,
-    /// Runtime of the connections for Raft's messages; `None`: that of all others. Clients'
-    /// load must not delay heartbeats, and a message is cheaper on Raft's own runtime.
+    /// Runtime of the connections for Raft's messages; `None`: that of all others.
+    /// Clients' load must not delay heartbeats, and a message is cheaper on Raft's own
+    /// runtime.
     pub raft_runtime: Option<tokio::runtime::Handle>,
     /// Runtime that answers calls for rows and receives snapshots; `None`: that of the
     /// connections. A long command must not silence connections.
@@ -234,7 +235,8 @@ pub enum Service {
     /// [`SyncRequest`](crate::row_client::SyncCopy).
     Sync = 5,
     /// Which partitions a server leads: no question, and as the answer a list of
-    /// [`PartitionId`](crate::PartitionId) ([`meta_protocol::encode`](crate::news::encode)).
+    /// [`PartitionId`](crate::PartitionId)
+    /// ([`meta_protocol::encode`](crate::news::encode)).
     Leads = 6,
 }
 
@@ -303,9 +305,9 @@ pub enum ServiceReply {
 /// Services of a process for others.
 pub trait Services: Send + Sync + 'static {
     /// Answers a call. Runs on the connection's reading task, or on one of the rows'
-    /// runtime, so must not block: what takes time is [`ServiceReply::Later`]. `body` is a
-    /// slice of what was read, up to 512 KiB with its neighbours: copy what is to be kept
-    /// for long.
+    /// runtime, so must not block: what takes time is [`ServiceReply::Later`]. `body` is
+    /// a slice of what was read, up to 512 KiB with its neighbours: copy what is to be
+    /// kept for long.
     fn call(&self, from: &Peer, service: Service, body: Bytes) -> ServiceReply;
 
     /// Takes a channel that was opened; dropping it ends it. Runs on the connection's

@@ -89,8 +89,8 @@ impl Routes {
         }
     }
 
-    /// Stays in step with the news ([`MetaClient::routes`](crate::meta_client::Follow::routes))
-    /// until these end.
+    /// Stays in step with the news
+    /// ([`MetaClient::routes`](crate::meta_client::Follow::routes)) until these end.
     pub async fn run(
         &self,
         mut published: watch::Receiver<Option<Arc<BTreeMap<PartitionId, PublishedRoute>>>>,
@@ -155,8 +155,8 @@ impl Routes {
         }
     }
 
-    /// The next server to ask: the presumed leader, else the next member that was not tried.
-    /// `None`: there is nobody (else).
+    /// The next server to ask: the presumed leader, else the next member that was not
+    /// tried. `None`: there is nobody (else).
     pub fn next(&self, partition: PartitionId, tried: &[ServerId]) -> Option<ServerId> {
         let routes = self.routes.read();
         let route = routes.get(&partition)?;

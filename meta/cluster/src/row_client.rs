@@ -72,8 +72,8 @@ pub trait LocalReplicas<Q, A>: CallPartition<Q, A> {
     /// This process.
     fn server(&self) -> ServerId;
 
-    /// A partition's leader, as its replica here sees it; `None`: there is no replica here,
-    /// or it knows no leader.
+    /// A partition's leader, as its replica here sees it; `None`: there is no replica
+    /// here, or it knows no leader.
     fn leader(&self, partition: PartitionId) -> Option<Leader>;
 }
 

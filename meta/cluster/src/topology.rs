@@ -2,9 +2,9 @@
 //!
 //! # Meta indices
 //! A member of the meta group is named by its position in the configured list,
-//! `[cluster] metas`: the n-th has meta index n, Raft id n and the reserved server id n. A
-//! message to a reserved id goes to the configured address, so a meta's own server id need
-//! not be known. Own server ids are drawn from [`META_IDS_END`] on.
+//! `[cluster] metas`: the n-th has meta index n, Raft id n and the reserved server id n.
+//! A message to a reserved id goes to the configured address, so a meta's own server id
+//! need not be known. Own server ids are drawn from [`META_IDS_END`] on.
 
 use serde::{Deserialize, Serialize};
 

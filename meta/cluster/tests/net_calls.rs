@@ -124,8 +124,8 @@ fn raft_is_served_while_the_other_runtime_is_stuck() {
     drop(served);
 }
 
-/// A call that a stopping process leaves unanswered is no refusal, which would be the last
-/// word on it.
+/// A call that a stopping process leaves unanswered is no refusal, which would be the
+/// last word on it.
 #[test]
 fn a_call_that_a_stopping_process_drops_is_lost() {
     let runtime = || {

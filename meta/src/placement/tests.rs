@@ -148,8 +148,8 @@ proptest! {
         prop_assert!(spread(counts.values().copied()) <= 1, "{:?}", counts);
     }
 
-    /// Whatever the first leaders and live servers are: orders are to able servers, after a
-    /// few rounds there are none, and nobody who could pass one on to somebody with two
+    /// Whatever the first leaders and live servers are: orders are to able servers, after
+    /// a few rounds there are none, and nobody who could pass one on to somebody with two
     /// fewer still has it.
     #[test]
     fn balancing_comes_to_rest(

@@ -17,9 +17,9 @@
 //!    4) "logout"
 //! ```
 //! The first element is the `start` of the next call, or nil at the end of the range. A
-//! reply may be cut short by LIMIT (cells), by MAXBYTES (bytes of fields and values, 1 MiB
-//! by default; at least one cell is returned), and after 100,000 cells of which MATCH kept
-//! too few.
+//! reply may be cut short by LIMIT (cells), by MAXBYTES (bytes of fields and values, 1
+//! MiB by default; at least one cell is returned), and after 100,000 cells of which MATCH
+//! kept too few.
 //! ```text
 //! > HRANGE log - + LIMIT 1 NOVALUES
 //! 1) "[2024-02-01"
@@ -57,8 +57,8 @@
 //! | `BYTES LT text`, `LE`, `EQ`, `GE`, `GT` | exists and is less, and so on, byte by byte |
 //! | `INT LT number`, `LE`, `EQ`, `GE`, `GT` | exists and is less, and so on, as an integer |
 //!
-//! HCHECKSET returns 1 if it has set the field and 0 if the check failed. With GET it also
-//! returns the previous value of the checked field.
+//! HCHECKSET returns 1 if it has set the field and 0 if the check failed. With GET it
+//! also returns the previous value of the checked field.
 //! ```text
 //! > HCHECKSET job owner NOTEXISTOREMPTY owner alice EX 30
 //! (integer) 1

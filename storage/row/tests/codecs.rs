@@ -114,8 +114,8 @@ fn values_are_frozen() {
     frozen("values.txt", include_str!("vectors/values.txt"), &now);
 }
 
-/// The records of a hash with a field that expires, and a cursor of SCAN and one of HSCAN,
-/// which clients keep over restarts and upgrades.
+/// The records of a hash with a field that expires, and a cursor of SCAN and one of
+/// HSCAN, which clients keep over restarts and upgrades.
 #[test]
 fn cursors_and_field_expiries_are_frozen() {
     let mut memory = Memory::new();

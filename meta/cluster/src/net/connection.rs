@@ -82,8 +82,8 @@ pub(super) struct Connection {
     /// Set by the reader and the writer, reset by the keepalive task.
     pub(super) has_received: AtomicBool,
     pub(super) has_sent: AtomicBool,
-    /// Calls arrive faster than they are answered, so this side does not read for now: the
-    /// other's silence means nothing.
+    /// Calls arrive faster than they are answered, so this side does not read for now:
+    /// the other's silence means nothing.
     pub(super) reading_is_paused: AtomicBool,
     direct: Option<DirectWriter>,
 }
@@ -238,8 +238,8 @@ impl Connection {
     pub(super) fn finish_serving(&self, bytes: usize, id: u64, answer: Result<Bytes, String>) {
         let mut state = self.state.lock();
         self.push_answer(&mut state, id, answer);
-        // Under the lock, so that `drain` cannot see zero calls before the answer is in the
-        // outbox.
+        // Under the lock, so that `drain` cannot see zero calls before the answer is in
+        // the outbox.
         let is_last = self.serving.fetch_sub(1, Ordering::Relaxed) == 1;
         self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
         drop(state);
@@ -463,7 +463,8 @@ impl OutgoingCall {
                 let server = self.connection.peer.server;
                 match self.connection.cancel_call(self.id, self.start) {
                     true => Err(NetError::NotSent(format!("{server} takes nothing in"))),
-                    // The answer may have arrived between the timeout and the cancellation.
+                    // The answer may have arrived between the timeout and the
+                    // cancellation.
                     false => self.answered.try_recv().unwrap_or_else(|_| {
                         Err(NetError::Lost(format!("no answer of {server} in time")))
                     }),

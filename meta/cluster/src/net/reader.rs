@@ -1,8 +1,9 @@
 //! Reads a connection: decodes all frames of a read, has them answered or passed on, and
 //! sends the answers that are there at once together.
 //!
-//! Calls for rows are answered on another runtime than the one that reads ([`CallQueue`]):
-//! a long one holds up what is asked after it over the same connection, and nothing else.
+//! Calls for rows are answered on another runtime than the one that reads
+//! ([`CallQueue`]): a long one holds up what is asked after it over the same connection,
+//! and nothing else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -88,7 +89,8 @@ pub(super) async fn read(
             }
             if batch.answer_bytes > ANSWER_BYTES {
                 batch.finish();
-                // Back-pressure: a peer that does not read its answers is not read either.
+                // Back-pressure: a peer that does not read its answers is not read
+                // either.
                 while let Some(room) = connection.outbox_full() {
                     room.await;
                 }

@@ -88,8 +88,8 @@ impl HalfOpenByIp {
     }
 }
 
-/// The unit that the limit of half-open connections counts by: an IPv4 address, or an IPv6
-/// /64 network, whose every host has many addresses.
+/// The unit that the limit of half-open connections counts by: an IPv4 address, or an
+/// IPv6 /64 network, whose every host has many addresses.
 fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -67,8 +67,8 @@ pub enum LogError {
         bytes: u64,
     },
     /// The directory contains no log although it must
-    /// ([`LogOptions::must_exist`](super::LogOptions::must_exist)). The votes and the entries
-    /// that stores had not flushed are lost with it.
+    /// ([`LogOptions::must_exist`](super::LogOptions::must_exist)). The votes and the
+    /// entries that stores had not flushed are lost with it.
     #[error(
         "log directory {} is missing its segments although the data directory was written with \
          them; restore them or start with an empty data directory",

@@ -1,8 +1,8 @@
 //! The spare: the file of the next segment, made before it is needed.
 //!
 //! The maintenance thread makes it when the active segment is half full, of an obsolete
-//! segment if there is one. Otherwise the writer makes it at the end of the active segment,
-//! and waits while the disk is full.
+//! segment if there is one. Otherwise the writer makes it at the end of the active
+//! segment, and waits while the disk is full.
 
 use std::fs::File;
 use std::path::PathBuf;

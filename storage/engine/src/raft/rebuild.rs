@@ -21,9 +21,9 @@
 //!
 //! # Invariants
 //! - The damaged store stays in its place until another is complete
-//!   (`storage/tests/replication.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
-//!   complete one takes its place, whenever the process ends (`tests/raft_snapshots.rs`,
-//!   `next_process_finishes_an_interrupted_rebuild`).
+//!   (`storage/tests/replication.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`),
+//!   and a complete one takes its place, whenever the process ends
+//!   (`tests/raft_snapshots.rs`, `next_process_finishes_an_interrupted_rebuild`).
 //! - No entry that may be committed is dropped: the log is kept when it has the
 //!   snapshot's last entry, and else holds nothing after that entry that could be
 //!   committed (Raft paper, figure 13, steps 6 and 7).

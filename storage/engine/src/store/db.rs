@@ -216,8 +216,8 @@ impl Db {
 
     /// A snapshot of RocksDB that the caller must drop before this database.
     pub(super) fn pin(&self) -> Arc<PinnedSnapshot> {
-        // SAFETY: every holder of a `PinnedSnapshot` (`Snapshot`, the filter's views) also keeps
-        // this `Db`, or is waited for when it closes.
+        // SAFETY: every holder of a `PinnedSnapshot` (`Snapshot`, the filter's views)
+        // also keeps this `Db`, or is waited for when it closes.
         unsafe { self.open_snapshots.pin(&self.db) }
     }
 
