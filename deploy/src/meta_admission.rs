@@ -5,7 +5,7 @@
 //! given again. So a process that is in the list of metas and has no data of the group
 //! asks the other metas first. They bootstrap the group when all answer that there is
 //! none; otherwise the meta leader knows the server that each position belongs to
-//! ([`meta::state::State::meta_members`]).
+//! ([`meta::state::MetaState::meta_members`]).
 
 use std::sync::Arc;
 use std::time::Duration;

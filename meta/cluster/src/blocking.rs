@@ -58,8 +58,9 @@ thread_local! {
     static HELD_PERMIT: RefCell<Option<HeldPermit>> = const { RefCell::new(None) };
 }
 
-/// Does work that takes long on a thread of its own, in a [`acquire`]. If it may take
-/// very long, it is to [give way](give_way) at each of its steps.
+/// Does work that takes long on a thread of its own, holding a permit ([`acquire`]). If
+/// it may take very long, it is to [pass its permit on](yield_permit) at each of its
+/// steps.
 ///
 /// # Errors
 /// It panicked, or the process ends.

@@ -120,8 +120,8 @@ impl RemoteCatalogue {
     }
 
     /// Stays in step with the news
-    /// ([`MetaClient::tables`](crate::meta_client::Follow::tables),
-    /// [`MetaClient::leader`](crate::meta_client::Follow::leader)) until these end.
+    /// ([`MetaClient::tables`](crate::meta_client::MetaClient::tables),
+    /// [`MetaClient::leader`](crate::meta_client::MetaClient::leader)) until these end.
     pub async fn run(
         &self,
         mut tables: watch::Receiver<Option<Arc<BTreeMap<TableId, Table>>>>,

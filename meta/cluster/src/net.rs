@@ -232,11 +232,11 @@ pub enum Service {
     /// connection of their own.
     Meta = 4,
     /// Asks a replica, leading or not, if its log is on disk:
-    /// [`SyncRequest`](crate::row_client::SyncCopy).
+    /// [`SyncRequest`](crate::row_client::SyncRequest).
     Sync = 5,
-    /// Which partitions a server leads: no question, and as the answer a list of
-    /// [`PartitionId`](crate::PartitionId)
-    /// ([`meta_protocol::encode`](crate::news::encode)).
+    /// Asks a server which partitions it leads; the request is empty, the answer a list
+    /// of [`PartitionId`](crate::PartitionId)
+    /// ([`meta_protocol::encode`](crate::meta_protocol::encode)).
     Leads = 6,
 }
 

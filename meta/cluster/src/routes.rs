@@ -90,7 +90,7 @@ impl Routes {
     }
 
     /// Stays in step with the news
-    /// ([`MetaClient::routes`](crate::meta_client::Follow::routes)) until these end.
+    /// ([`MetaClient::routes`](crate::meta_client::MetaClient::routes)) until these end.
     pub async fn run(
         &self,
         mut published: watch::Receiver<Option<Arc<BTreeMap<PartitionId, PublishedRoute>>>>,

@@ -246,7 +246,7 @@ impl Connection {
         self.flush(is_last);
     }
 
-    /// A call that was [begun](Link::begin_serving) is not answered.
+    /// A call that was [begun](Connection::begin_serving) is not answered.
     pub(super) fn abandon_serving(&self, bytes: usize) {
         self.serving.fetch_sub(1, Ordering::Relaxed);
         self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
