@@ -499,7 +499,7 @@ fn processes_trust_each_other_by_certificate() {
     let plain = start("plain", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], None);
     let strange =
         start("other", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&strange));
-    within(10, "the log has the reason", || plain.output().contains("a meta can't be reached"));
+    within(10, "the log has the reason", || plain.output().contains("cannot reach a meta"));
     within(10, "the log has the reason", || {
         strange.output().contains("UnknownIssuer") || strange.output().contains("certificate")
     });
@@ -544,7 +544,7 @@ fn processes_trust_each_other_by_certificate() {
         &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"],
         Some(&third("")),
     );
-    within(10, "it is still refused", || late.output().contains("a meta can't be reached"));
+    within(10, "it is still refused", || late.output().contains("cannot reach a meta"));
     assert!(!late.output().contains("serving "));
     let (cert, key, ca) = (third("127.0.0.1.pem"), third("127.0.0.1.key"), third("ca.pem"));
     let set = client.run(&format!(
