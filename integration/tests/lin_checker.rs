@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use integration::Value;
 use integration::lin::{Call, Command, Expiry, KeyState, Limits, Row, RowOp, Verdict, check};
+use integration::workload::Rng;
 
 use Command::{
     Append, Del, Expire, Get, GetEx, HCheckSet, HDel, HGet, HGetAll, HIncrBy, HLen, HSet, Incr,
@@ -429,19 +430,6 @@ fn a_reached_limit_is_neither_yes_nor_no() {
     assert!(matches!(check::<Row>(&history.0, &short), Verdict::Undecided(_)));
 }
 
-/// A seeded generator (splitmix64).
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
 /// An injected error of the simulated row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Sin {
@@ -565,7 +553,7 @@ fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
 #[test]
 fn histories_of_a_real_row_are_accepted() {
     for seed in 0..200 {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         let lost_percent = [0, 5, 20][seed as usize % 3];
         let planned = plan(&mut rng, seed % 4, 2 + (seed as usize % 9), 150, lost_percent);
         let verdict = simulate(&mut rng, &planned, Sin::None).verdict();
@@ -583,7 +571,7 @@ fn histories_that_no_row_allows_are_rejected() {
     ] {
         let (mut caught, mut all) = (0, 0);
         for seed in 0..100 {
-            let mut rng = Rng(1_000 + seed);
+            let mut rng = Rng::new(1_000 + seed);
             let planned = plan(
                 &mut rng,
                 kinds[seed as usize % kinds.len()],
@@ -608,7 +596,7 @@ fn histories_that_no_row_allows_are_rejected() {
 #[test]
 fn long_histories_are_judged_in_seconds() {
     let check_all = |kind| {
-        let mut rng = Rng(7);
+        let mut rng = Rng::new(7);
         let calls = [20_000, 20_000, 2_000, 1_500][kind as usize];
         let planned = plan(&mut rng, kind, 10, calls, 1);
         let history = simulate(&mut rng, &planned, Sin::None);

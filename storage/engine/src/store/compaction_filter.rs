@@ -378,26 +378,25 @@ mod tests {
         }
     }
 
+    fn store_of_one_row() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = SharedResources::new(StoreSettings::default()).unwrap();
+        let store = Store::open_with_filter(&shared, directory.path(), Arc::new(OneRow)).unwrap();
+        (directory, store)
+    }
+
+    fn apply(store: &Store, index: u64, fill: &dyn Fn(&mut BatchWriter)) {
+        let mut writer = BatchWriter::new();
+        fill(&mut writer);
+        let batch = writer.finish();
+        let write = EntryWrite { index, log_id: Bytes::new(), batch, membership: None };
+        store.apply(&[write], OnStall::Wait).unwrap();
+    }
+
     #[test]
     fn cells_are_kept_until_the_end_of_their_head_is_on_disk() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_with_filter(
-            &SharedResources::new(StoreSettings::default()).unwrap(),
-            directory.path(),
-            Arc::new(OneRow),
-        )
-        .unwrap();
-        let apply = |index, fill: &dyn Fn(&mut BatchWriter)| {
-            let mut writer = BatchWriter::new();
-            fill(&mut writer);
-            let write = EntryWrite {
-                index,
-                log_id: Bytes::new(),
-                batch: writer.finish(),
-                membership: None,
-            };
-            store.apply(&[write], OnStall::Wait).unwrap();
-        };
+        let (_directory, store) = store_of_one_row();
+        let apply = |index, fill: &dyn Fn(&mut BatchWriter)| apply(&store, index, fill);
         apply(1, &|batch| {
             batch.put(Family::Default, b"next", &[9]);
             batch.put(Family::Head, b"h", &[5]);
@@ -433,24 +432,8 @@ mod tests {
 
     #[test]
     fn expired_data_stays_until_disk_and_oldest_reader_are_past_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_with_filter(
-            &SharedResources::new(StoreSettings::default()).unwrap(),
-            directory.path(),
-            Arc::new(OneRow),
-        )
-        .unwrap();
-        let apply = |index, fill: &dyn Fn(&mut BatchWriter)| {
-            let mut writer = BatchWriter::new();
-            fill(&mut writer);
-            let write = EntryWrite {
-                index,
-                log_id: Bytes::new(),
-                batch: writer.finish(),
-                membership: None,
-            };
-            store.apply(&[write], OnStall::Wait).unwrap();
-        };
+        let (_directory, store) = store_of_one_row();
+        let apply = |index, fill: &dyn Fn(&mut BatchWriter)| apply(&store, index, fill);
         let compact_range = || {
             for family in [Family::Head, Family::Cell] {
                 manual_compaction::compact_range(
