@@ -31,6 +31,7 @@ pub struct ServerBuilder {
     config: String,
     dir: Option<PathBuf>,
     wrapper: Vec<String>,
+    binary: Option<PathBuf>,
 }
 
 /// A running (or killed) server and its directory.
@@ -80,6 +81,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Starts this binary instead of the built one.
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = Some(path.to_owned());
+        self
+    }
+
     /// Starts the server and waits until it answers PING.
     ///
     /// # Panics
@@ -112,7 +119,13 @@ impl ServerBuilder {
 impl Server {
     /// A server with default settings on free ports.
     pub fn builder() -> ServerBuilder {
-        ServerBuilder { flags: Vec::new(), config: String::new(), dir: None, wrapper: Vec::new() }
+        ServerBuilder {
+            flags: Vec::new(),
+            config: String::new(),
+            dir: None,
+            wrapper: Vec::new(),
+            binary: None,
+        }
     }
 
     /// A server with default settings, serving.
@@ -252,7 +265,7 @@ fn launch(
     output: &Arc<Mutex<String>>,
 ) -> Child {
     let mut words = builder.wrapper.clone();
-    words.push(binary().display().to_string());
+    words.push(builder.binary.clone().unwrap_or_else(binary).display().to_string());
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).arg("standalone");
     if !builder.config.is_empty() {

@@ -39,7 +39,7 @@ pub(crate) fn report(settings: &Settings) {
     println!(
         "memory = \"256MiB\", durability os; values of 100 to 1,000 bytes that do not compress, \
          {CLIENTS} connections, median of {} turns",
-        settings.rounds
+        settings.rounds()
     );
     println!(
         "of {:?}; `of first`: the rate beside that with the least data, of each turn (goal: at \
@@ -61,7 +61,7 @@ pub(crate) fn report(settings: &Settings) {
                 in_turns(
                     &subjects,
                     &Load { ask, spread, connections: CLIENTS, pipeline, window: settings.window },
-                    settings.rounds,
+                    settings.rounds(),
                 );
             }
         }
@@ -245,7 +245,8 @@ pub(crate) fn beside_redis(settings: &Settings) {
     );
     println!(
         "{CLIENTS} connections, median of {} turns of {:?}\n",
-        settings.rounds, settings.window
+        settings.rounds(),
+        settings.window
     );
     println!(
         "| command | pipe | redis/s   | bridle/s  | ratio | goal | met | bridle p50 ms | p99 ms |"
@@ -267,7 +268,7 @@ pub(crate) fn beside_redis(settings: &Settings) {
         let turn = |port: u16| drive(port, &rows, std::slice::from_ref(&load))[0];
         // A warm-up, so that first reads are not measured.
         turn(bridle.port);
-        let turns: Vec<(Figures, Figures)> = (0..settings.rounds)
+        let turns: Vec<(Figures, Figures)> = (0..settings.rounds())
             .map(|_| {
                 let turn = (turn(redis.port), turn(bridle.port));
                 most = most.max(usage(bridle.pid()).1);

@@ -13,15 +13,19 @@
 //! is the length of one measurement (5), `--data N,N,..` the MiB of values of `large`
 //! (128,1024,4096: they are on disk at the same time), `--rows N` the rows of `beside`
 //! (2,000,000).
+//!
+//! `cpu PATH` compares the built binary with another one instead of redis-server: server
+//! CPU per command (`--rounds`, 5; `--seconds`, 5; `--durability`, os).
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use integration::{Client, Server};
+use integration::{Client, Server, ServerBuilder};
 
+mod cpu;
 mod driver;
 mod large;
 mod open_loop;
@@ -36,8 +40,11 @@ fn main() {
     println!(
         "{} cores; redis-benchmark, {CLIENTS} connections, median of {} turns\n",
         cores(),
-        settings.rounds
+        settings.rounds()
     );
+    if settings.other.is_some() {
+        cpu::report(&settings);
+    }
     if settings.wants("durable") {
         durable(&settings);
     }
@@ -67,15 +74,19 @@ fn main() {
 struct Settings {
     sections: Vec<String>,
     requests: usize,
-    rounds: usize,
+    rounds: Option<usize>,
     /// Number of keys of loads.
     keyspaces: Vec<usize>,
-    /// Length of a measurement of `readers`, `large` and `beside`.
+    /// Length of a measurement of `readers`, `large`, `beside` and `cpu`.
     window: Duration,
     /// MiB of values of `large`.
     data: Vec<u64>,
     /// Number of rows of `beside`.
     rows: usize,
+    /// The other binary of `cpu`.
+    other: Option<PathBuf>,
+    /// Durability of `cpu`.
+    durability: String,
 }
 
 impl Settings {
@@ -83,17 +94,19 @@ impl Settings {
         let mut settings = Settings {
             sections: Vec::new(),
             requests: 200_000,
-            rounds: 3,
+            rounds: None,
             keyspaces: KEYSPACES.to_vec(),
             window: Duration::from_secs(5),
             data: vec![128, 1024, 4096],
             rows: 2_000_000,
+            other: None,
+            durability: "os".to_owned(),
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--requests" => settings.requests = number(words.next()),
-                "--rounds" => settings.rounds = number(words.next()),
+                "--rounds" => settings.rounds = Some(number(words.next())),
                 "--keys" => settings.keyspaces = vec![number(words.next())],
                 "--seconds" => settings.window = Duration::from_secs(number(words.next()) as u64),
                 "--data" => {
@@ -104,6 +117,13 @@ impl Settings {
                         .collect();
                 }
                 "--rows" => settings.rows = number(words.next()),
+                "--durability" => {
+                    settings.durability = words.next().expect("a durability behind the flag");
+                }
+                "cpu" => {
+                    let path = words.next().expect("the path of another binary behind `cpu`");
+                    settings.other = Some(PathBuf::from(path));
+                }
                 // What `cargo bench` adds.
                 "--bench" => {}
                 section => settings.sections.push(section.to_owned()),
@@ -112,8 +132,14 @@ impl Settings {
         settings
     }
 
+    /// Turns of a comparison with redis-server.
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(3)
+    }
+
     fn wants(&self, section: &str) -> bool {
-        self.sections.is_empty() || self.sections.iter().any(|wanted| wanted == section)
+        let all = self.sections.is_empty() && self.other.is_none();
+        all || self.sections.iter().any(|wanted| wanted == section)
     }
 }
 
@@ -210,7 +236,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
 /// ratios, and the target.
 fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, settings: &Settings) {
     let requests = if load.pipeline > 1 { settings.requests * 4 } else { settings.requests };
-    let turns: Vec<(f64, f64)> = (0..settings.rounds)
+    let turns: Vec<(f64, f64)> = (0..settings.rounds())
         .map(|_| (rate(redis.port, load, requests), rate(bridle.port, load, requests)))
         .collect();
     let ratio = median(turns.iter().map(|(theirs, ours)| ours / theirs).collect());
@@ -234,7 +260,11 @@ fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, setting
 
 /// A server with this durability and memory; the test kit's default is small.
 fn bridle(durability: &str, memory: &str) -> Server {
-    Server::builder().flag("durability", durability).flag("memory", memory).start()
+    bridle_builder(durability, memory).start()
+}
+
+fn bridle_builder(durability: &str, memory: &str) -> ServerBuilder {
+    Server::builder().flag("durability", durability).flag("memory", memory)
 }
 
 fn heading(title: &str) {

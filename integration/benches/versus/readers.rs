@@ -16,7 +16,8 @@ pub(crate) fn report(settings: &Settings) {
     );
     println!(
         "median of {} turns of {:?}; goal: p99 beside writers at most 2 x alone\n",
-        settings.rounds, settings.window
+        settings.rounds(),
+        settings.window
     );
     println!(
         "| server                  | readers | GET/s  | SET/s | p50 ms | p99 ms | p99 of alone |"
@@ -52,7 +53,7 @@ fn of(name: &str, port: u16, rows: &Rows, settings: &Settings) {
     };
     // A warm-up, so that first reads are not measured.
     drive(port, rows, &[load(Ask::Get)]);
-    let turns: Vec<(Figures, Vec<Figures>)> = (0..settings.rounds)
+    let turns: Vec<(Figures, Vec<Figures>)> = (0..settings.rounds())
         .map(|_| {
             (
                 drive(port, rows, &[load(Ask::Get)])[0],
