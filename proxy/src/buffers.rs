@@ -7,6 +7,8 @@ use bytes::BytesMut;
 pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
 /// An empty buffer with more capacity than this is released.
 pub(crate) const IDLE_CAPACITY_MAX: usize = 64 * 1024;
+/// With this much output unread by the client, nothing more is executed.
+pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
 
 /// Releases a mostly empty buffer whose allocation, of `room` bytes, is large: its
 /// content is copied.

@@ -39,7 +39,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
-use crate::buffers::{IDLE_CAPACITY_MAX, READ_BYTES_MAX, grow, release_excess};
+use crate::buffers::{IDLE_CAPACITY_MAX, OUTPUT_HIGH, READ_BYTES_MAX, grow, release_excess};
 use crate::client::Client;
 use crate::client::memory_usage::MemoryUse;
 use crate::listener::ConnectionPermit;
@@ -55,8 +55,6 @@ const CHUNK_REPLY_BYTES: usize = 4 << 20;
 const REPLY_BYTES_GUESS: usize = 2048;
 /// With this much output pending, it is written before more commands run.
 const OUTPUT_FIRST: usize = 256 * 1024;
-/// With this much output unread by the client, nothing more is executed.
-pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
 /// As `OUTPUT_HIGH`, for unauthenticated clients.
 const UNAUTHENTICATED_OUTPUT_MAX: usize = 64 * 1024;
 /// Input that an unauthenticated client may send ahead of its replies: more than its

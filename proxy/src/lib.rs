@@ -3,7 +3,7 @@
 //! # Life of a command
 //! 1. A connection's task (`connection`) reads from the socket, and [`resp`] finds the
 //!    complete commands in the input: a *chunk*.
-//! 2. Each command is looked up and planned (`dispatch`): an error reply, a local command
+//! 2. Each command is looked up and planned (`execute`): an error reply, a local command
 //!    of the session, or ops on rows.
 //! 3. Ops are batched by partition (`router`): one request per partition and chunk, in
 //!    order; partitions run concurrently.
@@ -41,8 +41,8 @@ mod buffers;
 pub mod client;
 pub mod config;
 mod connection;
-mod dispatch;
 mod errors;
+mod execute;
 #[cfg(test)]
 mod fakes;
 mod generic;
@@ -54,8 +54,11 @@ mod listener;
 mod lookups;
 pub mod memory;
 pub mod metrics;
+mod missing_table;
 pub mod monitor;
+mod observe;
 mod oversized;
+mod pipeline;
 mod redact;
 pub mod resp;
 mod router;

@@ -1,26 +1,27 @@
 //! The state that a connection keeps between commands: authentication, selected table,
 //! transaction, reply mode.
 //!
-//! The methods of [`Session`] are here, in `dispatch` (the main loop, `run`),
-//! `transactions`, `generic` and `waits`.
+//! Its main loop, [`Session::run`], is here; the other methods of [`Session`] are in
+//! `pipeline`, `execute`, `observe`, `missing_table`, `transactions`, `generic` and `waits`.
+//! These use this module, and it uses only the parts of them that know no session.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cluster::Table;
 use commands::Reply;
 use commands::plan::{Hello, ReplyMode};
 use subtle::ConstantTimeEq;
 
+use crate::buffers::OUTPUT_HIGH;
 use crate::client::memory_usage::{MemoryUse, UsageTracker};
 use crate::client::{Client, Effect};
-use crate::connection::OUTPUT_HIGH;
-use crate::dispatch::Chunk;
-use crate::resp::Protocol;
-use crate::transactions::Transaction;
-use crate::waits::WrittenPartitions;
+use crate::pipeline::chunk::{Chunk, NextStep, SLICE_COMMANDS};
+use crate::resp::{self, CommandSpan, Protocol};
+use crate::transactions::queue::Transaction;
+use crate::waits::written::WrittenPartitions;
 use crate::{Proxy, REDIS_VERSION, errors, router};
 
 /// The table that is selected at first.
@@ -120,6 +121,60 @@ impl Session {
             chunk: Chunk::default(),
             written: WrittenPartitions::default(),
         }
+    }
+
+    /// Executes the commands at `spans` in `bytes` and appends their replies. Returns the
+    /// number of commands taken: all, unless CLIENT PAUSE holds one back
+    /// ([`Session::held`]), the client must read large replies first, or the connection
+    /// ends. While replies are [owed](Session::owes_replies), the next call continues in
+    /// the same bytes where this one stopped.
+    pub(crate) async fn run(
+        &mut self,
+        bytes: &Bytes,
+        spans: &[CommandSpan],
+        out: &mut BytesMut,
+    ) -> usize {
+        self.chunk.start();
+        self.client.work();
+        if self.owes_replies() {
+            self.flush(bytes, out).await;
+            if let Some((next, span)) = self.chunk.stalled.take_if(|_| !self.chunk.is_owed) {
+                self.complete(next, span, bytes, out).await;
+            }
+        }
+        let mut taken = 0;
+        for &span in spans {
+            if self.closing || self.owes_replies() || self.client.is_killed() {
+                break;
+            }
+            let is_much = out.len() + self.chunk.reply_bytes >= self.replies_max;
+            if self.chunk.is_full() || is_much {
+                let before = out.len();
+                self.flush(bytes, out).await;
+                if self.owes_replies() || out.len() >= self.replies_max {
+                    break;
+                }
+                self.chunk.note_replies(out.len() - before);
+            }
+            self.chunk.slice_commands += 1;
+            if self.chunk.slice_commands >= SLICE_COMMANDS {
+                self.yield_if_due().await;
+            }
+            let argv = resp::argv(bytes, span);
+            match self.begin(argv, span) {
+                NextStep::Done => {}
+                NextStep::Pause => break,
+                next => self.complete(next, span, bytes, out).await,
+            }
+            taken += 1;
+        }
+        if !self.owes_replies() {
+            self.flush(bytes, out).await;
+        }
+        self.track_memory(MemoryUse::Transaction, self.transaction.bytes());
+        // The time of the last command.
+        self.client.touch(self.chunk.started);
+        taken
     }
 
     /// The selected table, if this proxy knows it. If not, it may still exist;

@@ -49,6 +49,13 @@ impl CommandIndex {
     }
 }
 
+/// A command and its index in the statistics.
+#[derive(Clone, Copy)]
+pub(crate) struct ResolvedCommand {
+    pub(crate) command: &'static Command,
+    pub(crate) index: Option<CommandIndex>,
+}
+
 /// Counters of one command.
 #[derive(Debug)]
 struct PerCommand {

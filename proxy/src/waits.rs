@@ -12,7 +12,8 @@
 //!   `integration/tests/durability_reporting.rs`,
 //!   `a_proxy_reports_durability_and_waitaof_syncs_the_storage`).
 
-use std::collections::BTreeSet;
+pub(crate) mod written;
+
 use std::time::{Duration, Instant};
 
 use cluster::{Boxed, CallError, PartitionId};
@@ -28,28 +29,6 @@ use crate::{Proxy, errors, router};
 const WAIT_MAX: Duration = Duration::from_secs(1 << 30);
 /// Partitions that are synced concurrently.
 const SYNC_CONCURRENCY: usize = 16;
-
-/// The partitions that a connection has written to since its last successful WAITAOF.
-#[derive(Debug, Default)]
-pub(crate) struct WrittenPartitions {
-    partitions: BTreeSet<PartitionId>,
-    /// Fast path, as most connections write to one partition repeatedly.
-    last: Option<PartitionId>,
-}
-
-impl WrittenPartitions {
-    /// Records a request that may write.
-    pub(crate) fn note(&mut self, partition: PartitionId) {
-        if self.last != Some(partition) {
-            self.partitions.insert(partition);
-            self.last = Some(partition);
-        }
-    }
-
-    fn clear(&mut self) {
-        *self = WrittenPartitions::default();
-    }
-}
 
 /// The end of a wait of this many ms; 0 = never.
 pub(crate) fn deadline(timeout_ms: u64) -> Instant {
