@@ -7,7 +7,7 @@ use crate::args::Argv;
 use crate::docs;
 use crate::table::flags::{self, READONLY};
 use crate::table::flags::{CONNECTION, CONTAINER, LOADING, STALE};
-use crate::table::{self, Command, Keys, help};
+use crate::table::{self, Command, Group, Keys, help};
 use crate::{Args, Plan, PlanResult, Reply, tips};
 
 /// COMMAND and its subcommands.
@@ -17,7 +17,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -1,
         flags: LOADING | STALE | CONNECTION | CONTAINER,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.8.13",
         complexity: "O(N) where N is the total number of Redis commands",
         summary: "Returns detailed information about all commands.",
@@ -29,7 +29,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: LOADING | STALE | CONNECTION,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "5.0.0",
         complexity: "O(1)",
         summary: "Returns helpful text about the different subcommands.",
@@ -41,7 +41,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: LOADING | STALE | CONNECTION,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.8.13",
         complexity: "O(1)",
         summary: "Returns a count of commands.",
@@ -53,7 +53,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: LOADING | STALE | CONNECTION,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "7.0.0",
         complexity: "O(N) where N is the number of commands to look up",
         summary: "Returns documentary information about one, multiple or all commands.",
@@ -65,7 +65,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -3,
         flags: LOADING | STALE | CONNECTION,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.8.13",
         complexity: "O(N) where N is the number of arguments to the command",
         summary: "Extracts the key names from an arbitrary command.",
@@ -77,7 +77,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -3,
         flags: LOADING | STALE | CONNECTION,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "7.0.0",
         complexity: "O(N) where N is the number of arguments to the command",
         summary: "Extracts the key names and access flags for an arbitrary command.",
@@ -89,7 +89,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: LOADING | STALE | CONNECTION,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.8.13",
         complexity: "O(N) where N is the number of commands to look up",
         summary: "Returns information about one, multiple or all commands.",
@@ -101,7 +101,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: LOADING | STALE | CONNECTION,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "7.0.0",
         complexity: "O(N) where N is the total number of Redis commands",
         summary: "Returns a list of command names.",
@@ -154,7 +154,7 @@ fn list(mut args: Args) -> PlanResult {
     match by.as_slice() {
         b"module" => names(&|_| false),
         b"aclcat" => {
-            names(&|command| command.categories().any(|category| category.as_bytes() == wanted))
+            names(&|command| command.categories().any(|it| it.name().as_bytes() == wanted))
         }
         b"pattern" => names(&|command| glob::matches(&wanted, command.name.as_bytes())),
         _ => Err(Args::syntax()),
@@ -220,7 +220,7 @@ fn entry(command: &Command) -> Reply {
         .filter(|(flag, _)| command.is(*flag))
         .map(|(_, name)| Reply::Status((*name).into()));
     let subcommands: Vec<_> = command.subcommands().map(entry).collect();
-    let categories = command.categories().map(|name| Reply::Status(format!("@{name}").into()));
+    let categories = command.categories().map(|it| Reply::Status(format!("@{}", it.name()).into()));
     Reply::Array(vec![
         text(command.name),
         Reply::Int(command.arity.into()),

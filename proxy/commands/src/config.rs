@@ -1,7 +1,7 @@
 //! CONFIG: runtime settings. The proxy holds the list of settings.
 
 use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
-use crate::table::{Command, Keys, container, help};
+use crate::table::{Command, Group, Keys, container, help};
 use crate::{Args, LocalCommand, Plan, PlanResult};
 
 /// CONFIG and its subcommands.
@@ -11,7 +11,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: CONTAINER,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.0.0",
         complexity: "Depends on subcommand.",
         summary: "A container for server configuration commands.",
@@ -23,7 +23,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: LOADING | STALE,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "5.0.0",
         complexity: "O(1)",
         summary: "Returns helpful text about the different subcommands.",
@@ -35,7 +35,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -3,
         flags: ADMIN | NOSCRIPT | LOADING | STALE,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.0.0",
         complexity: "O(N) when N is the number of configuration parameters provided",
         summary: "Returns the effective values of configuration parameters.",
@@ -47,7 +47,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -4,
         flags: ADMIN | NOSCRIPT | LOADING | STALE,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.0.0",
         complexity: "O(N) when N is the number of configuration parameters provided",
         summary: "Sets configuration parameters in-flight.",
@@ -59,7 +59,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: ADMIN | NOSCRIPT | LOADING | STALE,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.0.0",
         complexity: "O(1)",
         summary: "Resets the server's statistics.",
@@ -71,7 +71,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: ADMIN | NOSCRIPT | LOADING | STALE,
         keys: Keys::NONE,
-        group: "server",
+        group: Group::Server,
         since: "2.8.0",
         complexity: "O(1)",
         summary: "Persists the effective configuration to file.",

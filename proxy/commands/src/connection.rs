@@ -5,9 +5,8 @@ use bytes::Bytes;
 use crate::args::integer;
 use crate::generic::check_db;
 use crate::plan::Hello;
-use crate::table::Command;
-use crate::table::Keys;
 use crate::table::flags::{ALLOW_BUSY, CONNECTION, FAST, LOADING, NO_AUTH, NOSCRIPT, STALE};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors};
 
 /// Connection commands.
@@ -17,7 +16,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -1,
         flags: FAST | CONNECTION,
         keys: Keys::NONE,
-        group: "connection",
+        group: Group::Connection,
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Returns the server's liveliness response.",
@@ -29,7 +28,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: LOADING | STALE | FAST | CONNECTION,
         keys: Keys::NONE,
-        group: "connection",
+        group: Group::Connection,
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Returns the given string.",
@@ -41,7 +40,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -1,
         flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
         keys: Keys::NONE,
-        group: "connection",
+        group: Group::Connection,
         since: "6.0.0",
         complexity: "O(1)",
         summary: "Handshakes with the Redis server.",
@@ -53,7 +52,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
         keys: Keys::NONE,
-        group: "connection",
+        group: Group::Connection,
         since: "1.0.0",
         complexity: "O(N) where N is the number of passwords defined for the user",
         summary: "Authenticates the connection.",
@@ -65,7 +64,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: LOADING | STALE | FAST | CONNECTION,
         keys: Keys::NONE,
-        group: "connection",
+        group: Group::Connection,
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Changes the selected database: db0 to db15 by number, any other table by its \
@@ -78,7 +77,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -1,
         flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
         keys: Keys::NONE,
-        group: "connection",
+        group: Group::Connection,
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Closes the connection.",
@@ -90,7 +89,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 1,
         flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
         keys: Keys::NONE,
-        group: "connection",
+        group: Group::Connection,
         since: "6.2.0",
         complexity: "O(1)",
         summary: "Resets the connection.",

@@ -13,7 +13,7 @@
 //! | `field value [field value ...]` | once or more often |
 
 use crate::command::text;
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Reply, table};
 
 /// One argument of a command.
@@ -48,7 +48,7 @@ pub(crate) fn doc(command: &Command) -> Reply {
     let mut doc = vec![
         (text("summary"), text(command.summary)),
         (text("since"), text(command.since)),
-        (text("group"), text(command.group)),
+        (text("group"), text(command.group.name())),
         (text("complexity"), text(command.complexity)),
     ];
     let args = parse(command.syntax);
@@ -68,24 +68,20 @@ pub(crate) fn doc(command: &Command) -> Reply {
 
 /// The tables of `proxy/COMMANDS.md`: the commands of each group with their summaries.
 pub fn command_tables() -> String {
-    let groups = [
-        ("string", "Strings"),
-        ("hash", "Hashes"),
-        ("bridle", "Hashes, beyond Redis"),
-        ("generic", "Keys"),
-        ("transactions", "Transactions"),
-        ("connection", "Connection"),
-        ("server", "Server"),
-    ];
     let mut page = String::new();
-    for (group, title) in groups {
-        page.push_str(&format!("## {title}\n\n| command | what it does |\n|---|---|\n"));
+    for group in Group::ALL {
         let shown = |command: &&Command| {
             command.group == group
                 && command.subcommands().next().is_none_or(|_| command.arity == -1)
+                && !command.name.ends_with("|help")
         };
-        for command in table::all().filter(shown).filter(|command| !command.name.ends_with("|help"))
-        {
+        let mut commands = table::all().filter(shown).peekable();
+        if commands.peek().is_none() {
+            continue;
+        }
+        let title = group.title();
+        page.push_str(&format!("## {title}\n\n| command | what it does |\n|---|---|\n"));
+        for command in commands {
             let usage = format!(
                 "{} {}",
                 command.name.replace('|', " ").to_ascii_uppercase(),

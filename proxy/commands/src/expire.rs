@@ -4,7 +4,7 @@ use row::op::{Answer, Op, RowInfo};
 
 use crate::args::{ExpiryBase, TimeUnit};
 use crate::table::flags::{FAST, KEYSPACE, READONLY, WRITE};
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 /// Reply of TTL and similar commands for a missing key.
@@ -20,7 +20,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -3,
         flags: WRITE | FAST | KEYSPACE,
         keys: Keys::ONE.with("RW update"),
-        group: "generic",
+        group: Group::Generic,
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Sets the expiration time of a key in seconds.",
@@ -32,7 +32,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -3,
         flags: WRITE | FAST | KEYSPACE,
         keys: Keys::ONE.with("RW update"),
-        group: "generic",
+        group: Group::Generic,
         since: "2.6.0",
         complexity: "O(1)",
         summary: "Sets the expiration time of a key in milliseconds.",
@@ -44,7 +44,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -3,
         flags: WRITE | FAST | KEYSPACE,
         keys: Keys::ONE.with("RW update"),
-        group: "generic",
+        group: Group::Generic,
         since: "1.2.0",
         complexity: "O(1)",
         summary: "Sets the expiration time of a key to a Unix timestamp.",
@@ -56,7 +56,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -3,
         flags: WRITE | FAST | KEYSPACE,
         keys: Keys::ONE.with("RW update"),
-        group: "generic",
+        group: Group::Generic,
         since: "2.6.0",
         complexity: "O(1)",
         summary: "Sets the expiration time of a key to a Unix milliseconds timestamp.",
@@ -68,7 +68,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: READONLY | FAST | KEYSPACE,
         keys: Keys::ONE,
-        group: "generic",
+        group: Group::Generic,
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Returns the expiration time in seconds of a key.",
@@ -80,7 +80,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: READONLY | FAST | KEYSPACE,
         keys: Keys::ONE,
-        group: "generic",
+        group: Group::Generic,
         since: "2.6.0",
         complexity: "O(1)",
         summary: "Returns the expiration time in milliseconds of a key.",
@@ -92,7 +92,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: READONLY | FAST | KEYSPACE,
         keys: Keys::ONE,
-        group: "generic",
+        group: Group::Generic,
         since: "7.0.0",
         complexity: "O(1)",
         summary: "Returns the expiration time of a key as a Unix timestamp.",
@@ -104,7 +104,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: READONLY | FAST | KEYSPACE,
         keys: Keys::ONE,
-        group: "generic",
+        group: Group::Generic,
         since: "7.0.0",
         complexity: "O(1)",
         summary: "Returns the expiration time of a key as a Unix milliseconds timestamp.",
@@ -116,7 +116,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 2,
         flags: WRITE | FAST | KEYSPACE,
         keys: Keys::ONE.with("RW update"),
-        group: "generic",
+        group: Group::Generic,
         since: "2.2.0",
         complexity: "O(1)",
         summary: "Removes the expiration time of a key.",

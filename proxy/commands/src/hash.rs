@@ -7,10 +7,10 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::args::integer;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
-const GROUP: &str = "hash";
+const GROUP: Group = Group::Hash;
 
 /// Default COUNT of HSCAN.
 const SCAN_COUNT: u64 = 10;

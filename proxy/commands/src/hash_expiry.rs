@@ -13,10 +13,10 @@ use crate::args::{EXPIRY_TOKENS, ExpiryBase, TimeUnit, integer};
 use crate::hash::put_or_zero;
 use crate::plan::ReplyBuilder;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
-const GROUP: &str = "hash";
+const GROUP: Group = Group::Hash;
 
 /// A time in the past. A relative field expiry that overflows even from here is refused
 /// without reading the clock.

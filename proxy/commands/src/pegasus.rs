@@ -83,10 +83,10 @@ use row::op::{Answer, Check, Filter, Mutation, Op, Range, Ttl};
 
 use crate::args::ExpiryOptions;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
-const GROUP: &str = "bridle";
+const GROUP: Group = Group::Bridle;
 
 /// Default MAXBYTES of HRANGE.
 const REPLY_BYTES_DEFAULT: u64 = 1 << 20;

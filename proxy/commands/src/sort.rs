@@ -6,7 +6,7 @@ use row::op::{Answer, Op};
 
 use crate::args::integer;
 use crate::table::flags::{DANGEROUS, DENYOOM, READONLY, WRITE};
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, errors};
 
 /// SORT and SORT_RO.
@@ -16,7 +16,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: WRITE | DENYOOM | DANGEROUS,
         keys: Keys::ONE.with("RO access"),
-        group: "generic",
+        group: Group::Generic,
         since: "1.0.0",
         complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, \
                      and M the number of returned elements. When the elements are not sorted, \
@@ -32,7 +32,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: READONLY | DANGEROUS,
         keys: Keys::ONE,
-        group: "generic",
+        group: Group::Generic,
         since: "7.0.0",
         complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, \
                      and M the number of returned elements. When the elements are not sorted, \

@@ -6,10 +6,10 @@ use smallvec::SmallVec;
 
 use crate::args::{ExpiryBase, ExpiryOptions, TimeUnit, integer};
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, ReplyBuilder, RowPlan, errors, lcs, replies};
 
-const GROUP: &str = "string";
+const GROUP: Group = Group::String;
 
 /// Commands on strings.
 pub(crate) static TABLE: &[Command] = &[

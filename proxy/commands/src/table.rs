@@ -22,6 +22,10 @@ use crate::{
 };
 use crate::{errors, server, sort, string, transactions};
 
+mod group;
+
+pub use group::{Category, Group};
+
 /// The entry of one command.
 pub struct Command {
     /// Lower case; a subcommand is `"client|id"`.
@@ -29,12 +33,11 @@ pub struct Command {
     /// As Redis counts: the name included; negative = minimum.
     pub arity: i8,
     /// See [`flags`].
-    pub flags: u32,
+    pub flags: u64,
     /// Positions of its keys.
     pub keys: Keys,
-    /// Redis's group: string, hash, generic, connection, server, transactions; `bridle`
-    /// for commands that Redis does not have.
-    pub group: &'static str,
+    /// The group in the documentation.
+    pub group: Group,
     /// The Redis version (or Bridle's) that introduced it.
     pub since: &'static str,
     /// Big-O, in Redis's notation, true for Bridle.
@@ -88,50 +91,52 @@ impl Keys {
 
 /// Flags of COMMAND and of the proxy, with Redis's names.
 pub mod flags {
+    use super::Category;
+
     /// May change rows.
-    pub const WRITE: u32 = 1 << 0;
+    pub const WRITE: u64 = 1 << 0;
     /// Only reads rows.
-    pub const READONLY: u32 = 1 << 1;
+    pub const READONLY: u64 = 1 << 1;
     /// May increase the data: refused when the disk is full.
-    pub const DENYOOM: u32 = 1 << 2;
+    pub const DENYOOM: u64 = 1 << 2;
     /// Constant or logarithmic time.
-    pub const FAST: u32 = 1 << 3;
+    pub const FAST: u64 = 1 << 3;
     /// For administrators.
-    pub const ADMIN: u32 = 1 << 4;
+    pub const ADMIN: u64 = 1 << 4;
     /// Publishes or subscribes.
-    pub const PUBSUB: u32 = 1 << 5;
+    pub const PUBSUB: u64 = 1 << 5;
     /// Not for scripts.
-    pub const NOSCRIPT: u32 = 1 << 6;
+    pub const NOSCRIPT: u64 = 1 << 6;
     /// May wait for others.
-    pub const BLOCKING: u32 = 1 << 7;
+    pub const BLOCKING: u64 = 1 << 7;
     /// Allowed while data is being loaded.
-    pub const LOADING: u32 = 1 << 8;
+    pub const LOADING: u64 = 1 << 8;
     /// Allowed on a lagging replica.
-    pub const STALE: u32 = 1 << 9;
+    pub const STALE: u64 = 1 << 9;
     /// Not shown to MONITOR.
-    pub const SKIP_MONITOR: u32 = 1 << 10;
+    pub const SKIP_MONITOR: u64 = 1 << 10;
     /// Not recorded in the slow log.
-    pub const SKIP_SLOWLOG: u32 = 1 << 11;
+    pub const SKIP_SLOWLOG: u64 = 1 << 11;
     /// Allowed before AUTH.
-    pub const NO_AUTH: u32 = 1 << 12;
+    pub const NO_AUTH: u64 = 1 << 12;
     /// Not allowed in MULTI.
-    pub const NO_MULTI: u32 = 1 << 13;
+    pub const NO_MULTI: u64 = 1 << 13;
     /// Allowed while a script exceeds its time limit.
-    pub const ALLOW_BUSY: u32 = 1 << 14;
+    pub const ALLOW_BUSY: u64 = 1 << 14;
 
     /// In ACL category `@keyspace`, which does not follow from the group.
-    pub const KEYSPACE: u32 = 1 << 24;
+    pub const KEYSPACE: u64 = Category::Keyspace.flag();
     /// In ACL category `@connection`, which does not follow from the group.
-    pub const CONNECTION: u32 = 1 << 25;
+    pub const CONNECTION: u64 = Category::Connection.flag();
     /// In ACL category `@dangerous` without being for administrators.
-    pub const DANGEROUS: u32 = 1 << 26;
+    pub const DANGEROUS: u64 = Category::Dangerous.flag();
     /// Planning takes time proportional to the bytes of the arguments.
-    pub const LONG_PLAN: u32 = 1 << 27;
+    pub const LONG_PLAN: u64 = 1 << 30;
     /// Has subcommands.
-    pub const CONTAINER: u32 = 1 << 31;
+    pub const CONTAINER: u64 = 1 << 31;
 
     /// The flags that COMMAND shows, by name.
-    pub(crate) const NAMES: [(u32, &str); 15] = [
+    pub(crate) const NAMES: [(u64, &str); 15] = [
         (WRITE, "write"),
         (READONLY, "readonly"),
         (DENYOOM, "denyoom"),
@@ -176,7 +181,7 @@ pub type LookupError = (Option<&'static Command>, Reply);
 
 impl Command {
     /// `true` if the entry has this flag.
-    pub const fn is(&self, flag: u32) -> bool {
+    pub const fn is(&self, flag: u64) -> bool {
         self.flags & flag != 0
     }
 
@@ -209,26 +214,41 @@ impl Command {
         if arity < 0 { argv >= arity.unsigned_abs() } else { argv == arity.unsigned_abs() }
     }
 
-    /// Its ACL categories, without `@`.
-    pub fn categories(&self) -> impl Iterator<Item = &'static str> {
-        let container = self.is(flags::CONTAINER) && self.arity < -1;
-        let has = move |flag| self.is(flag);
-        let rules = [
-            (has(flags::KEYSPACE), "keyspace"),
-            (has(flags::READONLY), "read"),
-            (has(flags::WRITE), "write"),
-            (self.group == "hash" || self.group == "bridle", "hash"),
-            (self.group == "string", "string"),
-            (has(flags::PUBSUB), "pubsub"),
-            (has(flags::ADMIN), "admin"),
-            (has(flags::FAST), "fast"),
-            (!has(flags::FAST), "slow"),
-            (has(flags::BLOCKING), "blocking"),
-            (has(flags::ADMIN | flags::DANGEROUS), "dangerous"),
-            (has(flags::CONNECTION) || (self.group == "connection" && !container), "connection"),
-            (self.group == "transactions", "transaction"),
-        ];
-        rules.into_iter().filter_map(|(holds, name)| holds.then_some(name))
+    /// Its ACL categories.
+    pub fn categories(&self) -> impl Iterator<Item = Category> {
+        Category::ALL.into_iter().filter(|category| self.is_in(*category))
+    }
+
+    /// `true` if it is in an ACL category, by its group, by its flags or because its entry
+    /// names the category.
+    pub fn is_in(&self, category: Category) -> bool {
+        // A container that can't be called alone is in no category of its group.
+        let has_group = !(self.is(flags::CONTAINER) && self.arity < -1);
+        let implied = match category {
+            Category::Read => self.is(flags::READONLY) && self.group != Group::Scripting,
+            Category::Write => self.is(flags::WRITE),
+            Category::PubSub => self.is(flags::PUBSUB),
+            Category::Admin | Category::Dangerous => self.is(flags::ADMIN),
+            Category::Fast => self.is(flags::FAST),
+            Category::Slow => !self.is(flags::FAST),
+            Category::Blocking => self.is(flags::BLOCKING),
+            Category::Keyspace
+            | Category::Set
+            | Category::SortedSet
+            | Category::List
+            | Category::Hash
+            | Category::String
+            | Category::Bitmap
+            | Category::HyperLogLog
+            | Category::Geo
+            | Category::Stream
+            | Category::Connection
+            | Category::Transaction
+            | Category::Scripting => false,
+        };
+        implied
+            || self.is(category.flag())
+            || (has_group && self.group.category() == Some(category))
     }
 }
 

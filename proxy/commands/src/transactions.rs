@@ -1,7 +1,7 @@
 //! MULTI and WATCH. The session keeps the queue and the watched keys.
 
 use crate::table::flags::{ALLOW_BUSY, FAST, LOADING, NOSCRIPT, SKIP_SLOWLOG, STALE};
-use crate::table::{Command, Keys};
+use crate::table::{Command, Group, Keys};
 use crate::{Args, LocalCommand, Plan, PlanResult};
 
 /// Transaction commands.
@@ -11,7 +11,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 1,
         flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
         keys: Keys::NONE,
-        group: "transactions",
+        group: Group::Transactions,
         since: "1.2.0",
         complexity: "O(1)",
         summary: "Starts a transaction.",
@@ -23,7 +23,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 1,
         flags: NOSCRIPT | LOADING | STALE | SKIP_SLOWLOG,
         keys: Keys::NONE,
-        group: "transactions",
+        group: Group::Transactions,
         since: "1.2.0",
         complexity: "Depends on commands in the transaction.",
         summary: "Executes all commands in a transaction.",
@@ -35,7 +35,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 1,
         flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
         keys: Keys::NONE,
-        group: "transactions",
+        group: Group::Transactions,
         since: "2.0.0",
         complexity: "O(N), when N is the number of queued commands",
         summary: "Discards a transaction.",
@@ -47,7 +47,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: -2,
         flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
         keys: Keys::ALL.with("RO"),
-        group: "transactions",
+        group: Group::Transactions,
         since: "2.2.0",
         complexity: "O(1) for every key.",
         summary: "Monitors changes to keys to determine the execution of a transaction.",
@@ -59,7 +59,7 @@ pub(crate) static TABLE: &[Command] = &[
         arity: 1,
         flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
         keys: Keys::NONE,
-        group: "transactions",
+        group: Group::Transactions,
         since: "2.2.0",
         complexity: "O(1)",
         summary: "Forgets about watched keys of a transaction.",
