@@ -5,9 +5,11 @@ use row::glob;
 
 use crate::args::Argv;
 use crate::docs;
-use crate::table::flags::{self, READONLY};
-use crate::table::flags::{CONNECTION, CONTAINER, LOADING, STALE};
-use crate::table::{self, Command, Group, Keys, help};
+use crate::table::flags::{self, CONNECTION, CONTAINER, LOADING, STALE};
+use crate::table::{
+    self, BeginSearch, Command, FindKeys, FoundKey, FoundKeys, Group, KeyFlags, KeySpec, Keys,
+    LegacyRange, help,
+};
 use crate::{Args, Plan, PlanResult, Reply, tips};
 
 /// COMMAND and its subcommands.
@@ -111,7 +113,7 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn command_all(_: Args) -> PlanResult {
-    Ok(Plan::Reply(Reply::Array(table::top().map(entry).collect())))
+    Ok(Plan::Reply(Reply::Array(table::top().map(info_of).collect())))
 }
 
 fn count(_: Args) -> PlanResult {
@@ -123,7 +125,7 @@ fn info(mut args: Args) -> PlanResult {
         return command_all(args);
     }
     let entries =
-        args.rest::<Argv>().iter().map(|name| named(name).map_or(Reply::Nil, entry)).collect();
+        args.rest::<Argv>().iter().map(|name| named(name).map_or(Reply::Nil, info_of)).collect();
     Ok(Plan::Reply(Reply::Array(entries)))
 }
 
@@ -163,30 +165,22 @@ fn list(mut args: Args) -> PlanResult {
 
 fn getkeys(mut args: Args) -> PlanResult {
     let argv = args.rest::<Argv>();
-    let command = with_keys(&argv)?;
-    Ok(Plan::Reply(Reply::Array(command.keys_of(&argv).cloned().map(Reply::Bulk).collect())))
+    let keys = keys_of(resolve(&argv)?, &argv)?;
+    let key = |key: &FoundKey| Reply::Bulk(argv[key.at].clone());
+    Ok(Plan::Reply(Reply::Array(keys.iter().map(key).collect())))
 }
 
 fn getkeysandflags(mut args: Args) -> PlanResult {
     let argv = args.rest::<Argv>();
-    let command = with_keys(&argv)?;
-    let accesses = match command.keys.access {
-        // SET reads its key if GET is among the arguments.
-        VARIABLE if argv.iter().any(|arg| arg.eq_ignore_ascii_case(b"get")) => {
-            vec!["RW access update"]
-        }
-        VARIABLE => vec!["OW update"],
-        _ => accesses(command),
+    let keys = keys_of(resolve(&argv)?, &argv)?;
+    let key = |key: &FoundKey| {
+        Reply::Array(vec![Reply::Bulk(argv[key.at].clone()), key_flags(key.flags)])
     };
-    let with_access = |(at, key): (usize, &Bytes)| {
-        let access = accesses[at.min(accesses.len() - 1)];
-        Reply::Array(vec![Reply::Bulk(key.clone()), argv_of(access)])
-    };
-    Ok(Plan::Reply(Reply::Array(command.keys_of(&argv).enumerate().map(with_access).collect())))
+    Ok(Plan::Reply(Reply::Array(keys.iter().map(key).collect())))
 }
 
-/// The entry of a complete command that has keys.
-fn with_keys(argv: &Argv) -> Result<&'static Command, Reply> {
+/// The entry for the arguments of a call, of any number.
+fn resolve(argv: &[Bytes]) -> Result<&'static Command, Reply> {
     let command = argv.first().and_then(|name| table::find(name, None));
     let command = match (command, argv.get(1)) {
         (Some(container), Some(sub)) if container.is(flags::CONTAINER) => {
@@ -194,14 +188,22 @@ fn with_keys(argv: &Argv) -> Result<&'static Command, Reply> {
         }
         (command, _) => command,
     };
-    let command = command.ok_or_else(|| Reply::error("ERR Invalid command specified"))?;
-    if command.keys == Keys::NONE {
+    command.ok_or_else(|| Reply::error("ERR Invalid command specified"))
+}
+
+/// The keys of a call, or why there are none.
+pub(crate) fn keys_of(command: &Command, argv: &[Bytes]) -> Result<FoundKeys, Reply> {
+    if !command.keys.may_exist() {
         return Err(Reply::error("ERR The command has no key arguments"));
     }
     if !command.takes(argv.len()) {
         return Err(Reply::error("ERR Invalid number of arguments specified for command"));
     }
-    Ok(command)
+    let keys = command.find_keys(argv);
+    if keys.is_empty() && !command.is(flags::NO_MANDATORY_KEYS) {
+        return Err(Reply::error("ERR Invalid arguments specified for command"));
+    }
+    Ok(keys)
 }
 
 /// The entry of a full name: `get`, `client|id`.
@@ -213,21 +215,22 @@ fn named(name: &[u8]) -> Option<&'static Command> {
 }
 
 /// COMMAND INFO's ten elements.
-fn entry(command: &Command) -> Reply {
-    let Keys { first, last, step, .. } = command.keys;
+pub(crate) fn info_of(command: &Command) -> Reply {
+    let LegacyRange { first, last, step, is_incomplete } = command.keys.legacy_range();
+    let flags = command.flags | if is_incomplete { flags::MOVABLE_KEYS } else { 0 };
     let shown = flags::NAMES
         .iter()
-        .filter(|(flag, _)| command.is(*flag))
+        .filter(|(flag, _)| flags & flag != 0)
         .map(|(_, name)| Reply::Status((*name).into()));
-    let subcommands: Vec<_> = command.subcommands().map(entry).collect();
+    let subcommands: Vec<_> = command.subcommands().map(info_of).collect();
     let categories = command.categories().map(|it| Reply::Status(format!("@{}", it.name()).into()));
     Reply::Array(vec![
         text(command.name),
         Reply::Int(command.arity.into()),
         Reply::Set(shown.collect()),
-        Reply::Int(first.into()),
-        Reply::Int(last.into()),
-        Reply::Int(step.into()),
+        Reply::Int(first),
+        Reply::Int(last),
+        Reply::Int(step),
         Reply::Set(categories.collect()),
         Reply::Set(tips::of(command).iter().map(|tip| text(tip)).collect()),
         Reply::Set(key_specs(command)),
@@ -235,47 +238,45 @@ fn entry(command: &Command) -> Reply {
     ])
 }
 
-/// Key positions and access in Redis's newer notation: one specification for all keys, or
-/// one for each of two.
+/// Key positions and access in Redis's newer notation.
 fn key_specs(command: &Command) -> Vec<Reply> {
-    let Keys { first, last, step, .. } = command.keys;
-    if first == 0 {
-        return Vec::new();
-    }
-    let accesses = accesses(command);
-    let last = if accesses.len() > 1 || last < 0 { last.min(0) } else { last - first };
-    let search = |kind: &'static str, spec: Vec<(Reply, Reply)>| {
+    let part = |kind: &'static str, spec: Vec<(&'static str, Reply)>| {
+        let spec = spec.into_iter().map(|(name, value)| (text(name), value)).collect();
         Reply::Map(vec![(text("type"), text(kind)), (text("spec"), Reply::Map(spec))])
     };
-    let range = vec![
-        (text("lastkey"), Reply::Int(last.into())),
-        (text("keystep"), Reply::Int(step.into())),
-        (text("limit"), Reply::Int(0)),
-    ];
-    let spec = |(index, access): (i64, &'static str)| {
-        Reply::Map(vec![
-            (text("flags"), argv_of(access)),
-            (text("begin_search"), search("index", vec![(text("index"), Reply::Int(index))])),
-            (text("find_keys"), search("range", range.clone())),
-        ])
+    let spec = |spec: &KeySpec| {
+        let begin = match spec.begin {
+            BeginSearch::Index(at) => part("index", vec![("index", Reply::Int(at.into()))]),
+            BeginSearch::Keyword { keyword, start_from } => {
+                let from = Reply::Int(start_from.into());
+                part("keyword", vec![("keyword", text(keyword)), ("startfrom", from)])
+            }
+            BeginSearch::Unknown { .. } => part("unknown", Vec::new()),
+        };
+        let numbers = |names: [&'static str; 3], numbers: [i64; 3]| {
+            names.into_iter().zip(numbers.map(Reply::Int)).collect::<Vec<_>>()
+        };
+        let find = match spec.find {
+            FindKeys::Range { last, step, limit } => {
+                let range = [last.into(), step.into(), limit.into()];
+                part("range", numbers(["lastkey", "keystep", "limit"], range))
+            }
+            FindKeys::Counted => {
+                part("keynum", numbers(["keynumidx", "firstkey", "keystep"], [0, 1, 1]))
+            }
+            FindKeys::Unknown => part("unknown", Vec::new()),
+        };
+        let notes = (!spec.notes.is_empty()).then(|| (text("notes"), text(spec.notes)));
+        let flags = key_flags(spec.flags_or(command.implied_access()));
+        let fields =
+            [(text("flags"), flags), (text("begin_search"), begin), (text("find_keys"), find)];
+        Reply::Map(notes.into_iter().chain(fields).collect())
     };
-    (i64::from(first)..).zip(accesses).map(spec).collect()
+    command.keys.specs().iter().map(spec).collect()
 }
 
-/// The access of a key that is read or not, depending on the options.
-const VARIABLE: &str = "RW access update variable_flags";
-
-/// The access to the keys; two where the second key is accessed differently.
-fn accesses(command: &Command) -> Vec<&'static str> {
-    match command.keys.access {
-        "" if command.is(READONLY) => vec!["RO access"],
-        "" => vec!["RW access update"],
-        access => access.split(", ").collect(),
-    }
-}
-
-fn argv_of(access: &'static str) -> Reply {
-    Reply::Set(access.split(' ').map(|arg| Reply::Status(arg.into())).collect())
+fn key_flags(flags: KeyFlags) -> Reply {
+    Reply::Set(flags.names().map(|name| Reply::Status(name.into())).collect())
 }
 
 /// A bulk string of fixed text.

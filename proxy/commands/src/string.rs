@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use row::op::{Answer, Op, Refusal, Ttl, WriteCondition};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::args::{ExpiryBase, ExpiryOptions, TimeUnit, integer};
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
-use crate::table::{Command, Group, Keys};
+use crate::table::{Command, FoundKey, FoundKeys, Group, KeyFlags, Keys};
 use crate::{Args, Plan, PlanResult, Reply, ReplyBuilder, RowPlan, errors, lcs, replies};
 
 const GROUP: Group = Group::String;
@@ -29,7 +29,10 @@ pub(crate) static TABLE: &[Command] = &[
         name: "set",
         arity: -3,
         flags: WRITE | DENYOOM,
-        keys: Keys::ONE.with("RW access update variable_flags"),
+        keys: Keys::ONE
+            .with("RW access update variable_flags")
+            .noting("RW and ACCESS due to the optional `GET` argument")
+            .found_by(set_keys),
         group: GROUP,
         since: "1.0.0",
         complexity: "O(1)",
@@ -105,7 +108,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "getex",
         arity: -2,
         flags: WRITE | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.noting("RW and UPDATE because it changes the TTL"),
         group: GROUP,
         since: "6.2.0",
         complexity: "O(1)",
@@ -296,6 +299,13 @@ pub(crate) static TABLE: &[Command] = &[
 
 fn get(mut args: Args) -> PlanResult {
     Plan::one(Op::StringGet { key: args.next_arg() }, replies::bulk)
+}
+
+/// The key of SET, which is read as well if GET is among the options.
+fn set_keys(argv: &[Bytes]) -> FoundKeys {
+    let reads = argv.iter().skip(3).any(|option| option.eq_ignore_ascii_case(b"get"));
+    let flags = if reads { KeyFlags::WRITE } else { const { KeyFlags::of("OW update") } };
+    smallvec![FoundKey { at: 1, flags }]
 }
 
 fn set(mut args: Args) -> PlanResult {

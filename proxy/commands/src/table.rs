@@ -23,8 +23,12 @@ use crate::{
 use crate::{errors, server, sort, string, transactions};
 
 mod group;
+mod keys;
 
 pub use group::{Category, Group};
+pub use keys::{
+    BeginSearch, FindKeys, FoundKey, FoundKeys, KeyFinder, KeyFlags, KeySpec, Keys, LegacyRange,
+};
 
 /// The entry of one command.
 pub struct Command {
@@ -34,7 +38,7 @@ pub struct Command {
     pub arity: i8,
     /// See [`flags`].
     pub flags: u64,
-    /// Positions of its keys.
+    /// Positions of its keys and the access to them.
     pub keys: Keys,
     /// The group in the documentation.
     pub group: Group,
@@ -49,44 +53,6 @@ pub struct Command {
     pub syntax: &'static str,
     /// From arguments to a plan.
     pub plan: fn(Args) -> PlanResult,
-}
-
-/// Positions of keys among the arguments: `first..=last` by `step` (`last` < 0 counts
-/// from the end); `first` 0 = no keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Keys {
-    pub first: i8,
-    pub last: i8,
-    pub step: i8,
-    /// Access to the keys, in the words of Redis's key specifications; after a comma, the
-    /// access to the second key. Empty: as the flags imply.
-    pub access: &'static str,
-}
-
-impl Keys {
-    /// No keys.
-    pub const NONE: Keys = Keys::at(0, 0, 0);
-    /// The first argument.
-    pub const ONE: Keys = Keys::at(1, 1, 1);
-    /// The first argument of a subcommand.
-    pub const SECOND: Keys = Keys::at(2, 2, 1);
-    /// The first two arguments.
-    pub const TWO: Keys = Keys::at(1, 2, 1);
-    /// All arguments.
-    pub const ALL: Keys = Keys::at(1, -1, 1);
-    /// Every second argument: key value key value.
-    pub const PAIRS: Keys = Keys::at(1, -1, 2);
-
-    const fn at(first: i8, last: i8, step: i8) -> Keys {
-        Keys { first, last, step, access: "" }
-    }
-
-    /// The same positions with an access that differs from the default of commands that
-    /// read (`RO access`) or write (`RW access update`).
-    pub const fn with(self, access: &'static str) -> Keys {
-        Keys { access, ..self }
-    }
 }
 
 /// Flags of COMMAND and of the proxy, with Redis's names.
@@ -123,6 +89,11 @@ pub mod flags {
     pub const NO_MULTI: u64 = 1 << 13;
     /// Allowed while a script exceeds its time limit.
     pub const ALLOW_BUSY: u64 = 1 << 14;
+    /// May be called without any of the keys that its specifications name.
+    pub const NO_MANDATORY_KEYS: u64 = 1 << 15;
+    /// Has keys that no range of positions tells. Not set in entries, but derived from
+    /// their keys.
+    pub(crate) const MOVABLE_KEYS: u64 = 1 << 16;
 
     /// In ACL category `@keyspace`, which does not follow from the group.
     pub const KEYSPACE: u64 = Category::Keyspace.flag();
@@ -136,7 +107,7 @@ pub mod flags {
     pub const CONTAINER: u64 = 1 << 31;
 
     /// The flags that COMMAND shows, by name.
-    pub(crate) const NAMES: [(u64, &str); 15] = [
+    pub(crate) const NAMES: [(u64, &str); 17] = [
         (WRITE, "write"),
         (READONLY, "readonly"),
         (DENYOOM, "denyoom"),
@@ -150,7 +121,9 @@ pub mod flags {
         (SKIP_SLOWLOG, "skip_slowlog"),
         (FAST, "fast"),
         (NO_AUTH, "no_auth"),
+        (NO_MANDATORY_KEYS, "no_mandatory_keys"),
         (NO_MULTI, "no_multi"),
+        (MOVABLE_KEYS, "movablekeys"),
         (ALLOW_BUSY, "allow_busy"),
     ];
 }
@@ -198,14 +171,15 @@ impl Command {
         })
     }
 
-    /// The keys among the arguments; positions beyond the last argument are left out.
-    pub fn keys_of<'a>(&self, argv: &'a Argv) -> impl Iterator<Item = &'a Bytes> + use<'a> {
-        let Keys { first, last, step, .. } = self.keys;
-        let len = argv.len() as i64;
-        let last = if last < 0 { len + i64::from(last) } else { i64::from(last) };
-        let from = i64::from(first).min(len) as usize;
-        let to = if first == 0 { from } else { (last + 1).clamp(from as i64, len) as usize };
-        argv[from..to].iter().step_by(step.max(1) as usize)
+    /// The keys among the arguments. None for a command that may have keys: the arguments
+    /// are invalid, or it needs none.
+    pub fn find_keys(&self, argv: &[Bytes]) -> FoundKeys {
+        self.keys.find(argv, self.implied_access())
+    }
+
+    /// The access to keys whose specification names none.
+    pub(crate) fn implied_access(&self) -> KeyFlags {
+        if self.is(flags::READONLY) { KeyFlags::READ } else { KeyFlags::WRITE }
     }
 
     /// `true` if the arity allows this number of arguments, the name included.
@@ -419,9 +393,10 @@ mod tests {
         let keys = |line: &str| {
             let argv = argv(line);
             let command = lookup(&argv).unwrap();
-            command
-                .keys_of(&argv)
-                .map(|key| String::from_utf8_lossy(key).into_owned())
+            let found = command.find_keys(&argv);
+            found
+                .iter()
+                .map(|key| String::from_utf8_lossy(&argv[key.at]).into_owned())
                 .collect::<Vec<_>>()
         };
         assert_eq!(keys("get a"), ["a"]);
