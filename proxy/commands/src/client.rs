@@ -133,7 +133,7 @@ pub(crate) static TABLE: &[Command] = &[
         since: "3.0.0",
         complexity: "O(1)",
         summary: "Suspends commands processing.",
-        syntax: "timeout [WRITE | ALL]",
+        syntax: "timeout(integer) [WRITE | ALL]",
         plan: pause,
     },
     Command {

@@ -11,6 +11,9 @@
 //! | `[...]`, `<...>` | optional, required |
 //! | `a \| b` | one of these; only inside brackets |
 //! | `field value [field value ...]` | once or more often |
+//! | `timeout(double)` | an argument whose name does not tell its type |
+//!
+//! Types are not shown to users ([`usage`]).
 
 use crate::command::text;
 use crate::table::{Command, Group};
@@ -28,6 +31,8 @@ struct Arg {
     multiple: bool,
     /// `token` is repeated with each value.
     multiple_token: bool,
+    /// The type, if the notation states it.
+    stated: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -82,14 +87,14 @@ pub fn command_tables() -> String {
         let title = group.title();
         page.push_str(&format!("## {title}\n\n| command | what it does |\n|---|---|\n"));
         for command in commands {
-            let usage = format!(
+            let line = format!(
                 "{} {}",
                 command.name.replace('|', " ").to_ascii_uppercase(),
-                command.syntax
+                usage(command.syntax)
             );
             page.push_str(&format!(
                 "| `{}` | {} |\n",
-                usage.trim_end().replace('|', "\\|"),
+                line.trim_end().replace('|', "\\|"),
                 command.summary
             ));
         }
@@ -153,52 +158,72 @@ impl Arg {
         })
     }
 
-    /// The argument's type, derived from its name.
+    /// The argument's type: as stated, or as its name tells.
     fn kind(&self, command: &Command) -> &'static str {
-        match (&self.shape, self.name.as_str()) {
-            (ArgShape::Token, _) => "pure-token",
-            (ArgShape::OneOf(_), _) => "oneof",
-            (ArgShape::Block(_), _) => "block",
-            (_, "key" | "key1" | "key2" | "newkey" | "source" | "destination")
-                if command.keys.may_exist() =>
-            {
-                "key"
-            }
-            (_, "pattern") => "pattern",
-            (_, "increment") if command.name.ends_with("float") => "double",
-            (_, name) if name.starts_with("unix-time") => "unix-time",
-            (_, name) if INTEGERS.contains(&name) => "integer",
-            _ => "string",
+        let of_name = |(_, names): &&(&str, &[&str])| names.contains(&self.name.as_str());
+        match self.shape {
+            ArgShape::Token => "pure-token",
+            ArgShape::OneOf(_) => "oneof",
+            ArgShape::Block(_) => "block",
+            ArgShape::Value => match (self.stated, TYPES.iter().find(of_name)) {
+                (Some(stated), _) => stated,
+                // CLUSTER KEYSLOT's key, for example, is just a string.
+                (None, Some(("key", _))) if !command.keys.may_exist() => "string",
+                (None, Some((kind, _))) => kind,
+                (None, None) => "string",
+            },
         }
     }
 }
 
-/// Names of arguments that are integers.
-const INTEGERS: [&str; 23] = [
-    "seconds",
-    "milliseconds",
-    "count",
-    "increment",
-    "decrement",
-    "offset",
-    "start",
-    "end",
-    "cursor",
-    "numfields",
-    "min-match-len",
-    "timeout",
-    "numreplicas",
-    "numlocal",
-    "protover",
-    "version",
-    "ttl",
-    "client-id",
-    "maxage",
-    "bytes",
-    "destination-db",
-    "db",
-    "number",
+/// Types, with the names of their arguments: in Redis all arguments of these names have
+/// that type.
+const TYPES: [(&str, &[&str]); 6] = [
+    ("string", &[]),
+    ("key", &["key", "key1", "key2", "newkey", "source", "destination", "destkey", "sourcekey"]),
+    ("pattern", &["pattern"]),
+    ("unix-time", &["unix-time-seconds", "unix-time-milliseconds"]),
+    ("double", &["longitude", "latitude", "radius", "width", "height", "score"]),
+    (
+        "integer",
+        &[
+            "bit",
+            "bytes",
+            "client-id",
+            "count",
+            "cursor",
+            "db",
+            "decrement",
+            "destination-db",
+            "index",
+            "len",
+            "limit",
+            "maxage",
+            "milliseconds",
+            "min-match-len",
+            "num-matches",
+            "number",
+            "numfields",
+            "numkeys",
+            "numlocal",
+            "numreplicas",
+            "offset",
+            "protover",
+            "rank",
+            "seconds",
+            "ttl",
+            "version",
+            "weight",
+        ],
+    ),
 ];
+
+/// The notation as users read it: without types.
+pub(crate) fn usage(syntax: &str) -> String {
+    let mut parts = syntax.split('(');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |usage, part| usage + part.split_once(')').map_or("", |(_, rest)| rest))
+}
 
 /// An argument list from its notation.
 fn parse(syntax: &str) -> Vec<Arg> {
@@ -246,7 +271,11 @@ impl Parser<'_> {
                 }
                 word if is_token(word) => list.extend(token.replace(word.to_owned()).map(pure)),
                 word => {
-                    list.push(Arg { name: word.to_owned(), token: token.take(), ..Arg::default() })
+                    let (name, kind) = word.split_once('(').unwrap_or((word, ""));
+                    let kind = kind.trim_end_matches(')');
+                    let stated = TYPES.iter().map(|(kind, _)| *kind).find(|it| *it == kind);
+                    let (name, token) = (name.to_owned(), token.take());
+                    list.push(Arg { name, token, stated, ..Arg::default() });
                 }
             }
         }
@@ -371,6 +400,34 @@ mod tests {
         ] {
             assert_eq!(shown(syntax), tree, "{syntax}");
         }
+    }
+
+    #[test]
+    fn names_of_several_types_state_theirs() {
+        const SEVERAL: [&str; 8] =
+            ["start", "end", "stop", "min", "max", "timeout", "increment", "min-idle-time"];
+        fn check(command: &Command, args: &[Arg]) -> usize {
+            let of_one = |arg: &Arg| {
+                let is_stated = arg.stated.is_some();
+                let name = arg.name.as_str();
+                assert!(
+                    arg.shape != ArgShape::Value || is_stated || !SEVERAL.contains(&name),
+                    "{} {name}",
+                    command.name
+                );
+                match &arg.shape {
+                    ArgShape::Value => usize::from(is_stated),
+                    ArgShape::Token => 0,
+                    ArgShape::OneOf(inner) | ArgShape::Block(inner) => check(command, inner),
+                }
+            };
+            args.iter().map(of_one).sum()
+        }
+        for command in table::all() {
+            let stated = check(command, &parse(command.syntax));
+            assert_eq!(stated, command.syntax.matches('(').count(), "{}", command.name);
+        }
+        assert_eq!(usage("key [start(string) [end(unix-time)]] x"), "key [start [end]] x");
     }
 
     #[test]

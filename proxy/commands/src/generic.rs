@@ -271,7 +271,7 @@ pub(crate) static TABLE: &[Command] = &[
         complexity: "O(1)",
         summary: "Blocks until the asynchronous replication of all preceding write commands sent \
                   by the connection is completed.",
-        syntax: "numreplicas timeout",
+        syntax: "numreplicas timeout(integer)",
         plan: wait,
     },
     Command {
@@ -284,7 +284,7 @@ pub(crate) static TABLE: &[Command] = &[
         complexity: "O(1)",
         summary: "Blocks until all of the preceding write commands sent by the connection are \
                   written to the append-only file of the master and/or replicas.",
-        syntax: "numlocal numreplicas timeout",
+        syntax: "numlocal numreplicas timeout(integer)",
         plan: waitaof,
     },
 ];

@@ -174,7 +174,7 @@ pub(crate) static TABLE: &[Command] = &[
         complexity: "O(1)",
         summary: "Increments the integer value of a field in a hash by a number. Uses 0 as \
                   initial value if the field doesn't exist.",
-        syntax: "key field increment",
+        syntax: "key field increment(integer)",
         plan: hincrby,
     },
     Command {
@@ -187,7 +187,7 @@ pub(crate) static TABLE: &[Command] = &[
         complexity: "O(1)",
         summary: "Increments the floating point value of a field by a number. Uses 0 as initial \
                   value if the field doesn't exist.",
-        syntax: "key field increment",
+        syntax: "key field increment(double)",
         plan: hincrbyfloat,
     },
     Command {

@@ -102,8 +102,8 @@ pub(crate) static TABLE: &[Command] = &[
         since: "0.1.0",
         complexity: "O(N) where N is the number of fields between start and stop, up to the limit.",
         summary: "Returns fields and values between two fields in byte order, and where to go on.",
-        syntax: "key start stop [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern] [REV] [LIMIT count] \
-                 [MAXBYTES bytes] [NOVALUES]",
+        syntax: "key start(string) stop(string) [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern] \
+                 [REV] [LIMIT count] [MAXBYTES bytes] [NOVALUES]",
         plan: hrange,
     },
     Command {
@@ -115,7 +115,7 @@ pub(crate) static TABLE: &[Command] = &[
         since: "0.1.0",
         complexity: "O(N) where N is the number of fields between start and stop.",
         summary: "Counts the fields between two fields in byte order.",
-        syntax: "key start stop [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern]",
+        syntax: "key start(string) stop(string) [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern]",
         plan: hrangecount,
     },
     Command {
@@ -128,7 +128,8 @@ pub(crate) static TABLE: &[Command] = &[
         complexity: "O(N) where N is the number of fields between start and stop, up to the limit.",
         summary: "Deletes the fields between two fields in byte order, and tells how many and \
                   where to go on.",
-        syntax: "key start stop [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern] [REV] [LIMIT count]",
+        syntax: "key start(string) stop(string) [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern] \
+                 [REV] [LIMIT count]",
         plan: hrangedel,
     },
     Command {

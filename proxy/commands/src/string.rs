@@ -216,7 +216,7 @@ pub(crate) static TABLE: &[Command] = &[
         complexity: "O(1)",
         summary: "Increments the integer value of a key by a number. Uses 0 as initial value if \
                   the key doesn't exist.",
-        syntax: "key increment",
+        syntax: "key increment(integer)",
         plan: incrby,
     },
     Command {
@@ -242,7 +242,7 @@ pub(crate) static TABLE: &[Command] = &[
         complexity: "O(1)",
         summary: "Increment the floating point value of a key by a number. Uses 0 as initial \
                   value if the key doesn't exist.",
-        syntax: "key increment",
+        syntax: "key increment(double)",
         plan: incrbyfloat,
     },
     Command {
@@ -254,7 +254,7 @@ pub(crate) static TABLE: &[Command] = &[
         since: "2.4.0",
         complexity: "O(N) where N is the length of the returned string.",
         summary: "Returns a substring of the string stored at a key.",
-        syntax: "key start end",
+        syntax: "key start(integer) end(integer)",
         plan: getrange,
     },
     Command {
@@ -266,7 +266,7 @@ pub(crate) static TABLE: &[Command] = &[
         since: "1.0.0",
         complexity: "O(N) where N is the length of the returned string.",
         summary: "Returns a substring from a string value.",
-        syntax: "key start end",
+        syntax: "key start(integer) end(integer)",
         plan: getrange,
     },
     Command {

@@ -17,8 +17,8 @@ use bytes::Bytes;
 
 use crate::args::Argv;
 use crate::{
-    Args, Plan, PlanResult, Reply, client, command, config, connection, expire, generic, hash,
-    hash_expiry, latency, pegasus,
+    Args, Plan, PlanResult, Reply, client, command, config, connection, docs, expire, generic,
+    hash, hash_expiry, latency, pegasus,
 };
 use crate::{errors, server, sort, string, transactions};
 
@@ -49,7 +49,7 @@ pub struct Command {
     /// One sentence.
     pub summary: &'static str,
     /// The arguments in Redis's notation (`key [NX | XX] [EX seconds]`); COMMAND DOCS'
-    /// argument tree is parsed from it.
+    /// argument tree is parsed from it. Types that names do not tell: `timeout(double)`.
     pub syntax: &'static str,
     /// From arguments to a plan.
     pub plan: fn(Args) -> PlanResult,
@@ -304,7 +304,7 @@ pub(crate) fn help(args: Args) -> PlanResult {
         .filter_map(|command| Some((command.parts()?.1, command)))
         .filter(|(sub, _)| *sub != "help");
     let lines = named.flat_map(|(sub, command)| {
-        let usage = format!("{} {}", sub.to_ascii_uppercase(), command.syntax);
+        let usage = format!("{} {}", sub.to_ascii_uppercase(), docs::usage(command.syntax));
         [usage.trim_end().to_owned(), format!("    {}", command.summary)]
     });
     let end = ["HELP", "    Print this help."].map(str::to_owned);
