@@ -44,7 +44,7 @@ use crate::client::Client;
 use crate::client::memory_usage::MemoryUse;
 use crate::listener::ConnectionPermit;
 use crate::oversized::{Discarding, linger};
-use crate::resp::{self, CommandSpan, Framer, Limits, ProtocolError};
+use crate::resp::{self, ChunkBytes, CommandSpan, Framer, Limits, ProtocolError};
 use crate::session::Session;
 
 /// Maximum number of commands of a chunk; fewer when their replies are large.
@@ -261,6 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             permit,
             client,
             session,
+            framer,
             input,
             output,
             spans,
@@ -271,6 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } = self;
         let (before, proxy) = (input.len(), session.proxy.clone());
         let taken = {
+            let chunk = ChunkBytes { bytes: chunk, args: framer.args() };
             let mut run = std::pin::pin!(session.run(chunk, &spans[*taken..], output));
             let mut unread_timer = None;
             std::future::poll_fn(|context| {
@@ -379,6 +381,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Some(Discarding::new(error, rest, is_unauthenticated, &mut self.input));
         }
         (self.input, self.input_room) = (BytesMut::new(), 0);
+        self.framer = Framer::default();
     }
 
     /// Reads and discards the rest of an oversized command while its error is written.
@@ -453,6 +456,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         {
             (self.input, self.input_room) = (BytesMut::new(), 0);
             self.read_bytes = READ_BYTES_MIN;
+        }
+        if !self.is_at_work() {
+            self.framer.release_args(IDLE_CAPACITY_MAX);
+            if self.spans.capacity() * size_of::<CommandSpan>() > IDLE_CAPACITY_MAX {
+                (self.spans, self.taken) = (Vec::new(), 0);
+            }
         }
         self.show();
     }
@@ -627,7 +636,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         self.input_room = self.input_room.max(self.input.capacity() + self.chunk.len());
         self.output_room = self.output_room.max(self.output.capacity());
-        let (query, output) = (self.input_room, self.output_room);
+        let spans = self.spans.capacity() * size_of::<CommandSpan>() + self.framer.args_bytes();
+        let (query, output) = (self.input_room + spans, self.output_room);
         self.session.track_memory(MemoryUse::Query, query);
         self.session.track_memory(MemoryUse::Output, output);
     }
@@ -737,5 +747,6 @@ mod tests {
         );
         assert_eq!(connection.find_commands(), None);
         assert_eq!(connection.spans.len(), args_max / 4 + 1);
+        assert_eq!(connection.framer.args().len(), args_max + 4);
     }
 }

@@ -1,6 +1,6 @@
 //! Carries out commands: look-up, plan, and then ops on rows, a reply, or a local command.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use cluster::{Boxed, CallError, blocking};
 use commands::args::Argv;
 use commands::plan::ClientCommand;
@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::client::memory_usage::MemoryUse;
 use crate::pipeline::chunk::{NextStep, PendingReply, ReplyState, SLICE_COMMANDS};
-use crate::resp::{self, CommandSpan};
+use crate::resp::{self, ChunkBytes, CommandSpan};
 use crate::router::{self, Batches, Outcome};
 use crate::session::{ReplySuppression, Session};
 use crate::stats::{CommandIndex, ResolvedCommand, Stats};
@@ -186,7 +186,7 @@ impl Session {
         &mut self,
         next: NextStep,
         span: CommandSpan,
-        bytes: &Bytes,
+        bytes: ChunkBytes<'_>,
         out: &mut BytesMut,
     ) {
         self.flush(bytes, out).await;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use commands::table::flags;
 use smallvec::SmallVec;
 
-use crate::resp::{self, CommandSpan};
+use crate::resp::{self, ChunkBytes, CommandSpan};
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::stats::{CommandIndex, ResolvedCommand};
@@ -28,7 +28,7 @@ impl Session {
         &self,
         entries: &[(Option<ResolvedCommand>, CommandSpan)],
         took: Duration,
-        bytes: &Bytes,
+        bytes: ChunkBytes<'_>,
         settings: &Settings,
     ) {
         // Commands of one chunk share the time, which is attributed to the slow commands

@@ -16,7 +16,7 @@ pub(crate) mod chunk;
 
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use cluster::blocking;
 use commands::Reply;
 use commands::table::flags;
@@ -25,7 +25,7 @@ use crate::client::memory_usage::MemoryUse;
 use crate::errors;
 use crate::execute::build_reply;
 use crate::observe::count;
-use crate::resp::{self, CommandSpan};
+use crate::resp::{self, ChunkBytes, CommandSpan};
 use crate::session::{ReplySuppression, Session};
 use crate::stats::ResolvedCommand;
 use chunk::{NextStep, PendingReply, ReplyState};
@@ -54,7 +54,7 @@ impl Session {
 
     /// Executes all ops and appends all replies so far; of large answers, as many as are
     /// enough for now: the others are [owed](Session::owes_replies).
-    pub(crate) async fn flush(&mut self, bytes: &Bytes, out: &mut BytesMut) {
+    pub(crate) async fn flush(&mut self, bytes: ChunkBytes<'_>, out: &mut BytesMut) {
         self.chunk.is_owed = false;
         while !self.chunk.entries.is_empty() {
             if !self.chunk.batches.is_done() {
@@ -82,7 +82,7 @@ impl Session {
 
     /// Appends available replies in order, up to the first missing one, and not more than
     /// the client must read first.
-    async fn answer(&mut self, bytes: &Bytes, out: &mut BytesMut) {
+    async fn answer(&mut self, bytes: ChunkBytes<'_>, out: &mut BytesMut) {
         let settings = self.proxy.settings.load_full();
         let bytes_max = settings.answer_max();
         let now = Instant::now();

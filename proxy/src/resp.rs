@@ -1,9 +1,9 @@
 //! RESP: bytes to commands, replies to bytes. The only place that knows the protocol.
 //!
-//! A [`framer::Framer`] finds the commands; it knows Redis's limits and errors for
-//! malformed input and can stop at any byte. Complete commands are decoded by
-//! `redis-protocol`, which therefore never sees an incomplete or oversized frame. Replies
-//! are encoded by `redis-protocol`, value by value, with the headers of aggregates
+//! A [`framer::Framer`] finds the commands and their arguments, parsing each byte of
+//! framing once; it knows Redis's limits and errors for malformed input and can stop at
+//! any byte, which `redis-protocol` cannot. That it finds what `redis-protocol` decodes is
+//! a test (`tests/fuzz.rs`). Replies are encoded by `redis-protocol`, value by value, with the headers of aggregates
 //! written here ([`mod@encode`] says why).
 
 pub mod decode;
@@ -11,7 +11,7 @@ pub mod encode;
 pub mod framer;
 mod inline;
 
-pub use decode::argv;
+pub use decode::{ChunkBytes, argv};
 pub use encode::{Protocol, encode};
 pub(crate) use framer::ARG_OVERHEAD_BYTES;
 pub use framer::{CommandSpan, DiscardProgress, Framer, Limits, OversizedRest, ProtocolError};

@@ -19,7 +19,7 @@ use crate::buffers::OUTPUT_HIGH;
 use crate::client::memory_usage::{MemoryUse, UsageTracker};
 use crate::client::{Client, Effect};
 use crate::pipeline::chunk::{Chunk, NextStep, SLICE_COMMANDS};
-use crate::resp::{self, CommandSpan, Protocol};
+use crate::resp::{self, ChunkBytes, CommandSpan, Protocol};
 use crate::transactions::queue::Transaction;
 use crate::waits::written::WrittenPartitions;
 use crate::{Proxy, REDIS_VERSION, errors, router};
@@ -130,7 +130,7 @@ impl Session {
     /// the same bytes where this one stopped.
     pub(crate) async fn run(
         &mut self,
-        bytes: &Bytes,
+        bytes: ChunkBytes<'_>,
         spans: &[CommandSpan],
         out: &mut BytesMut,
     ) -> usize {

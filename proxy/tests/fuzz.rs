@@ -6,10 +6,13 @@
 mod kit;
 
 use bolero::check;
+use bytes::Bytes;
 use proxy::client::Endpoint;
-use proxy::resp::{Framer, Limits, argv};
+use proxy::resp::{ChunkBytes, CommandSpan, Framer, Limits, argv};
 use proxy::settings::ByteLimit;
 use proxy::{Settings, handshake};
+use redis_protocol::resp2::decode::decode_range;
+use redis_protocol::resp2::types::RangeFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const fn bound(bytes: usize) -> ByteLimit {
@@ -94,15 +97,36 @@ fn pieces<'a>(input: &'a [u8], lengths: &'a [u8]) -> impl Iterator<Item = &'a [u
     })
 }
 
+/// What `redis-protocol` makes of a command; `None` if it is a line, or not valid RESP to
+/// the letter: like Redis, the framer does not look at the bytes of a line end that
+/// follow the first, nor at the two behind an argument.
+fn decoded(held: &[u8], span: CommandSpan) -> Option<Vec<Bytes>> {
+    let bytes = &held[span.start..span.end];
+    let (frame, used) = decode_range(bytes).ok().flatten().filter(|_| !span.is_inline)?;
+    assert_eq!(used, bytes.len());
+    let RangeFrame::Array(args) = frame else { panic!("{frame:?}") };
+    let arg = |frame| match frame {
+        RangeFrame::BulkString((start, end)) => Bytes::copy_from_slice(&bytes[start..end]),
+        frame => panic!("{frame:?}"),
+    };
+    Some(args.into_iter().map(arg).collect())
+}
+
 /// The commands that the framer finds, and the error that ended it.
-fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String>) {
+fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<Bytes>>, Option<String>) {
     let (mut framer, mut held, mut found) = (Framer::default(), Vec::new(), Vec::new());
     for piece in pieces(input, lengths) {
         held.extend_from_slice(piece);
         loop {
             match framer.next(&held, LIMITS) {
                 Ok(Some(span)) => {
-                    found.push(argv(&bytes::Bytes::copy_from_slice(&held), span).into_vec())
+                    let bytes = Bytes::copy_from_slice(&held);
+                    let chunk = ChunkBytes { bytes: &bytes, args: framer.args() };
+                    let argv = argv(chunk, span).into_vec();
+                    if let Some(decoded) = decoded(&held, span) {
+                        assert_eq!(argv, decoded);
+                    }
+                    found.push(argv)
                 }
                 Ok(None) => break,
                 Err(error) => return (found, Some(error.to_string())),
@@ -131,6 +155,28 @@ fn framer_finds_the_same_commands_in_any_pieces() {
             assert!(
                 whole.0.iter().all(|argv| !argv.is_empty()),
                 "what passes the gate is a command"
+            );
+        }
+    });
+}
+
+#[test]
+fn framer_finds_the_arguments_that_the_library_decodes() {
+    check!().with_type::<(Vec<Vec<Vec<u8>>>, Vec<u8>)>().for_each(|(commands, lengths)| {
+        let commands: Vec<_> = commands.iter().filter(|argv| !argv.is_empty()).collect();
+        let mut input = Vec::new();
+        for argv in &commands {
+            input.extend_from_slice(format!("*{}\r\n", argv.len()).as_bytes());
+            for arg in *argv {
+                input.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
+                input.extend_from_slice(&[arg, &b"\r\n"[..]].concat());
+            }
+        }
+        for lengths in [&[][..], &[1], lengths] {
+            let (found, error) = gated(&input, lengths);
+            assert!(
+                error.is_some()
+                    || found == commands.iter().map(|argv| argv.as_slice()).collect::<Vec<_>>()
             );
         }
     });

@@ -1,42 +1,46 @@
-//! Decodes a complete command into its arguments.
+//! Cuts a complete command into its arguments.
+
+use std::ops::Range;
 
 use bytes::Bytes;
 use commands::args::Argv;
-use redis_protocol::resp2::decode::decode_range;
-use redis_protocol::resp2::types::RangeFrame;
 
 use super::{CommandSpan, inline};
 
-/// The arguments of a command found by the framer; `chunk` are the bytes that the framer
-/// was given. The arguments share the chunk's memory. Empty for malformed input, which
-/// the framer does not let pass.
-pub fn argv(chunk: &Bytes, span: CommandSpan) -> Argv {
-    if span.is_inline {
-        return inline::split(&chunk[span.start..span.end]).unwrap_or_default();
-    }
-    let Ok(Some((RangeFrame::Array(frames), _))) = decode_range(&chunk[span.start..span.end])
-    else {
-        return Argv::new();
+/// The bytes of a chunk of commands, and what the framer found in them.
+#[derive(Debug, Clone, Copy)]
+pub struct ChunkBytes<'a> {
+    /// The bytes that the framer was given.
+    pub bytes: &'a Bytes,
+    /// [`super::Framer::args`]
+    pub args: &'a [Range<usize>],
+}
+
+/// The arguments of a command found by the framer. They share the chunk's memory.
+pub fn argv(chunk: ChunkBytes<'_>, span: CommandSpan) -> Argv {
+    let arg = |range: &Range<usize>| {
+        let arg = chunk.bytes.slice(span.start + range.start..span.start + range.end);
+        if span.is_inline { inline::unquoted(arg) } else { arg }
     };
-    let word = |frame| match frame {
-        RangeFrame::BulkString((start, end)) => chunk.slice(span.start + start..span.start + end),
-        _ => Bytes::new(),
-    };
-    frames.into_iter().map(word).collect()
+    chunk.args[span.first_arg..][..span.argc].iter().map(arg).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn argv_of(bytes: &'static [u8], is_inline: bool) -> Vec<Bytes> {
-        let chunk = Bytes::from_static(bytes);
-        argv(&chunk, CommandSpan { start: 2, end: chunk.len(), is_inline, argc: 2 }).into_vec()
-    }
+    use crate::resp::{Framer, Limits};
+    use crate::settings::ByteLimit;
 
     #[test]
     fn arrays_and_inline_lines_become_argv() {
-        assert_eq!(argv_of(b"..*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n", false), ["GET", "\r\n"]);
-        assert_eq!(argv_of(b"..GET 'a b'\r\n", true), ["GET", "a b"]);
+        let bytes = Bytes::from_static(b"*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\nGET 'a b'\r\n");
+        let bound = ByteLimit { bytes: 1 << 20, name: "limit", is_live: true };
+        let limits = Limits { bulk: bound, command: bound, is_unauthenticated: false };
+        let mut framer = Framer::default();
+        for expected in [["GET", "\r\n"], ["GET", "a b"]] {
+            let span = framer.next(&bytes, limits).expect("valid").expect("complete");
+            let chunk = ChunkBytes { bytes: &bytes, args: framer.args() };
+            assert_eq!(argv(chunk, span).into_vec(), expected);
+        }
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! The framer reads every byte of framing once and no byte of an argument: it remembers
 //! where it stopped, so a command of a megabyte that arrives in a thousand pieces costs
-//! no more than one that arrives whole. It also detects malformed and oversized input,
-//! with Redis's errors, before anything is allocated for it.
+//! no more than one that arrives whole. What it learns on the way, the ranges of the
+//! arguments, it keeps, so that nobody has to parse the command again. It also detects
+//! malformed and oversized input, with Redis's errors, before anything is allocated for
+//! it.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::settings::ByteLimit;
 
@@ -53,6 +56,8 @@ pub struct CommandSpan {
     pub end: usize,
     /// A line of arguments, not an array of bulk strings.
     pub is_inline: bool,
+    /// Index of the first argument in [`Framer::args`].
+    pub first_arg: usize,
     /// Number of arguments.
     pub argc: usize,
 }
@@ -165,7 +170,7 @@ const fn over_query(why: String, rest: OversizedRest) -> ProtocolError {
     ProtocolError { why: Cow::Owned(why), rest: Some(rest), exceeds_query_buffer: true }
 }
 
-/// The framer's position in a stream of commands.
+/// The framer's position in a stream of commands, and the arguments found.
 #[derive(Debug, Default, Clone)]
 pub struct Framer {
     /// Start of the current command.
@@ -175,10 +180,14 @@ pub struct Framer {
     at: usize,
     /// Within a line whose end is being searched: the position searched so far.
     searched: usize,
-    /// Number of arguments of the command, and of those still to come; `None` = its first
-    /// line is incomplete.
-    argc: usize,
+    /// Number of arguments still to come; `None` = the command's first line is incomplete.
     args_left: Option<usize>,
+    /// Ranges of the arguments found, counted from the start of each one's command.
+    args: Vec<Range<usize>>,
+    /// Index in `args` of the current command's first argument.
+    first_arg: usize,
+    /// Number of `args` at the front whose commands were removed.
+    args_taken: usize,
 }
 
 impl Framer {
@@ -190,6 +199,10 @@ impl Framer {
         bytes: &[u8],
         limits: Limits,
     ) -> Result<Option<CommandSpan>, ProtocolError> {
+        if self.args_taken > 0 {
+            self.args.drain(..self.args_taken);
+            self.first_arg -= std::mem::take(&mut self.args_taken);
+        }
         loop {
             match self.args_left {
                 None => match bytes.get(self.start) {
@@ -202,14 +215,15 @@ impl Framer {
                         let argc = number(&text[1..])
                             .filter(|argc| *argc <= ARGS_MAX)
                             .ok_or(malformed(MULTIBULK))?;
-                        self.argc = usize::try_from(argc).unwrap_or(0);
-                        if limits.is_unauthenticated && argc > UNAUTHENTICATED_ARGS_MAX {
+                        let is_over = limits.is_unauthenticated && argc > UNAUTHENTICATED_ARGS_MAX;
+                        let argc = usize::try_from(argc).unwrap_or(0);
+                        if is_over {
                             return Err(too_large(
                                 "unauthenticated multibulk length".into(),
-                                OversizedRest::behind(next, 0, self.argc),
+                                OversizedRest::behind(next, 0, argc),
                             ));
                         }
-                        match self.argc {
+                        match argc {
                             0 => self.begin(next),
                             argc if argc > limits.args_max() => {
                                 let why = format!(
@@ -232,14 +246,7 @@ impl Framer {
                     }
                 },
                 Some(0) if self.at <= bytes.len() => {
-                    let span = CommandSpan {
-                        start: self.start,
-                        end: self.at,
-                        is_inline: false,
-                        argc: self.argc,
-                    };
-                    self.begin(span.end);
-                    return Ok(Some(span));
+                    return Ok(Some(self.complete(self.at, false)));
                 }
                 Some(0) => return self.unfinished(bytes, limits),
                 Some(_) if self.at >= bytes.len() => return self.unfinished(bytes, limits),
@@ -263,18 +270,41 @@ impl Framer {
                             rest(),
                         ));
                     }
-                    self.advance(next + length as usize + 2, argc - 1);
+                    let end = next + length as usize;
+                    self.args.push(next - self.start..end - self.start);
+                    self.advance(end + 2, argc - 1);
                 }
             }
         }
     }
 
-    /// The first `bytes` bytes were removed; only whole commands may be.
+    /// The first `bytes` bytes were removed; only whole commands may be. Their arguments
+    /// are known until the next command is looked for.
     pub fn taken(&mut self, bytes: usize) {
         assert!(bytes <= self.start, "only what has passed the gate is taken");
         self.start -= bytes;
         self.at -= bytes;
         self.searched = self.searched.saturating_sub(bytes);
+        self.args_taken = self.first_arg;
+    }
+
+    /// Ranges of the arguments of the commands found, each counted from the start of its
+    /// command.
+    pub fn args(&self) -> &[Range<usize>] {
+        &self.args
+    }
+
+    /// Memory of these ranges, bytes.
+    pub fn args_bytes(&self) -> usize {
+        self.args.capacity() * size_of::<Range<usize>>()
+    }
+
+    /// Releases their memory, unless it is small or an incomplete command has arguments;
+    /// the commands found are done with.
+    pub fn release_args(&mut self, bytes_max: usize) {
+        if self.args_bytes() > bytes_max && self.args.len() == self.first_arg {
+            (self.args, self.first_arg, self.args_taken) = (Vec::new(), 0, 0);
+        }
     }
 
     /// Length of the complete and empty commands at the start.
@@ -288,7 +318,16 @@ impl Framer {
     }
 
     fn begin(&mut self, at: usize) {
-        *self = Framer { start: at, at, searched: at, argc: 0, args_left: None };
+        (self.start, self.at, self.searched) = (at, at, at);
+        self.args_left = None;
+        self.first_arg = self.args.len();
+    }
+
+    /// The current command, which ends at `end`; the next one begins there.
+    fn complete(&mut self, end: usize, is_inline: bool) -> CommandSpan {
+        let (start, first_arg) = (self.start, self.first_arg);
+        self.begin(end);
+        CommandSpan { start, end, is_inline, first_arg, argc: self.first_arg - first_arg }
     }
 
     fn advance(&mut self, at: usize, args_left: usize) {
@@ -335,12 +374,11 @@ impl Framer {
                 Ok(None)
             };
         };
-        let (start, end) = (self.start, self.searched + found + 1);
-        let argc = super::inline::split(&bytes[start..end])
-            .ok_or(malformed("unbalanced quotes in request"))?
-            .len();
-        self.begin(end);
-        Ok(Some((argc > 0).then_some(CommandSpan { start, end, is_inline: true, argc })))
+        let end = self.searched + found + 1;
+        super::inline::words(&bytes[self.start..end], &mut self.args)
+            .ok_or(malformed("unbalanced quotes in request"))?;
+        let span = self.complete(end, true);
+        Ok(Some((span.argc > 0).then_some(span)))
     }
 
     fn unfinished(
@@ -516,6 +554,31 @@ mod tests {
         check(b"*6\r\n", &[], Some(why), limits);
         let argc = |bytes| Framer::default().next(bytes, limits).unwrap().unwrap().argc;
         assert_eq!((argc(five), argc(b"a 'b c' d\r\n")), (5, 3));
+    }
+
+    #[test]
+    fn arguments_are_kept_until_their_commands_are_done() {
+        let bytes = b"GET a\r\n*2\r\n$3\r\nGET\r\n$1\r\nb\r\n*2\r\n$3\r\nGET\r\n$1";
+        let mut framer = Framer::default();
+        let spans = [(); 2].map(|()| framer.next(bytes, LIMITS).expect("valid").expect("complete"));
+        assert_eq!(framer.next(bytes, LIMITS), Ok(None));
+        let args = |span: CommandSpan| {
+            let ranges = &framer.args()[span.first_arg..][..span.argc];
+            let arg = |range: &Range<usize>| &bytes[span.start..span.end][range.clone()];
+            ranges.iter().map(arg).collect::<Vec<_>>()
+        };
+        assert_eq!(spans.map(args), [[b"GET", &b"a"[..]], [b"GET", b"b"]]);
+        let passed = framer.passed();
+        framer.taken(passed);
+        assert_eq!(framer.next(&bytes[passed..], LIMITS), Ok(None));
+        assert_eq!(framer.args(), [8..11], "of the command that is incomplete");
+        framer.release_args(0);
+        assert!(framer.args_bytes() > 0);
+        let last = [&bytes[passed..], b"\r\nc\r\n"].concat();
+        let span = framer.next(&last, LIMITS).expect("valid").expect("complete");
+        assert_eq!((span.first_arg, span.argc), (0, 2));
+        framer.release_args(0);
+        assert_eq!(framer.args_bytes(), 0);
     }
 
     #[test]

@@ -1,102 +1,116 @@
 //! Inline commands: a line of arguments with Redis's quoting, as typed into telnet.
 
-use bytes::Bytes;
-use commands::args::Argv;
+use std::ops::Range;
 
-/// The arguments of a line; `None` when quotes are unbalanced.
+use bytes::Bytes;
+
+/// Appends the ranges of a line's arguments, quotes included; `None` when quotes are
+/// unbalanced. A NUL ends the line, as it ends Redis's C string.
+pub(super) fn words(line: &[u8], ranges: &mut Vec<Range<usize>>) -> Option<()> {
+    let end = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
+    let line = line[..end].strip_suffix(b"\n").unwrap_or(&line[..end]);
+    let mut at = 0;
+    loop {
+        at += line[at..].iter().take_while(|&&byte| is_space(byte)).count();
+        if at == line.len() {
+            return Some(());
+        }
+        let start = at;
+        at += word_len(&line[at..])?;
+        ranges.push(start..at);
+    }
+}
+
+/// The argument that a word means.
 ///
 /// In double quotes `\n \r \t \b \a \xHH` mean what they mean in C, and any other
-/// character after a backslash means itself; in single quotes only `\'` is special. A NUL
-/// ends the line, as it ends Redis's C string.
-pub(super) fn split(line: &[u8]) -> Option<Argv> {
-    let end = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
-    let mut rest = line[..end].strip_suffix(b"\n").unwrap_or(&line[..end]);
-    let mut argv = Argv::new();
-    loop {
-        rest = rest.trim_ascii_start_c();
-        if rest.is_empty() {
-            return Some(argv);
+/// character after a backslash means itself; in single quotes only `\'` is special.
+pub(super) fn unquoted(word: Bytes) -> Bytes {
+    let Some(quote) = word.iter().position(|&byte| is_quote(byte)) else { return word };
+    let mut plain = word[..quote].to_vec();
+    // A quoted part ends a word.
+    let quoted = &word[quote + 1..word.len() - 1];
+    if word[quote] == b'"' {
+        double_quoted(quoted, &mut plain);
+    } else {
+        single_quoted(quoted, &mut plain);
+    }
+    plain.into()
+}
+
+/// Length of the word that the text starts with, quotes included. A quote is closed in
+/// the line, and its end is the end of the word.
+fn word_len(text: &[u8]) -> Option<usize> {
+    let plain = text.iter().take_while(|&&byte| !is_space(byte) && !is_quote(byte)).count();
+    match text.get(plain) {
+        Some(&quote) if is_quote(quote) => {
+            let len = plain + 1 + quoted_len(&text[plain + 1..], quote)?;
+            closed(&text[len..]).then_some(len)
         }
-        let (word, after) = word(rest)?;
-        argv.push(Bytes::from(word));
-        rest = after;
+        _ => Some(plain),
     }
 }
 
-/// One argument, and the rest of the line.
-fn word(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
-    let mut word = Vec::new();
+/// Length up to the closing quote, which is included.
+fn quoted_len(text: &[u8], quote: u8) -> Option<usize> {
     let mut at = 0;
     loop {
-        match text.get(at) {
-            None => return Some((word, &[])),
-            Some(b'"') => {
-                let length = double_quoted(&text[at + 1..], &mut word)?;
-                return closed(&text[at + 1 + length..]).map(|rest| (word, rest));
-            }
-            Some(b'\'') => {
-                let length = single_quoted(&text[at + 1..], &mut word)?;
-                return closed(&text[at + 1 + length..]).map(|rest| (word, rest));
-            }
-            Some(&byte) if is_space(byte) => return Some((word, &text[at..])),
-            Some(&byte) => word.push(byte),
+        at += match text[at..] {
+            [b'\\', _, ..] if quote == b'"' => 2,
+            [b'\\', b'\'', ..] if quote == b'\'' => 2,
+            [byte, ..] if byte == quote => return Some(at + 1),
+            [_, ..] => 1,
+            [] => return None,
         }
-        at += 1;
     }
 }
 
-/// Reads to the closing quote and returns the length, quote included.
-fn double_quoted(text: &[u8], word: &mut Vec<u8>) -> Option<usize> {
-    let mut at = 0;
+fn double_quoted(mut text: &[u8], plain: &mut Vec<u8>) {
     loop {
-        match text[at..] {
-            [b'"', ..] => return Some(at + 1),
-            [b'\\', b'x', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
-                word.push(hex(high) << 4 | hex(low));
-                at += 4;
+        let (byte, rest) = match text {
+            [b'\\', b'x', high, low, rest @ ..]
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                (hex(*high) << 4 | hex(*low), rest)
             }
-            [b'\\', escaped, ..] => {
-                word.push(match escaped {
+            [b'\\', escaped, rest @ ..] => {
+                let byte = match escaped {
                     b'n' => b'\n',
                     b'r' => b'\r',
                     b't' => b'\t',
                     b'b' => 8,
                     b'a' => 7,
-                    other => other,
-                });
-                at += 2;
+                    other => *other,
+                };
+                (byte, rest)
             }
-            [byte, ..] => {
-                word.push(byte);
-                at += 1;
-            }
-            [] => return None,
-        }
+            [byte, rest @ ..] => (*byte, rest),
+            [] => return,
+        };
+        plain.push(byte);
+        text = rest;
     }
 }
 
-/// Reads to the closing quote and returns the length, quote included.
-fn single_quoted(text: &[u8], word: &mut Vec<u8>) -> Option<usize> {
-    let mut at = 0;
+fn single_quoted(mut text: &[u8], plain: &mut Vec<u8>) {
     loop {
-        match text[at..] {
-            [b'\'', ..] => return Some(at + 1),
-            [b'\\', b'\'', ..] => {
-                word.push(b'\'');
-                at += 2;
-            }
-            [byte, ..] => {
-                word.push(byte);
-                at += 1;
-            }
-            [] => return None,
-        }
+        let (byte, rest) = match text {
+            [b'\\', b'\'', rest @ ..] => (b'\'', rest),
+            [byte, rest @ ..] => (*byte, rest),
+            [] => return,
+        };
+        plain.push(byte);
+        text = rest;
     }
 }
 
 /// A closing quote must be followed by a blank or nothing.
-fn closed(rest: &[u8]) -> Option<&[u8]> {
-    rest.first().is_none_or(|&byte| is_space(byte)).then_some(rest)
+fn closed(rest: &[u8]) -> bool {
+    rest.first().is_none_or(|&byte| is_space(byte))
+}
+
+fn is_quote(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\'')
 }
 
 /// C's `isspace`.
@@ -112,25 +126,16 @@ fn hex(digit: u8) -> u8 {
     }
 }
 
-trait TrimC {
-    fn trim_ascii_start_c(&self) -> &[u8];
-}
-
-impl TrimC for [u8] {
-    fn trim_ascii_start_c(&self) -> &[u8] {
-        let blanks = self.iter().take_while(|&&byte| is_space(byte)).count();
-        &self[blanks..]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn argv(line: &str) -> Option<Vec<String>> {
-        split(line.as_bytes()).map(|argv| {
-            argv.iter().map(|word| word.iter().map(|&byte| char::from(byte)).collect()).collect()
-        })
+        let mut ranges = Vec::new();
+        words(line.as_bytes(), &mut ranges)?;
+        let word = |range| unquoted(Bytes::copy_from_slice(&line.as_bytes()[range]));
+        let text = |word: Bytes| word.iter().map(|&byte| char::from(byte)).collect();
+        Some(ranges.into_iter().map(|range| text(word(range))).collect())
     }
 
     #[test]
