@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::client::memory_usage::MemoryUse;
 use crate::pipeline::chunk::{NextStep, PendingReply, ReplyState, SLICE_COMMANDS};
-use crate::resp::{self, ChunkBytes, CommandSpan};
+use crate::resp::{self, ChunkBytes, CommandSpan, Encoder};
 use crate::router::{self, Batches, Outcome};
 use crate::session::{ReplySuppression, Session};
 use crate::stats::{CommandIndex, ResolvedCommand, Stats};
@@ -209,16 +209,22 @@ impl Session {
                 // Administrators' commands may reply with long lists, and may have long
                 // arguments.
                 let may_be_long = resolved.command.is(flags::ADMIN) || span.argc >= LONG_PLAN_ARGS;
-                let reply = match may_be_long {
-                    true => blocking::poll_in_place(self.call(call)).await,
-                    false => self.call(call).await,
+                let bytes_max = self.proxy.settings.load().answer_max();
+                let start = out.len();
+                let mut reply = Encoder::new(out, self.protocol, bytes_max.bytes);
+                let is_answered = match may_be_long {
+                    true => blocking::poll_in_place(self.call(call, &mut reply)).await,
+                    false => self.call(call, &mut reply).await,
                 };
+                if reply.is_too_large() {
+                    reply.replace(&errors::answer_too_large(bytes_max));
+                }
                 if self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command) {
                     self.show(&resp::argv(bytes, span));
                 }
                 self.yield_if_due().await;
                 self.chunk.absent = None;
-                if let Some(reply) = reply {
+                if is_answered {
                     // CLIENT REPLY ON is answered; OFF and SKIP suppress their own reply
                     // as well.
                     let silent = if is_reply_mode {
@@ -230,7 +236,7 @@ impl Session {
                         resolved: Some(resolved),
                         span,
                         silent,
-                        state: ReplyState::Ready(reply),
+                        state: ReplyState::Written(start),
                     });
                 }
                 // The following commands may depend on it: protocol version,
@@ -240,15 +246,19 @@ impl Session {
         }
     }
 
-    /// Runs a local command after everything before it. `None`: no reply. Boxed because
-    /// it is rare and large, which keeps the common path small, and because EXEC calls it
-    /// for its commands.
-    pub(crate) fn call(&mut self, call: LocalCommand) -> Boxed<'_, Option<Reply>> {
-        Box::pin(self.run_local_unboxed(call))
+    /// Runs a local command after everything before it, and writes its reply. `false`:
+    /// there is none. Boxed because it is rare and large, which keeps the common path
+    /// small, and because EXEC calls it for its commands.
+    pub(crate) fn call<'a>(
+        &'a mut self,
+        call: LocalCommand,
+        reply: &'a mut Encoder<'_>,
+    ) -> Boxed<'a, bool> {
+        Box::pin(self.run_local_unboxed(call, reply))
     }
 
-    async fn run_local_unboxed(&mut self, call: LocalCommand) -> Option<Reply> {
-        Some(match call {
+    async fn run_local_unboxed(&mut self, call: LocalCommand, reply: &mut Encoder<'_>) -> bool {
+        let made = match call {
             LocalCommand::Ping(None) => Reply::Status("PONG".into()),
             LocalCommand::Ping(Some(arg)) | LocalCommand::Echo(arg) => Reply::Bulk(arg),
             LocalCommand::Select(arg) => match self.resolve_table(&arg).await {
@@ -267,7 +277,10 @@ impl Session {
                 self.follow(effect);
                 reply
             }
-            LocalCommand::Exec => self.exec().await,
+            LocalCommand::Exec => {
+                self.exec(reply).await;
+                return true;
+            }
             LocalCommand::Watch(keys) => self.watch(keys).await,
             LocalCommand::Multi => self.transaction.open(),
             LocalCommand::Discard => self.transaction.discard(),
@@ -304,11 +317,17 @@ impl Session {
                 server::ServerOutcome::Reply(reply) => reply,
                 server::ServerOutcome::Close => {
                     self.closing = true;
-                    return None;
+                    return false;
                 }
                 server::ServerOutcome::NotHandled => commands::errors::no_answer(),
             },
-        })
+        };
+        // HELLO and RESET change it.
+        reply.speak(self.protocol);
+        let source = ReplySource::Reply(made);
+        let work_ns = source.work_ns();
+        source.write(work_ns, reply).await;
+        true
     }
 }
 
@@ -326,36 +345,63 @@ pub(crate) fn plan_command(
     if is_long { blocking::block_in_place(plan) } else { plan() }
 }
 
-/// The reply to the outcomes. Long work is done while other tasks run.
-pub(crate) async fn reply_to(builder: ReplyBuilder, outcomes: Vec<Outcome>) -> Reply {
-    match builder.work_ns(&outcomes) >= blocking::LONG_WORK_NS {
-        true => blocking::block_in_place_with_permit(|| builder.build(outcomes)).await,
-        false => builder.build(outcomes),
+/// What a reply is written from.
+pub(crate) enum ReplySource {
+    Reply(Reply),
+    /// The outcome of the only op.
+    One(ReplyBuilder, Outcome),
+    /// The outcomes of all ops.
+    Several(ReplyBuilder, Vec<Outcome>),
+}
+
+impl ReplySource {
+    /// Estimated time to write the reply, ns.
+    pub(crate) fn work_ns(&self) -> u64 {
+        match self {
+            ReplySource::Reply(reply) => reply.encoding_ns(blocking::LONG_WORK_NS),
+            ReplySource::One(builder, outcome) => builder.work_ns(std::slice::from_ref(outcome)),
+            ReplySource::Several(builder, outcomes) => builder.work_ns(outcomes),
+        }
+    }
+
+    /// Writes the reply, which takes this long. Long work is done while other tasks run.
+    pub(crate) async fn write(self, work_ns: u64, reply: &mut Encoder<'_>) {
+        if work_ns < blocking::LONG_WORK_NS {
+            return self.write_at_once(reply);
+        }
+        // Freeing a million values takes time as well.
+        blocking::block_in_place_with_permit(move || self.write_at_once(reply)).await;
+    }
+
+    fn write_at_once(self, reply: &mut Encoder<'_>) {
+        match self {
+            ReplySource::Reply(made) => made.write(reply),
+            ReplySource::One(builder, outcome) => builder.write([outcome], reply),
+            ReplySource::Several(builder, outcomes) => builder.write(outcomes, reply),
+        }
     }
 }
 
-/// The reply to the next outcomes of these batches. A write that was done in some
+/// Takes the outcomes of a command from the batches. A write that was done in some
 /// partitions must not look as if nothing was done. Look-ups are `counted`.
-pub(crate) async fn build_reply(
+pub(crate) fn take_answers(
     batches: &mut Batches,
     builder: ReplyBuilder,
     indexes: &[u16],
     writes: bool,
     counted: Option<&Stats>,
-) -> Reply {
+) -> ReplySource {
     let count = |outcomes: &[Outcome]| {
         counted.into_iter().for_each(|stats| lookups::count(stats, outcomes))
     };
     if let [index] = indexes {
-        let outcome = match batches.take(*index) {
-            Ok(outcome) => outcome,
-            Err(error) => return errors::call_error(&error),
+        return match batches.take(*index) {
+            Ok(outcome) => {
+                count(std::slice::from_ref(&outcome));
+                ReplySource::One(builder, outcome)
+            }
+            Err(error) => ReplySource::Reply(errors::call_error(&error)),
         };
-        count(std::slice::from_ref(&outcome));
-        if builder.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_WORK_NS {
-            return builder.build([outcome]);
-        }
-        return blocking::block_in_place_with_permit(|| builder.build([outcome])).await;
     }
     let mut outcomes = Vec::with_capacity(indexes.len());
     let mut failed = None;
@@ -373,9 +419,11 @@ pub(crate) async fn build_reply(
     match failed {
         None => {
             count(&outcomes);
-            reply_to(builder, outcomes).await
+            ReplySource::Several(builder, outcomes)
         }
-        Some(error) if writes && !outcomes.is_empty() => errors::partly_done(&error),
-        Some(error) => errors::call_error(&error),
+        Some(error) if writes && !outcomes.is_empty() => {
+            ReplySource::Reply(errors::partly_done(&error))
+        }
+        Some(error) => ReplySource::Reply(errors::call_error(&error)),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::{CallError, PartitionId, Table};
-use commands::Reply;
+use commands::{Reply, ReplyWriter, replies};
 use row::key;
 use row::op::{
     Answer, Deadline, Op, Refusal, Request, Response, RowContent, RowKind, Ttl, WatchToken,
@@ -27,35 +27,35 @@ const CROWDED_SLOT: usize = 16;
 const MOVE_TRIES: usize = 16;
 
 /// A page of SCAN: cursor and keys.
-pub(crate) fn page(answer: Answer) -> Reply {
+pub(crate) fn page(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Page { keys, next, .. } => scanned(next, keys),
-        _ => commands::errors::no_answer(),
+        Answer::Page { keys, next, .. } => {
+            reply.array(2);
+            reply.bulk(next.to_string().as_bytes());
+            replies::bulks(keys.iter(), reply);
+        }
+        _ => replies::no_answer(reply),
     }
 }
 
 /// The keys of a page that has all of them. KEYS in a transaction gets one page only,
 /// since the partition waits for it.
-pub(crate) fn names(answer: Answer) -> Reply {
+pub(crate) fn names(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Page { keys, next: 0, .. } => {
-            Reply::Array(keys.into_iter().map(Reply::Bulk).collect())
-        }
-        Answer::Page { .. } => {
-            Reply::error("ERR too many rows for KEYS in a transaction, use SCAN")
-        }
-        _ => commands::errors::no_answer(),
+        Answer::Page { keys, next: 0, .. } => replies::bulks(keys.iter(), reply),
+        Answer::Page { .. } => reply.error("ERR too many rows for KEYS in a transaction, use SCAN"),
+        _ => replies::no_answer(reply),
     }
 }
 
 /// The key that was drawn. RANDOMKEY in a transaction looks at one page only, since the
 /// partition waits for it.
-pub(crate) fn drawn(answer: Answer) -> Reply {
+pub(crate) fn drawn(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
         Answer::Page { .. } => {
-            Reply::error("ERR too many expired rows for RANDOMKEY in a transaction, try again")
+            reply.error("ERR too many expired rows for RANDOMKEY in a transaction, try again")
         }
-        answer => commands::replies::bulk(answer),
+        answer => replies::bulk(answer, reply),
     }
 }
 

@@ -9,8 +9,8 @@
 //!    order; partitions run concurrently.
 //! 4. Read-only requests are answered on this thread, directly from storage, if the
 //!    leader is in this process; others are calls.
-//! 5. Answers become replies, which are encoded for the client's protocol version into
-//!    one buffer and written with one system call.
+//! 5. Answers are written as replies in the client's protocol version, one behind the
+//!    other, into one buffer, which leaves with one system call.
 //!
 //! # Invariants
 //! - On one connection, replies leave in the order of the commands, and a command sees

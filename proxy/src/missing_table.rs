@@ -31,8 +31,7 @@ impl Session {
                     if rows.ops.first().is_some_and(lookups::is_lookup) {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
-                    let reply = rows.builder.build(outcomes);
-                    return self.ready(resolved, span, reply);
+                    return self.answered(resolved, span, rows.builder, outcomes);
                 }
                 found => found.map(drop),
             },

@@ -17,15 +17,15 @@ pub(crate) mod chunk;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use cluster::blocking;
-use commands::Reply;
 use commands::table::flags;
+use commands::{Reply, ReplyBuilder};
 
 use crate::client::memory_usage::MemoryUse;
 use crate::errors;
-use crate::execute::build_reply;
+use crate::execute::{ReplySource, take_answers};
 use crate::observe::count;
 use crate::resp::{self, ChunkBytes, CommandSpan};
+use crate::router::Outcome;
 use crate::session::{ReplySuppression, Session};
 use crate::stats::ResolvedCommand;
 use chunk::{NextStep, PendingReply, ReplyState};
@@ -101,7 +101,7 @@ impl Session {
                     ReplyState::Refused(errors::answer_too_large(bytes_max), indexes.clone());
             }
             let is_there = match &mut entry.state {
-                ReplyState::Ready(_) => true,
+                ReplyState::Ready(_) | ReplyState::Answered(..) | ReplyState::Written(_) => true,
                 ReplyState::Waiting(_, indexes, _) => batches.has(indexes),
                 ReplyState::Refused(_, indexes) => {
                     *indexes = batches.forget(indexes);
@@ -116,39 +116,46 @@ impl Session {
             else {
                 break;
             };
-            let mut reply = match state {
-                ReplyState::Ready(reply) | ReplyState::Refused(reply, _) => reply,
+            let mut start = out.len();
+            let source = match state {
+                ReplyState::Written(at) => {
+                    start = at;
+                    None
+                }
+                ReplyState::Ready(reply) | ReplyState::Refused(reply, _) => {
+                    Some(ReplySource::Reply(reply))
+                }
+                ReplyState::Answered(builder, outcomes) => {
+                    Some(ReplySource::Several(builder, outcomes))
+                }
                 ReplyState::Waiting(builder, indexes, is_lookup) => {
                     let writes = resolved.is_some_and(|resolved| resolved.command.is(flags::WRITE));
                     let counted = is_lookup.then_some(&self.proxy.stats);
-                    build_reply(&mut self.chunk.batches, builder, &indexes, writes, counted).await
+                    Some(take_answers(&mut self.chunk.batches, builder, &indexes, writes, counted))
                 }
             };
-            if reply.bytes() > bytes_max.bytes {
-                reply = errors::answer_too_large(bytes_max);
+            worked_ns += ENTRY_NS;
+            if let Some(source) = source {
+                let work_ns = source.work_ns();
+                worked_ns += work_ns;
+                if worked_ns >= SLICE_NS {
+                    tokio::task::yield_now().await;
+                    worked_ns = 0;
+                }
+                let mut reply =
+                    resp::Encoder::new(out, self.protocol, bytes_max.bytes).silent(silent);
+                source.write(work_ns, &mut reply).await;
+                if reply.is_too_large() {
+                    reply.replace(&errors::answer_too_large(bytes_max));
+                }
             }
-            let encoding_ns = reply.encoding_ns(blocking::LONG_WORK_NS);
-            worked_ns += ENTRY_NS + encoding_ns;
-            if worked_ns >= SLICE_NS {
-                tokio::task::yield_now().await;
-                worked_ns = 0;
-            }
-            if let (Some(ResolvedCommand { index: Some(index), .. }), Reply::Error(line)) =
-                (resolved, &reply)
+            if let (Some(ResolvedCommand { index: Some(index), .. }), Some(line)) =
+                (resolved, resp::error_line(&out[start..]))
             {
                 self.proxy.stats.failed(index, line);
             }
-            let encode = || {
-                if !silent {
-                    resp::encode(&reply, self.protocol, out);
-                }
-                // Freeing a million elements takes time as well.
-                drop(reply);
-            };
-            if encoding_ns >= blocking::LONG_WORK_NS {
-                blocking::block_in_place_with_permit(encode).await
-            } else {
-                encode()
+            if silent {
+                out.truncate(start);
             }
             if let Some(ResolvedCommand { index: Some(index), .. }) = resolved {
                 count(&mut self.chunk.counts, index);
@@ -193,6 +200,25 @@ impl Session {
             span,
             silent,
             state: ReplyState::Ready(reply),
+        });
+        NextStep::Done
+    }
+
+    /// Answers with outcomes that are known without executing the ops.
+    pub(crate) fn answered(
+        &mut self,
+        resolved: ResolvedCommand,
+        span: CommandSpan,
+        builder: ReplyBuilder,
+        outcomes: Vec<Outcome>,
+    ) -> NextStep {
+        let silent = self.is_silent();
+        self.chunk.reply_bytes += outcomes.capacity() * size_of::<Outcome>();
+        self.chunk.entries.push_back(PendingReply {
+            resolved: Some(resolved),
+            span,
+            silent,
+            state: ReplyState::Answered(builder, outcomes),
         });
         NextStep::Done
     }

@@ -3,8 +3,9 @@
 //! A [`framer::Framer`] finds the commands and their arguments, parsing each byte of
 //! framing once; it knows Redis's limits and errors for malformed input and can stop at
 //! any byte, which `redis-protocol` cannot. That it finds what `redis-protocol` decodes is
-//! a test (`tests/fuzz.rs`). Replies are encoded by `redis-protocol`, value by value, with the headers of aggregates
-//! written here ([`mod@encode`] says why).
+//! a test (`tests/fuzz.rs`). An [`Encoder`] writes replies as they are made: by
+//! `redis-protocol`, value by value, with the headers of aggregates written here
+//! ([`mod@encode`] says why).
 
 pub mod decode;
 pub mod encode;
@@ -12,6 +13,6 @@ pub mod framer;
 mod inline;
 
 pub use decode::{ChunkBytes, argv};
-pub use encode::{Protocol, encode};
+pub use encode::{Encoder, Protocol, encode, error_line};
 pub(crate) use framer::ARG_OVERHEAD_BYTES;
 pub use framer::{CommandSpan, DiscardProgress, Framer, Limits, OversizedRest, ProtocolError};

@@ -22,11 +22,12 @@ use bytes::Bytes;
 use cluster::{CallError, PartitionId};
 use commands::args::Argv;
 use commands::plan::ClientCommand;
-use commands::{LocalCommand, Plan, Reply};
+use commands::{LocalCommand, Plan, Reply, ReplyWriter};
 use row::op::{Answer, Op, Request, Response, WatchToken};
 
 use crate::client::memory_usage::MemoryUse;
-use crate::execute::reply_to;
+use crate::execute::ReplySource;
+use crate::resp::Encoder;
 use crate::router::{self, Batches, Outcome};
 use crate::session::Session;
 use crate::{errors, lookups};
@@ -87,13 +88,19 @@ impl Session {
     }
 
     /// EXEC.
-    pub(crate) async fn exec(&mut self) -> Reply {
+    pub(crate) async fn exec(&mut self, reply: &mut Encoder<'_>) {
+        if let Err(error) = self.try_exec(reply).await {
+            error.write(reply);
+        }
+    }
+
+    async fn try_exec(&mut self, reply: &mut Encoder<'_>) -> Result<(), Reply> {
         let Some(queue) = self.transaction.queue.take() else {
-            return Reply::error("ERR EXEC without MULTI");
+            return Err(Reply::error("ERR EXEC without MULTI"));
         };
         let transaction = std::mem::take(&mut self.transaction);
         if transaction.is_dirty {
-            return Reply::error(errors::EXECABORT);
+            return Err(Reply::error(errors::EXECABORT));
         }
         self.track_memory(
             MemoryUse::Transaction,
@@ -112,16 +119,15 @@ impl Session {
         let request = self.build_request(queue, &transaction.watched).await;
         // The commands are executed from here on, including SELECT.
         self.use_table(table_before);
-        let (steps, request) = match request {
-            Ok(Some(request)) => request,
-            Ok(None) => return Reply::NilArray,
-            Err(reply) => return reply,
+        let Some((steps, request)) = request? else {
+            reply.nil_array();
+            return Ok(());
         };
-        match self.send(request, transaction.watched).await {
-            Ok(Some(outcomes)) => self.replies(steps, outcomes, shown).await,
-            Ok(None) => Reply::NilArray,
-            Err(reply) => reply,
+        match self.send(request, transaction.watched).await? {
+            Some(outcomes) => self.write_replies(steps, outcomes, shown, reply).await,
+            None => reply.nil_array(),
         }
+        Ok(())
     }
 
     /// Sends the request with the watch tokens; `None`: a watched row was touched.
@@ -181,68 +187,77 @@ impl Session {
         }
     }
 
-    /// The replies of all commands as one reply, with a limit: the commands are executed,
-    /// but a client that asks for too much gets an error instead.
-    async fn replies(
+    /// Writes the replies of all commands as one reply, with a limit: the commands are
+    /// executed, but a client that asks for too much gets an error instead.
+    async fn write_replies(
         &mut self,
         steps: Vec<ExecStep>,
         outcomes: Vec<Outcome>,
         shown: Vec<Option<Argv>>,
-    ) -> Reply {
-        let bytes_max = self.proxy.settings.load().answer_max();
-        let mut bytes = 0;
+        reply: &mut Encoder<'_>,
+    ) {
         let (mut outcomes, mut shown) = (outcomes.into_iter(), shown.into_iter());
-        let mut replies = Vec::with_capacity(steps.len());
+        reply.array(steps.len());
         for step in steps {
             self.yield_if_due().await;
-            let reply = match step {
-                ExecStep::Ready(reply) => reply,
+            let source = match step {
+                ExecStep::Ready(made) => ReplySource::Reply(made),
+                ExecStep::Answered(builder, outcomes) => ReplySource::Several(builder, outcomes),
                 ExecStep::Again(queued) => match plan_queued(&queued, self.next_seed()) {
-                    Plan::Reply(reply) => reply,
-                    _ => commands::errors::no_answer(),
+                    Plan::Reply(made) => ReplySource::Reply(made),
+                    _ => ReplySource::Reply(commands::errors::no_answer()),
                 },
                 ExecStep::Rows(builder, count, is_lookup) => {
                     let outcomes: Vec<_> = outcomes.by_ref().take(count).collect();
                     if is_lookup {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
-                    reply_to(builder, outcomes).await
+                    ReplySource::Several(builder, outcomes)
                 }
                 ExecStep::Select(name) => {
                     self.use_table(name);
-                    Reply::OK
+                    ReplySource::Reply(Reply::OK)
                 }
                 ExecStep::Local(LocalCommand::Client(ClientCommand::Reply(mode))) => {
                     self.follow(crate::client::Effect::Mode(mode));
-                    Reply::OK
+                    ReplySource::Reply(Reply::OK)
                 }
                 // Nothing blocks in a transaction, as in Redis: WAITAOF reports the
                 // current state.
                 ExecStep::Local(LocalCommand::WaitAof { .. }) => {
-                    self.wait_for_disks(0, 0, Instant::now()).await
+                    ReplySource::Reply(self.wait_for_disks(0, 0, Instant::now()).await)
                 }
-                ExecStep::Local(LocalCommand::Monitor) => {
-                    Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client")
+                ExecStep::Local(LocalCommand::Monitor) => ReplySource::Reply(Reply::error(
+                    "ERR MONITOR isn't allowed for DENY BLOCKING client",
+                )),
+                ExecStep::Local(call) => {
+                    if !self.call(call, reply).await {
+                        Reply::OK.write(reply);
+                    }
+                    self.executed(shown.next().flatten(), reply);
+                    continue;
                 }
-                ExecStep::Local(call) => self.call(call).await.unwrap_or(Reply::OK),
             };
-            if let Some(argv) = shown.next().flatten() {
-                self.show(&argv);
-            }
-            bytes += reply.bytes();
-            if bytes <= bytes_max.bytes {
-                replies.push(reply);
-                self.track_memory(MemoryUse::Answers, bytes);
-            } else {
-                // The rest is executed all the same; its ops were part of the request.
-                replies = Vec::new();
-            }
+            let work_ns = source.work_ns();
+            source.write(work_ns, reply).await;
+            self.executed(shown.next().flatten(), reply);
         }
-        if bytes > bytes_max.bytes {
-            return Reply::error(format!(
+        if reply.is_too_large() {
+            // All was executed all the same; its ops were part of the request.
+            let bytes_max = self.proxy.settings.load().answer_max();
+            reply.replace(&Reply::error(format!(
                 "ERR the transaction was executed, but its replies are larger than {bytes_max}"
-            ));
+            )));
         }
-        Reply::Array(replies)
+    }
+
+    /// A command of a transaction has been executed.
+    fn executed(&mut self, shown: Option<Argv>, reply: &Encoder<'_>) {
+        if let Some(argv) = shown {
+            self.show(&argv);
+        }
+        if !reply.is_too_large() {
+            self.track_memory(MemoryUse::Answers, reply.bytes());
+        }
     }
 }

@@ -5,7 +5,7 @@ use row::op::{Answer, Op, RowInfo};
 use crate::args::{ExpiryBase, TimeUnit};
 use crate::table::flags::{FAST, KEYSPACE, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
-use crate::{Args, Plan, PlanResult, Reply, errors, replies};
+use crate::{Args, Plan, PlanResult, ReplyWriter, replies};
 
 /// Reply of TTL and similar commands for a missing key.
 const NO_KEY: i64 = -2;
@@ -154,34 +154,38 @@ fn persist(mut args: Args) -> PlanResult {
 }
 
 fn ttl(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| {
-        expiry(answer, |row, at| to_seconds(at.saturating_sub(row.now_ms)))
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
+        expiry(answer, |row, at| to_seconds(at.saturating_sub(row.now_ms)), reply)
     })
 }
 
 fn pttl(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| {
-        expiry(answer, |row, at| at.saturating_sub(row.now_ms))
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
+        expiry(answer, |row, at| at.saturating_sub(row.now_ms), reply)
     })
 }
 
 fn expiretime(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| expiry(answer, |_, at| to_seconds(at)))
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
+        expiry(answer, |_, at| to_seconds(at), reply)
+    })
 }
 
 fn pexpiretime(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| expiry(answer, |_, at| at))
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
+        expiry(answer, |_, at| at, reply)
+    })
 }
 
 /// Replies with a row's expiry.
-fn expiry(answer: Answer, build: fn(&RowInfo, u64) -> u64) -> Reply {
+fn expiry(answer: Answer, number: fn(&RowInfo, u64) -> u64, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Row(None) => Reply::Int(NO_KEY),
-        Answer::Row(Some(row)) => Reply::Int(
+        Answer::Row(None) => reply.int(NO_KEY),
+        Answer::Row(Some(row)) => reply.int(
             row.expires_at_ms
-                .map_or(NEVER, |at| i64::try_from(build(&row, at)).unwrap_or(i64::MAX)),
+                .map_or(NEVER, |at| i64::try_from(number(&row, at)).unwrap_or(i64::MAX)),
         ),
-        _ => errors::no_answer(),
+        _ => replies::no_answer(reply),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::table::flags::{
     READONLY, STALE, WRITE,
 };
 use crate::table::{Command, Group, Keys, container, help};
-use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors, rdb, replies};
+use crate::{Args, LocalCommand, Plan, PlanResult, Reply, ReplyWriter, errors, rdb, replies};
 
 /// Default COUNT of SCAN.
 const SCAN_COUNT: i64 = 10;
@@ -298,11 +298,13 @@ fn unlink(args: Args) -> PlanResult {
 }
 
 fn exists(mut args: Args) -> PlanResult {
-    Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Inspect { key }), |answers| {
-        Reply::Int(
-            answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_)))).count() as i64
-        )
-    })
+    Plan::each(
+        args.rest::<Vec<_>>().into_iter().map(|key| Op::Inspect { key }),
+        |answers, reply| {
+            let rows = answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_))));
+            reply.int(rows.count() as i64);
+        },
+    )
 }
 
 fn touch(args: Args) -> PlanResult {
@@ -310,9 +312,9 @@ fn touch(args: Args) -> PlanResult {
 }
 
 fn kind(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| match answer {
-        Answer::Row(row) => Reply::Status(row.map_or("none", |row| kind_name(row.kind)).into()),
-        _ => errors::no_answer(),
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| match answer {
+        Answer::Row(row) => reply.status(row.map_or("none", |row| kind_name(row.kind))),
+        _ => replies::no_answer(reply),
     })
 }
 
@@ -412,10 +414,10 @@ pub(crate) fn check_db(table: &Bytes) -> Result<(), Reply> {
 }
 
 fn dump(mut args: Args) -> PlanResult {
-    Plan::one(Op::Dump { key: args.next_arg() }, |answer| match answer {
-        Answer::RowContent { content, .. } => Reply::Bulk(rdb::dump(&content)),
-        Answer::Nil => Reply::Nil,
-        _ => errors::no_answer(),
+    Plan::one(Op::Dump { key: args.next_arg() }, |answer, reply| match answer {
+        Answer::RowContent { content, .. } => reply.bulk(&rdb::dump(&content)),
+        Answer::Nil => reply.nil(),
+        _ => replies::no_answer(reply),
     })
 }
 
@@ -458,8 +460,8 @@ fn encoding(mut args: Args) -> PlanResult {
 }
 
 fn freq(args: Args) -> PlanResult {
-    about(args, |_| {
-        Reply::error(
+    about(args, |_, reply| {
+        reply.error(
             "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please \
              note that when switching between policies at runtime LRU and LFU data will take some \
              time to adjust.",
@@ -468,22 +470,22 @@ fn freq(args: Args) -> PlanResult {
 }
 
 fn idletime(args: Args) -> PlanResult {
-    about(args, |row| {
-        Reply::Int(
-            i64::try_from(row.now_ms.saturating_sub(row.written_at_ms) / 1000).unwrap_or(i64::MAX),
-        )
+    about(args, |row, reply| {
+        let seconds = row.now_ms.saturating_sub(row.written_at_ms) / 1000;
+        reply.int(i64::try_from(seconds).unwrap_or(i64::MAX));
     })
 }
 
 fn refcount(args: Args) -> PlanResult {
-    about(args, |_| Reply::Int(1))
+    about(args, |_, reply| reply.int(1))
 }
 
 /// Replies with a property of a row; nil for a missing row.
-fn about(mut args: Args, build: fn(RowInfo) -> Reply) -> PlanResult {
-    Plan::with(Op::Inspect { key: args.next_arg() }, move |answer| match answer {
-        Answer::Row(row) => row.map_or(Reply::Nil, build),
-        _ => errors::no_answer(),
+fn about(mut args: Args, write: fn(RowInfo, &mut dyn ReplyWriter)) -> PlanResult {
+    Plan::with(Op::Inspect { key: args.next_arg() }, move |answer, reply| match answer {
+        Answer::Row(Some(row)) => write(row, reply),
+        Answer::Row(None) => reply.nil(),
+        _ => replies::no_answer(reply),
     })
 }
 

@@ -8,7 +8,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::args::integer;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
-use crate::{Args, Plan, PlanResult, Reply, errors, replies};
+use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, replies};
 
 const GROUP: Group = Group::Hash;
 
@@ -250,12 +250,20 @@ fn hmget(mut args: Args) -> PlanResult {
     let key = args.next_arg();
     let fields: SmallVec<[Bytes; 1]> = args.rest();
     let count = fields.len();
-    Plan::with(Op::HashGet { key, fields }, move |answer| replies::values_or_nils(answer, count))
+    Plan::with(Op::HashGet { key, fields }, move |answer, reply| {
+        replies::values_or_nils(answer, count, reply)
+    })
 }
 
 fn hgetall(mut args: Args) -> PlanResult {
-    Plan::one(all_cells(&mut args, true), |answer| {
-        replies::cells(answer, |cells| Reply::Map(replies::pairs(cells)))
+    Plan::one(all_cells(&mut args, true), |answer, reply| {
+        replies::cells(answer, reply, |cells, reply| {
+            reply.map(cells.len());
+            for (field, value) in cells {
+                reply.bulk(field);
+                reply.bulk(value);
+            }
+        })
     })
 }
 
@@ -273,21 +281,22 @@ fn hkeys(mut args: Args) -> PlanResult {
 }
 
 fn hvals(mut args: Args) -> PlanResult {
-    let build = |cells: Vec<(Bytes, Bytes)>| {
-        Reply::Array(cells.into_iter().map(|(_, value)| Reply::Bulk(value)).collect())
-    };
-    Plan::with(all_cells(&mut args, true), move |answer| replies::cells(answer, build))
+    Plan::one(all_cells(&mut args, true), |answer, reply| {
+        replies::cells(answer, reply, |cells, reply| {
+            replies::bulks(cells.iter().map(|(_, value)| value), reply)
+        })
+    })
 }
 
 fn hexists(mut args: Args) -> PlanResult {
-    Plan::one(one_field(&mut args), |answer| {
-        value_as_int(answer, |value| i64::from(value.is_some()))
+    Plan::one(one_field(&mut args), |answer, reply| {
+        value_as_int(answer, |value| i64::from(value.is_some()), reply)
     })
 }
 
 fn hstrlen(mut args: Args) -> PlanResult {
-    Plan::one(one_field(&mut args), |answer| {
-        value_as_int(answer, |value| value.map_or(0, |value| value.len() as i64))
+    Plan::one(one_field(&mut args), |answer, reply| {
+        value_as_int(answer, |value| value.map_or(0, |value| value.len() as i64), reply)
     })
 }
 
@@ -308,12 +317,13 @@ fn hincrbyfloat(mut args: Args) -> PlanResult {
 fn hrandfield(mut args: Args) -> PlanResult {
     let (key, seed) = (args.next_arg(), args.seed());
     if args.left() == 0 {
-        let first = |cells: Vec<(Bytes, Bytes)>| {
-            cells.into_iter().next().map_or(Reply::Nil, |(field, _)| Reply::Bulk(field))
-        };
-        return Plan::with(
+        return Plan::one(
             Op::HashRandom { key, count: 1, seed, want_values: false },
-            move |answer| replies::cells(answer, first),
+            |answer, reply| {
+                replies::cells(answer, reply, |cells, reply| {
+                    replies::optional(cells.first().map(|(field, _)| field), reply)
+                })
+            },
         );
     }
     let count = args.int()?;
@@ -327,9 +337,7 @@ fn hrandfield(mut args: Args) -> PlanResult {
     }
     let op = Op::HashRandom { key, count, seed, want_values };
     match want_values {
-        true => Plan::one(op, |answer| {
-            replies::cells(answer, |cells| Reply::Pairs(replies::pairs(cells)))
-        }),
+        true => Plan::one(op, |answer, reply| replies::cells(answer, reply, replies::pairs)),
         false => Plan::one(op, replies::sortkeys),
     }
 }
@@ -350,8 +358,8 @@ fn hscan(mut args: Args) -> PlanResult {
             return Err(Args::syntax());
         }
     }
-    Plan::with(Op::HashScan { key, cursor, count, glob, want_values }, move |answer| {
-        page(answer, want_values)
+    Plan::with(Op::HashScan { key, cursor, count, glob, want_values }, move |answer, reply| {
+        page(answer, want_values, reply)
     })
 }
 
@@ -366,35 +374,37 @@ fn all_cells(args: &mut Args, want_values: bool) -> Op {
 }
 
 /// Reply of HSETNX and HSETEX.
-pub(crate) fn put_or_zero(answer: Answer) -> Reply {
+pub(crate) fn put_or_zero(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Int(_) => Reply::Int(1),
-        Answer::Nil => Reply::Int(0),
-        _ => errors::no_answer(),
+        Answer::Int(_) => reply.int(1),
+        Answer::Nil => reply.int(0),
+        _ => replies::no_answer(reply),
     }
 }
 
 /// A number derived from one value.
-fn value_as_int(answer: Answer, number: fn(Option<&Bytes>) -> i64) -> Reply {
+fn value_as_int(answer: Answer, number: fn(Option<&Bytes>) -> i64, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Values(values) if values.len() == 1 => Reply::Int(number(values[0].as_ref())),
-        Answer::Nil => Reply::Int(number(None)),
-        _ => errors::no_answer(),
+        Answer::Values(values) if values.len() == 1 => reply.int(number(values[0].as_ref())),
+        Answer::Nil => reply.int(number(None)),
+        _ => replies::no_answer(reply),
     }
 }
 
 /// A page of HSCAN: the cursor as a bulk string and the cells as a flat array.
-fn page(answer: Answer, want_values: bool) -> Reply {
+fn page(answer: Answer, want_values: bool, reply: &mut dyn ReplyWriter) {
     let (cells, next) = match answer {
         Answer::CellsPage { cells, next } => (cells, next),
         Answer::Nil => (Vec::new(), 0),
-        _ => return errors::no_answer(),
+        _ => return replies::no_answer(reply),
     };
-    let cursor = Reply::Bulk(Bytes::copy_from_slice(itoa::Buffer::new().format(next).as_bytes()));
-    let flat = cells.into_iter().flat_map(|(field, value)| {
-        let mut cell: SmallVec<[Reply; 2]> = smallvec![Reply::Bulk(field)];
-        cell.extend(want_values.then_some(Reply::Bulk(value)));
-        cell
-    });
-    Reply::Array(vec![cursor, Reply::Array(flat.collect())])
+    reply.array(2);
+    reply.bulk(itoa::Buffer::new().format(next).as_bytes());
+    reply.array(if want_values { 2 * cells.len() } else { cells.len() });
+    for (field, value) in &cells {
+        reply.bulk(field);
+        if want_values {
+            reply.bulk(value);
+        }
+    }
 }

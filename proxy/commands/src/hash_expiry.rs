@@ -14,7 +14,7 @@ use crate::hash::put_or_zero;
 use crate::plan::ReplyBuilder;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
-use crate::{Args, Plan, PlanResult, Reply, errors, replies};
+use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, replies};
 
 const GROUP: Group = Group::Hash;
 
@@ -208,15 +208,19 @@ fn expire(mut args: Args, unit: TimeUnit, since: ExpiryBase) -> PlanResult {
     let fields = fields(&mut args, "ERR Parameter `numFields` should be greater than 0")?;
     let count = fields.len();
     let name = args.name();
-    let build = move |outcomes: Vec<Result<Answer, Refusal>>| match outcomes.into_iter().next() {
-        Some(Ok(answer)) => numbers(answer, count, |number| number),
-        Some(Err(Refusal::ExpiryTooFar)) => errors::invalid_expire(&name),
-        Some(Err(refusal)) => errors::refusal(refusal),
-        None => errors::no_answer(),
-    };
+    let write =
+        move |outcomes: Vec<Result<Answer, Refusal>>, reply: &mut dyn ReplyWriter| match outcomes
+            .into_iter()
+            .next()
+        {
+            Some(Ok(answer)) => numbers(answer, count, |number| number, reply),
+            Some(Err(Refusal::ExpiryTooFar)) => errors::invalid_expire(&name).write(reply),
+            Some(Err(refusal)) => errors::refusal(refusal).write(reply),
+            None => replies::no_answer(reply),
+        };
     Ok(Plan::rows(
         smallvec![Op::HashExpire { key, fields, until, only }],
-        ReplyBuilder::Outcomes(Box::new(build)),
+        ReplyBuilder::Outcomes(Box::new(write)),
     ))
 }
 
@@ -236,19 +240,19 @@ fn hpexpiretime(args: Args) -> PlanResult {
     expiry(args, false, |ms| ms)
 }
 
-fn expiry(mut args: Args, remaining: bool, build: fn(i64) -> i64) -> PlanResult {
+fn expiry(mut args: Args, remaining: bool, number: fn(i64) -> i64) -> PlanResult {
     let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
     let count = fields.len();
-    Plan::with(Op::HashExpiry { key, fields, remaining }, move |answer| {
-        numbers(answer, count, build)
+    Plan::with(Op::HashExpiry { key, fields, remaining }, move |answer, reply| {
+        numbers(answer, count, number, reply)
     })
 }
 
 fn hpersist(mut args: Args) -> PlanResult {
     let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
     let count = fields.len();
-    Plan::with(Op::HashPersist { key, fields }, move |answer| {
-        numbers(answer, count, |number| number)
+    Plan::with(Op::HashPersist { key, fields }, move |answer, reply| {
+        numbers(answer, count, |number| number, reply)
     })
 }
 
@@ -376,12 +380,16 @@ fn seconds(ms: i64) -> i64 {
 }
 
 /// One number per field; a missing row has no fields.
-fn numbers(answer: Answer, fields: usize, build: fn(i64) -> i64) -> Reply {
+fn numbers(answer: Answer, fields: usize, number: fn(i64) -> i64, reply: &mut dyn ReplyWriter) {
     match answer {
         Answer::Ints(numbers) => {
-            Reply::Array(numbers.into_iter().map(|number| Reply::Int(build(number))).collect())
+            reply.array(numbers.len());
+            numbers.into_iter().for_each(|of_field| reply.int(number(of_field)));
         }
-        Answer::Nil => Reply::Array(vec![Reply::Int(NO_FIELD); fields]),
-        _ => errors::no_answer(),
+        Answer::Nil => {
+            reply.array(fields);
+            (0..fields).for_each(|_| reply.int(NO_FIELD));
+        }
+        _ => replies::no_answer(reply),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! One [`Command`] entry is the whole truth about a command: name, arity, flags, key
 //! positions, documentation and plan. The plan is pure: arguments in, [`Plan`] or error
-//! reply out; later [`row::Answer`]s in, [`Reply`] out. This crate does no I/O.
+//! reply out; later [`row::Answer`]s in, which its builder writes as a reply to a
+//! [`ReplyWriter`]. This crate does no I/O.
 //!
 //! # How to add a command
 //! One entry and one short function in the file of its family (`src/hash.rs`, ...), and
@@ -11,7 +12,8 @@
 //! follow from the entry.
 //!
 //! # Invariants
-//! - No arguments and no answers make a plan or a reply builder panic (`tests/plans.rs`).
+//! - No arguments and no answers make a plan or a reply builder panic, and what a builder
+//!   writes is one complete reply (`tests/plans.rs`).
 //! - Every entry is used by a script, and every script passes (`tests/scripts.rs`).
 
 pub mod args;
@@ -43,5 +45,5 @@ mod transactions;
 
 pub use args::Args;
 pub use plan::{LocalCommand, Plan, PlanResult, ReplyBuilder, RowPlan};
-pub use reply::Reply;
+pub use reply::{Reply, ReplyWriter};
 pub use table::{COMMANDS, Command, find};

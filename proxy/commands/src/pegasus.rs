@@ -78,13 +78,13 @@
 //! 2) "70"
 //! ```
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use row::op::{Answer, Check, Filter, Mutation, Op, Range, Ttl};
 
 use crate::args::ExpiryOptions;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
-use crate::{Args, Plan, PlanResult, Reply, errors, replies};
+use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, replies};
 
 const GROUP: Group = Group::Bridle;
 
@@ -178,9 +178,10 @@ fn hrange(mut args: Args) -> PlanResult {
             () => return Err(Args::syntax()),
         }
     }
-    Plan::with(Op::HashRange { key, range: options.range(bounds), want_values }, move |answer| {
-        part(answer, want_values)
-    })
+    Plan::with(
+        Op::HashRange { key, range: options.range(bounds), want_values },
+        move |answer, reply| part(answer, want_values, reply),
+    )
 }
 
 fn hrangecount(mut args: Args) -> PlanResult {
@@ -202,12 +203,15 @@ fn hrangedel(mut args: Args) -> PlanResult {
             return Err(Args::syntax());
         }
     }
-    Plan::one(Op::HashRangeDelete { key, range: options.range(bounds) }, |answer| match answer {
-        Answer::Deleted { count, next } => Reply::Array(vec![
-            next_start(next),
-            Reply::Int(i64::try_from(count).unwrap_or(i64::MAX)),
-        ]),
-        _ => errors::no_answer(),
+    Plan::one(Op::HashRangeDelete { key, range: options.range(bounds) }, |answer, reply| {
+        match answer {
+            Answer::Deleted { count, next } => {
+                reply.array(2);
+                next_start(next, reply);
+                reply.int(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+            _ => replies::no_answer(reply),
+        }
     })
 }
 
@@ -407,35 +411,37 @@ fn take_limit(name: &str, limit: &mut u64, args: &mut Args) -> Result<bool, Repl
 }
 
 /// A part of a range: the next `start`, and the cells.
-fn part(answer: Answer, want_values: bool) -> Reply {
+fn part(answer: Answer, want_values: bool, reply: &mut dyn ReplyWriter) {
     let (cells, next) = match answer {
         Answer::Cells { cells, next } => (cells, next),
         Answer::Nil => (Vec::new(), None),
-        _ => return errors::no_answer(),
+        _ => return replies::no_answer(reply),
     };
-    let cells = match want_values {
-        true => Reply::Pairs(replies::pairs(cells)),
-        false => Reply::Array(cells.into_iter().map(|(field, _)| Reply::Bulk(field)).collect()),
-    };
-    Reply::Array(vec![next_start(next), cells])
+    reply.array(2);
+    next_start(next, reply);
+    match want_values {
+        true => replies::pairs(&cells, reply),
+        false => replies::bulks(cells.iter().map(|(field, _)| field), reply),
+    }
 }
 
 /// The next call's `start`, or nil.
-fn next_start(next: Option<Bytes>) -> Reply {
-    let Some(next) = next else { return Reply::Nil };
-    let mut bound = BytesMut::with_capacity(next.len() + 1);
-    bound.put_u8(b'[');
-    bound.extend_from_slice(&next);
-    Reply::Bulk(bound.freeze())
+fn next_start(next: Option<Bytes>, reply: &mut dyn ReplyWriter) {
+    match next {
+        Some(next) => reply.bulk(&[&b"["[..], &next].concat()),
+        None => reply.nil(),
+    }
 }
 
 /// The result of the check, and the checked value if it was asked for.
-fn checked(answer: Answer) -> Reply {
+fn checked(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Checked { done, value: None } => Reply::Int(i64::from(done)),
+        Answer::Checked { done, value: None } => reply.int(i64::from(done)),
         Answer::Checked { done, value: Some(value) } => {
-            Reply::Array(vec![Reply::Int(i64::from(done)), replies::optional(value)])
+            reply.array(2);
+            reply.int(i64::from(done));
+            replies::optional(value.as_ref(), reply);
         }
-        _ => errors::no_answer(),
+        _ => replies::no_answer(reply),
     }
 }

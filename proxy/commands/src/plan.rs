@@ -4,7 +4,7 @@ use bytes::Bytes;
 use row::op::{Answer, Op, Refusal, RowContent, RowKind};
 use smallvec::{SmallVec, smallvec};
 
-use crate::{Reply, errors};
+use crate::{Reply, ReplyWriter, errors};
 
 /// A plan, or the error reply that the client gets immediately (no network call, and the
 /// connection stays open).
@@ -33,51 +33,59 @@ pub struct RowPlan {
     /// The ops, which name no key, go to every partition of the table; the answers come
     /// in slot order.
     pub all_partitions: bool,
-    /// Turns the outcomes of the ops (one per op; one per partition when
-    /// `all_partitions`) into the reply: [`ReplyBuilder::build`].
+    /// Writes the outcomes of the ops (one per op; one per partition when
+    /// `all_partitions`) as the reply: [`ReplyBuilder::write`].
     pub builder: ReplyBuilder,
 }
 
-/// Turns answers into a reply.
+/// The outcome of an op.
+type Outcome = Result<Answer, Refusal>;
+
+/// Writes answers as a reply: one value, whatever the answers are.
 pub enum ReplyBuilder {
     /// The answer of the only op.
-    One(fn(Answer) -> Reply),
+    One(fn(Answer, &mut dyn ReplyWriter)),
     /// All answers.
-    All(fn(Vec<Answer>) -> Reply),
+    All(fn(Vec<Answer>, &mut dyn ReplyWriter)),
     /// All answers, and data kept from the arguments.
-    With(Box<dyn FnOnce(Vec<Answer>) -> Reply + Send>),
+    With(Box<dyn FnOnce(Vec<Answer>, &mut dyn ReplyWriter) + Send>),
     /// All outcomes, refusals included, for commands that do not simply return the first
     /// refusal (MGET, LCS).
-    Outcomes(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
+    Outcomes(Box<dyn FnOnce(Vec<Outcome>, &mut dyn ReplyWriter) + Send>),
     /// As `Outcomes`, but compares every byte of the first answer with every byte of the
     /// second (LCS).
-    Pairwise(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
+    Pairwise(Box<dyn FnOnce(Vec<Outcome>, &mut dyn ReplyWriter) + Send>),
 }
 
 impl Plan {
     /// One op, and its reply builder.
-    pub fn one(op: Op, builder: fn(Answer) -> Reply) -> PlanResult {
+    pub fn one(op: Op, builder: fn(Answer, &mut dyn ReplyWriter)) -> PlanResult {
         Ok(Plan::rows(smallvec![op], ReplyBuilder::One(builder)))
     }
 
     /// One op, and a reply builder that keeps data from the arguments.
-    pub fn with(op: Op, builder: impl FnOnce(Answer) -> Reply + Send + 'static) -> PlanResult {
-        let worded = |answers: Vec<Answer>| {
-            answers.into_iter().next().map_or_else(errors::no_answer, builder)
-        };
-        Ok(Plan::rows(smallvec![op], ReplyBuilder::With(Box::new(worded))))
+    pub fn with(
+        op: Op,
+        builder: impl FnOnce(Answer, &mut dyn ReplyWriter) + Send + 'static,
+    ) -> PlanResult {
+        let first =
+            |answers: Vec<Answer>, reply: &mut dyn ReplyWriter| match answers.into_iter().next() {
+                Some(answer) => builder(answer, reply),
+                None => errors::no_answer().write(reply),
+            };
+        Ok(Plan::rows(smallvec![op], ReplyBuilder::With(Box::new(first))))
     }
 
     /// Several ops on rows that may be in different partitions.
     pub fn each(
         ops: impl IntoIterator<Item = Op>,
-        builder: fn(Vec<Answer>) -> Reply,
+        builder: fn(Vec<Answer>, &mut dyn ReplyWriter),
     ) -> PlanResult {
         Ok(Plan::rows(ops.into_iter().collect(), ReplyBuilder::All(builder)))
     }
 
     /// One op on every partition of the table.
-    pub fn all_partitions(op: Op, builder: fn(Vec<Answer>) -> Reply) -> PlanResult {
+    pub fn all_partitions(op: Op, builder: fn(Vec<Answer>, &mut dyn ReplyWriter)) -> PlanResult {
         Ok(Plan::Rows(RowPlan {
             ops: smallvec![op],
             same_partition: false,
@@ -93,58 +101,95 @@ impl Plan {
 }
 
 impl ReplyBuilder {
-    /// The reply to the outcomes of the ops. The first refusal is the reply, unless the
-    /// builder handles refusals itself.
-    pub fn build(self, outcomes: impl IntoIterator<Item = Result<Answer, Refusal>>) -> Reply {
+    /// Writes the outcomes of the ops as the reply. The first refusal is the reply,
+    /// unless the builder handles refusals itself.
+    pub fn write(self, outcomes: impl IntoIterator<Item = Outcome>, reply: &mut dyn ReplyWriter) {
         let mut outcomes = outcomes.into_iter();
         match self {
-            ReplyBuilder::One(build) => match outcomes.next() {
-                Some(Ok(answer)) => build(answer),
-                Some(Err(refusal)) => errors::refusal(refusal),
-                None => errors::no_answer(),
+            ReplyBuilder::One(write) => match outcomes.next() {
+                Some(Ok(answer)) => write(answer, reply),
+                Some(Err(refusal)) => errors::refusal(refusal).write(reply),
+                None => errors::no_answer().write(reply),
             },
-            ReplyBuilder::All(build) => {
-                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(errors::refusal, build)
-            }
-            ReplyBuilder::With(build) => {
-                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(errors::refusal, build)
-            }
-            ReplyBuilder::Outcomes(build) | ReplyBuilder::Pairwise(build) => {
-                build(outcomes.collect())
+            ReplyBuilder::All(write) => match outcomes.collect::<Result<Vec<_>, _>>() {
+                Ok(answers) => write(answers, reply),
+                Err(refusal) => errors::refusal(refusal).write(reply),
+            },
+            ReplyBuilder::With(write) => match outcomes.collect::<Result<Vec<_>, _>>() {
+                Ok(answers) => write(answers, reply),
+                Err(refusal) => errors::refusal(refusal).write(reply),
+            },
+            ReplyBuilder::Outcomes(write) | ReplyBuilder::Pairwise(write) => {
+                write(outcomes.collect(), reply)
             }
         }
     }
 
-    /// Estimated time to build the reply, ns.
-    pub fn work_ns(&self, outcomes: &[Result<Answer, Refusal>]) -> u64 {
+    /// Estimated time to write the reply, ns.
+    pub fn work_ns(&self, outcomes: &[Outcome]) -> u64 {
         let lens = outcomes.iter().map(|outcome| {
             if let Ok(Answer::Bytes(bytes)) = outcome { bytes.len() as u64 } else { 1 }
         });
         match self {
             ReplyBuilder::Pairwise(_) => lens.fold(1, u64::saturating_mul),
-            _ => outcomes.iter().flatten().map(work_ns).sum(),
+            ReplyBuilder::One(_)
+            | ReplyBuilder::All(_)
+            | ReplyBuilder::With(_)
+            | ReplyBuilder::Outcomes(_) => {
+                outcomes.iter().map(|outcome| outcome.as_ref().map_or(VALUE_NS, work_ns)).sum()
+            }
         }
     }
 }
 
-/// Estimated time to add one element to a reply, ns.
-const ELEMENT_NS: u64 = 50;
+/// Estimated time to write one value of a reply, ns, and 1024 bytes of it: copied into
+/// memory that the system has to clear first. A checksum over them takes more.
+const VALUE_NS: u64 = 40;
+const KIB_NS: u64 = 512;
+const KIB_DUMPED_NS: u64 = 2048 + KIB_NS;
+/// The lengths of values beyond these are not added up: writing as many takes long
+/// whatever their lengths.
+const VALUES_MEASURED: usize = 64 * 1024;
 
-/// Estimated time to turn an answer into a reply, ns. Byte strings are passed on as they
-/// are; whole rows become a payload with a checksum.
+/// Estimated time to write an answer as a reply, ns. Whole rows become a payload with a
+/// checksum.
 fn work_ns(answer: &Answer) -> u64 {
-    let (elements, bytes) = match answer {
-        Answer::Ints(numbers) => (numbers.len(), 0),
-        Answer::Values(values) => (values.len(), 0),
-        Answer::Page { keys, .. } => (keys.len(), 0),
-        Answer::Cells { cells, .. } | Answer::CellsPage { cells, .. } => (2 * cells.len(), 0),
-        Answer::RowContent { content: RowContent::String(value), .. } => (1, value.len()),
-        Answer::RowContent { content: RowContent::Hash(fields), .. } => {
-            (2 * fields.len(), fields.iter().map(|(name, value, _)| name.len() + value.len()).sum())
-        }
-        _ => (1, 0),
+    let cells_len = |cells: &[(Bytes, Bytes)]| {
+        let cells = cells.iter().take(VALUES_MEASURED);
+        cells.map(|(sortkey, value)| sortkey.len() + value.len()).sum::<usize>()
     };
-    elements as u64 * ELEMENT_NS + 2 * bytes as u64
+    let (values, bytes) = match answer {
+        Answer::Ints(numbers) => (numbers.len(), 0),
+        Answer::Bytes(bytes) => (1, bytes.len()),
+        Answer::Values(values) => {
+            (values.len(), values.iter().take(VALUES_MEASURED).flatten().map(Bytes::len).sum())
+        }
+        Answer::Written { old, .. } => (1, old.as_ref().map_or(0, Bytes::len)),
+        Answer::Page { keys, .. } => {
+            (keys.len(), keys.iter().take(VALUES_MEASURED).map(Bytes::len).sum())
+        }
+        Answer::Cells { cells, .. } | Answer::CellsPage { cells, .. } => {
+            (2 * cells.len(), cells_len(cells))
+        }
+        Answer::RowContent { content, .. } => {
+            let len = match content {
+                RowContent::String(value) => value.len(),
+                RowContent::Hash(fields) => {
+                    fields.iter().map(|(name, value, _)| name.len() + value.len()).sum()
+                }
+            };
+            return VALUE_NS + len as u64 * KIB_DUMPED_NS / 1024;
+        }
+        Answer::Checked { value, .. } => (2, value.iter().flatten().map(Bytes::len).sum()),
+        Answer::Nil
+        | Answer::Ok
+        | Answer::Int(_)
+        | Answer::Row(_)
+        | Answer::Deleted { .. }
+        | Answer::Expired { .. }
+        | Answer::WatchToken(_) => (1, 0),
+    };
+    values as u64 * VALUE_NS + bytes as u64 * KIB_NS / 1024
 }
 
 impl std::fmt::Debug for ReplyBuilder {

@@ -337,10 +337,10 @@ fn memory_usage(mut args: Args) -> PlanResult {
         samples = u64::try_from(args.int()?).map_err(|_| Args::syntax())?;
     }
     args.end()?;
-    Plan::one(Op::Size { key, samples }, |answer| match answer {
-        Answer::Int(bytes) => Reply::Int(bytes),
-        Answer::Nil => Reply::Nil,
-        _ => errors::no_answer(),
+    Plan::one(Op::Size { key, samples }, |answer, reply| match answer {
+        Answer::Int(bytes) => reply.int(bytes),
+        Answer::Nil => reply.nil(),
+        _ => replies::no_answer(reply),
     })
 }
 
@@ -370,29 +370,26 @@ fn debug_object(mut args: Args) -> PlanResult {
     ];
     Ok(Plan::rows(
         ops,
-        ReplyBuilder::All(|answers| match answers.as_slice() {
+        ReplyBuilder::All(|answers, reply| match answers.as_slice() {
             [Answer::Row(Some(row)), Answer::Int(bytes), Answer::Bytes(encoding)] => {
-                debug_line(row, *bytes, &String::from_utf8_lossy(encoding))
+                reply.status(&debug_line(row, *bytes, &String::from_utf8_lossy(encoding)));
             }
             [Answer::Row(None), ..] | [_, Answer::Nil, _] | [.., Answer::Nil] => {
-                Reply::error("ERR no such key")
+                reply.error("ERR no such key");
             }
-            _ => errors::no_answer(),
+            _ => replies::no_answer(reply),
         }),
     ))
 }
 
 /// The line of DEBUG OBJECT. Its address is 0, as a row has none.
-fn debug_line(row: &RowInfo, bytes: i64, encoding: &str) -> Reply {
+fn debug_line(row: &RowInfo, bytes: i64, encoding: &str) -> String {
     let idle = row.now_ms.saturating_sub(row.written_at_ms) / 1000;
     // Redis's LRU clock: seconds in 24 bits.
     let lru = (row.written_at_ms / 1000) & 0x00ff_ffff;
-    Reply::Status(
-        format!(
-            "Value at:0x0 refcount:1 encoding:{encoding} serializedlength:{bytes} lru:{lru} \
-             lru_seconds_idle:{idle}"
-        )
-        .into(),
+    format!(
+        "Value at:0x0 refcount:1 encoding:{encoding} serializedlength:{bytes} lru:{lru} \
+         lru_seconds_idle:{idle}"
     )
 }
 

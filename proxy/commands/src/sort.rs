@@ -9,7 +9,7 @@ use smallvec::smallvec;
 use crate::args::integer;
 use crate::table::flags::{DANGEROUS, DENYOOM, READONLY, WRITE};
 use crate::table::{Category, Command, FoundKey, FoundKeys, Group, KeyFlags, Keys};
-use crate::{Args, Plan, PlanResult, Reply, errors};
+use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 /// The categories of what can be sorted.
 const SORTED: u64 = Category::Set.flag() | Category::SortedSet.flag() | Category::List.flag();
@@ -113,9 +113,9 @@ fn sorted(mut args: Args, take_store: fn(&mut Args) -> bool) -> PlanResult {
     if store {
         return Err(Reply::error("ERR SORT with STORE is not supported yet"));
     }
-    Plan::one(Op::Inspect { key }, |answer| match answer {
-        Answer::Row(None) => Reply::Array(Vec::new()),
-        Answer::Row(Some(_)) => errors::refusal(row::Refusal::WrongType),
-        _ => errors::no_answer(),
+    Plan::one(Op::Inspect { key }, |answer, reply| match answer {
+        Answer::Row(None) => reply.array(0),
+        Answer::Row(Some(_)) => errors::refusal(row::Refusal::WrongType).write(reply),
+        _ => replies::no_answer(reply),
     })
 }

@@ -7,7 +7,8 @@ use smallvec::{SmallVec, smallvec};
 use crate::args::{ExpiryBase, ExpiryOptions, TimeUnit, integer};
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, FoundKey, FoundKeys, Group, KeyFlags, Keys};
-use crate::{Args, Plan, PlanResult, Reply, ReplyBuilder, RowPlan, errors, lcs, replies};
+use crate::{Args, Plan, PlanResult, Reply, ReplyBuilder, ReplyWriter, RowPlan};
+use crate::{errors, lcs, replies};
 
 const GROUP: Group = Group::String;
 
@@ -404,15 +405,7 @@ fn getex(mut args: Args) -> PlanResult {
 fn mget(mut args: Args) -> PlanResult {
     let ops =
         args.rest::<SmallVec<[Bytes; 4]>>().into_iter().map(|key| Op::StringGet { key }).collect();
-    let build = |outcomes: Vec<_>| {
-        let values = outcomes.into_iter().map(|outcome| match outcome {
-            Ok(answer) => replies::bulk(answer),
-            Err(Refusal::WrongType) => Reply::Nil,
-            Err(refusal) => errors::refusal(refusal),
-        });
-        first_error(values.collect())
-    };
-    Ok(Plan::rows(ops, ReplyBuilder::Outcomes(Box::new(build))))
+    Ok(Plan::rows(ops, ReplyBuilder::Outcomes(Box::new(strings_or_nils))))
 }
 
 fn mset(mut args: Args) -> PlanResult {
@@ -501,26 +494,24 @@ fn longest_common(mut args: Args) -> PlanResult {
             "ERR If you want both the length and indexes, please just use IDX.",
         ));
     }
-    let build = move |outcomes: Vec<_>| {
-        two_strings(outcomes).map_or_else(
-            |error| error,
-            |[a, b]| match () {
-                () if !lcs::fits(&a, &b) => Reply::error(
-                    "ERR Insufficient memory, transient memory for LCS exceeds what it may take: \
-                     the strings' lengths multiply to more than 16777216 (no setting changes it)",
-                ),
-                () if idx => indexes(lcs::matches(&a, &b), min_len, with_len),
-                () if len => count(lcs::len(&a, &b)),
-                () => Reply::Bulk(
-                    lcs::matches(&a, &b)
-                        .iter()
-                        .rev()
-                        .flat_map(|run| &a[run.in_a..][..run.len])
-                        .copied()
-                        .collect(),
-                ),
-            },
-        )
+    let write = move |outcomes: Vec<_>, reply: &mut dyn ReplyWriter| {
+        let [a, b] = match two_strings(outcomes) {
+            Ok(strings) => strings,
+            Err(error) => return error.write(reply),
+        };
+        match () {
+            () if !lcs::fits(&a, &b) => reply.error(
+                "ERR Insufficient memory, transient memory for LCS exceeds what it may take: the \
+                 strings' lengths multiply to more than 16777216 (no setting changes it)",
+            ),
+            () if idx => indexes(&lcs::matches(&a, &b), min_len, with_len, reply),
+            () if len => reply.int(count(lcs::len(&a, &b))),
+            () => {
+                let matches = lcs::matches(&a, &b);
+                let parts = matches.iter().rev().flat_map(|run| &a[run.in_a..][..run.len]);
+                reply.bulk(&parts.copied().collect::<Vec<_>>());
+            }
+        }
     };
     let ops = keys.into_iter().map(|key| Op::StringGet { key }).collect();
     // Both strings are read at the same version.
@@ -528,7 +519,7 @@ fn longest_common(mut args: Args) -> PlanResult {
         ops,
         same_partition: true,
         all_partitions: false,
-        builder: ReplyBuilder::Pairwise(Box::new(build)),
+        builder: ReplyBuilder::Pairwise(Box::new(write)),
     }))
 }
 
@@ -548,51 +539,69 @@ fn two_strings(outcomes: Vec<Result<Answer, Refusal>>) -> Result<[Bytes; 2], Rep
 }
 
 /// LCS IDX: the positions of the matches, the last match first.
-fn indexes(matches: Vec<lcs::Match>, min_len: usize, with_len: bool) -> Reply {
-    let total = matches.iter().map(|run| run.len).sum();
-    let range = |from: usize, len| Reply::Array(vec![count(from), count(from + len - 1)]);
-    let found = matches.into_iter().filter(|run| run.len >= min_len).map(|run| {
-        let len = with_len.then(|| count(run.len));
-        Reply::Array(
-            [range(run.in_a, run.len), range(run.in_b, run.len)].into_iter().chain(len).collect(),
-        )
-    });
-    let name = |name: &'static str| Reply::Bulk(Bytes::from_static(name.as_bytes()));
-    Reply::Map(vec![(name("matches"), Reply::Array(found.collect())), (name("len"), count(total))])
+fn indexes(matches: &[lcs::Match], min_len: usize, with_len: bool, reply: &mut dyn ReplyWriter) {
+    let long_enough = || matches.iter().filter(move |run| run.len >= min_len);
+    reply.map(2);
+    reply.bulk(b"matches");
+    reply.array(long_enough().count());
+    for run in long_enough() {
+        reply.array(if with_len { 3 } else { 2 });
+        for from in [run.in_a, run.in_b] {
+            reply.array(2);
+            reply.int(count(from));
+            reply.int(count(from + run.len - 1));
+        }
+        if with_len {
+            reply.int(count(run.len));
+        }
+    }
+    reply.bulk(b"len");
+    reply.int(count(matches.iter().map(|run| run.len).sum()));
 }
 
 /// A size as an integer reply.
-fn count(size: usize) -> Reply {
-    Reply::Int(i64::try_from(size).unwrap_or(i64::MAX))
+fn count(size: usize) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
 }
 
 /// SET's plain reply.
-fn set_or_nil(answer: Answer) -> Reply {
+fn set_or_nil(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Written { done: true, .. } => Reply::OK,
-        Answer::Written { done: false, .. } => Reply::Nil,
-        _ => errors::no_answer(),
+        Answer::Written { done: true, .. } => reply.status("OK"),
+        Answer::Written { done: false, .. } => reply.nil(),
+        _ => replies::no_answer(reply),
     }
 }
 
 /// SETNX's reply.
-fn set_or_zero(answer: Answer) -> Reply {
+fn set_or_zero(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Written { done, .. } => Reply::Int(i64::from(done)),
-        _ => errors::no_answer(),
+        Answer::Written { done, .. } => reply.int(i64::from(done)),
+        _ => replies::no_answer(reply),
     }
 }
 
 /// The previous value (SET GET, GETSET).
-fn old(answer: Answer) -> Reply {
+fn old(answer: Answer, reply: &mut dyn ReplyWriter) {
     match answer {
-        Answer::Written { old, .. } => replies::optional(old),
-        _ => errors::no_answer(),
+        Answer::Written { old, .. } => replies::optional(old.as_ref(), reply),
+        _ => replies::no_answer(reply),
     }
 }
 
-/// An array, or the first error in it: Redis never replies with an error inside an array.
-fn first_error(replies: Vec<Reply>) -> Reply {
-    let error = replies.iter().find(|reply| matches!(reply, Reply::Error(_))).cloned();
-    error.unwrap_or(Reply::Array(replies))
+/// MGET's reply: an array, nil for what is no string, or the first error: Redis never
+/// replies with an error inside an array.
+fn strings_or_nils(outcomes: Vec<Result<Answer, Refusal>>, reply: &mut dyn ReplyWriter) {
+    let error = outcomes.iter().find_map(|outcome| match outcome {
+        Ok(Answer::Bytes(_) | Answer::Nil) | Err(Refusal::WrongType) => None,
+        Ok(_) => Some(errors::no_answer()),
+        Err(refusal) => Some(errors::refusal(*refusal)),
+    });
+    if let Some(error) = error {
+        return error.write(reply);
+    }
+    reply.array(outcomes.len());
+    for outcome in outcomes {
+        replies::bulk(outcome.unwrap_or(Answer::Nil), reply);
+    }
 }

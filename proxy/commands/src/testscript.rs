@@ -12,8 +12,10 @@ use bytes::Bytes;
 use crate::Reply;
 
 mod expected;
+mod written;
 
 pub use expected::Expected;
+pub use written::written;
 
 /// One script file.
 #[derive(Debug, Clone)]

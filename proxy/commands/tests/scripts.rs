@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use commands::testscript::{Action, TestScript, Value};
+use commands::testscript::{Action, TestScript, Value, written};
 use commands::{Plan, Reply, table};
 use row::memory::Memory;
 use row::view::Rules;
@@ -30,7 +30,7 @@ impl World {
             Ok((_, Plan::Rows(rows))) => {
                 let outcomes =
                     rows.ops.iter().map(|op| self.eval(op)).collect::<Result<Vec<_>, _>>()?;
-                rows.builder.build(outcomes)
+                written(|reply| rows.builder.write(outcomes, reply))
             }
             Ok((command, Plan::Local(_))) => {
                 return Err(format!(

@@ -135,6 +135,10 @@ pub(crate) struct PendingReply {
 /// A reply, or what it waits for.
 pub(crate) enum ReplyState {
     Ready(Reply),
+    /// The outcomes of its ops are known without executing them.
+    Answered(ReplyBuilder, Vec<Outcome>),
+    /// It is in the output already, from this position on; it is the only entry.
+    Written(usize),
     /// Waits for its ops, which are in the batches with these indexes; the flag is set if
     /// they count as look-ups.
     Waiting(ReplyBuilder, SmallVec<[u16; 4]>, bool),

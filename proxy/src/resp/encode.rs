@@ -1,4 +1,4 @@
-//! Encodes replies.
+//! Encodes replies, as they are made.
 //!
 //! Values are encoded by `redis-protocol`. The headers of aggregates are written here,
 //! because the library's aggregate frames would be built element by element only to be
@@ -6,7 +6,8 @@
 //! in insertion order, and pairs that nest in RESP3 only.
 
 use bytes::BytesMut;
-use commands::Reply;
+use commands::reply::VALUE_BYTES;
+use commands::{Reply, ReplyWriter};
 use redis_protocol::resp2::encode::extend_encode_borrowed as encode2;
 use redis_protocol::resp2::types::BorrowedFrame as Frame2;
 use redis_protocol::resp3::encode::complete::extend_encode_borrowed as encode3;
@@ -24,78 +25,195 @@ pub enum Protocol {
 
 /// Appends a reply.
 pub fn encode(reply: &Reply, protocol: Protocol, out: &mut BytesMut) {
-    match protocol {
-        Protocol::Resp2 => resp2(reply, out),
-        Protocol::Resp3 => resp3(reply, out),
+    reply.write(&mut Encoder::new(out, protocol, usize::MAX));
+}
+
+/// The error line that an encoded reply is, without its mark.
+pub fn error_line(encoded: &[u8]) -> Option<&str> {
+    std::str::from_utf8(encoded.strip_prefix(b"-")?.strip_suffix(b"\r\n")?).ok()
+}
+
+/// Appends one reply to a connection's output, as it is made and within a limit.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    out: &'a mut BytesMut,
+    protocol: Protocol,
+    /// Start of the reply in `out`.
+    start: usize,
+    /// Size of the reply, as [`Reply::bytes`] estimates it, and its limit.
+    bytes: usize,
+    bytes_max: usize,
+    is_silent: bool,
+}
+
+impl<'a> Encoder<'a> {
+    /// A reply of at most `bytes_max` bytes by the estimate of [`Reply::bytes`]. Of a
+    /// larger one nothing is kept.
+    pub fn new(out: &'a mut BytesMut, protocol: Protocol, bytes_max: usize) -> Encoder<'a> {
+        let start = out.len();
+        Encoder { out, protocol, start, bytes: 0, bytes_max, is_silent: false }
+    }
+
+    /// A reply that the client does not get: it is only counted. An error is written all
+    /// the same, since it counts in the statistics.
+    pub fn silent(self, is_silent: bool) -> Encoder<'a> {
+        Encoder { is_silent, ..self }
+    }
+
+    /// The values that follow are for a client of this version.
+    pub fn speak(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+    }
+
+    /// Size of the reply so far, as [`Reply::bytes`] estimates it.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// `true` if the reply exceeds its limit; it is to be [replaced](Encoder::replace).
+    pub fn is_too_large(&self) -> bool {
+        self.bytes > self.bytes_max
+    }
+
+    /// Writes another reply instead, of any size.
+    pub fn replace(&mut self, reply: &Reply) {
+        self.out.truncate(self.start);
+        (self.bytes, self.bytes_max) = (0, usize::MAX);
+        reply.write(self);
+    }
+
+    /// Counts a value; `false`: it is not to be written.
+    fn admits(&mut self, bytes: usize) -> bool {
+        self.bytes = self.bytes.saturating_add(VALUE_BYTES + bytes);
+        if self.is_too_large() {
+            self.out.truncate(self.start);
+        }
+        !self.is_silent && !self.is_too_large()
+    }
+
+    /// The head of an aggregate value.
+    fn head(&mut self, mark: u8, len: usize) {
+        if self.admits(0) {
+            header(mark, len, self.out);
+        }
+    }
+
+    /// The mark of an aggregate value that RESP2 has as an array.
+    fn mark(&self, mark: u8) -> u8 {
+        if self.protocol == Protocol::Resp2 { b'*' } else { mark }
+    }
+
+    /// A value of which each version has its own form.
+    fn scalar(&mut self, bytes: usize, two: Frame2<'_>, three: Frame3<'_>) {
+        if self.admits(bytes) {
+            self.scalar_admitted(two, three);
+        }
+    }
+
+    fn scalar_admitted(&mut self, two: Frame2<'_>, three: Frame3<'_>) {
+        match self.protocol {
+            Protocol::Resp2 => encode2(self.out, &two, false),
+            Protocol::Resp3 => encode3(self.out, &three, false),
+        }
+        .expect("a buffer that grows holds every frame");
     }
 }
 
-fn resp2(reply: &Reply, out: &mut BytesMut) {
-    let frame = match reply {
-        Reply::Status(text) => Frame2::SimpleString(text.as_bytes()),
-        Reply::Error(line) => Frame2::Error(line),
-        Reply::Int(number) => Frame2::Integer(*number),
-        Reply::Bulk(bytes) => return bulk(bytes, out),
-        Reply::Text(text) => return bulk(text.as_bytes(), out),
-        Reply::Nil => Frame2::Null,
-        Reply::NilArray => return out.extend_from_slice(b"*-1\r\n"),
-        Reply::Double(number) => return bulk(double(*number).as_bytes(), out),
-        Reply::Bool(yes) => Frame2::Integer(i64::from(*yes)),
-        Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => {
-            header(b'*', items.len(), out);
-            return items.iter().for_each(|item| resp2(item, out));
-        }
-        Reply::Map(pairs) | Reply::Pairs(pairs) => {
-            header(b'*', pairs.len() * 2, out);
-            return pairs.iter().for_each(|(key, value)| {
-                resp2(key, out);
-                resp2(value, out);
-            });
-        }
-    };
-    encode2(out, &frame, false).expect("a buffer that grows holds every frame");
-}
+impl ReplyWriter for Encoder<'_> {
+    fn status(&mut self, text: &str) {
+        let data = text.as_bytes();
+        let three = Frame3::SimpleString { data, attributes: None };
+        self.scalar(data.len(), Frame2::SimpleString(data), three);
+    }
 
-fn resp3(reply: &Reply, out: &mut BytesMut) {
-    let attributes = None;
-    let frame = match reply {
-        Reply::Status(text) => Frame3::SimpleString { data: text.as_bytes(), attributes },
-        Reply::Error(line) => Frame3::SimpleError { data: line, attributes },
-        Reply::Int(number) => Frame3::Number { data: *number, attributes },
-        Reply::Bulk(bytes) => return bulk(bytes, out),
-        Reply::Text(text) => Frame3::VerbatimString {
-            data: text.as_bytes(),
-            format: VerbatimStringFormat::Text,
-            attributes,
-        },
-        Reply::Nil | Reply::NilArray => Frame3::Null,
-        Reply::Double(number) => Frame3::Double { data: *number, attributes },
-        Reply::Bool(yes) => Frame3::Boolean { data: *yes, attributes },
-        Reply::Array(items) => return list(b'*', items, out),
-        Reply::Set(items) => return list(b'~', items, out),
-        Reply::Push(items) => return list(b'>', items, out),
-        Reply::Map(pairs) => {
-            header(b'%', pairs.len(), out);
-            return pairs.iter().for_each(|(key, value)| {
-                resp3(key, out);
-                resp3(value, out);
-            });
+    fn error(&mut self, line: &str) {
+        let is_whole_reply = self.bytes == 0;
+        if self.admits(line.len()) || (self.is_silent && is_whole_reply) {
+            let three = Frame3::SimpleError { data: line, attributes: None };
+            self.scalar_admitted(Frame2::Error(line), three);
         }
-        Reply::Pairs(pairs) => {
-            header(b'*', pairs.len(), out);
-            return pairs.iter().for_each(|(key, value)| {
-                header(b'*', 2, out);
-                resp3(key, out);
-                resp3(value, out);
-            });
-        }
-    };
-    encode3(out, &frame, false).expect("a buffer that grows holds every frame");
-}
+    }
 
-fn list(mark: u8, items: &[Reply], out: &mut BytesMut) {
-    header(mark, items.len(), out);
-    items.iter().for_each(|item| resp3(item, out));
+    fn int(&mut self, number: i64) {
+        let three = Frame3::Number { data: number, attributes: None };
+        self.scalar(0, Frame2::Integer(number), three);
+    }
+
+    fn bulk(&mut self, bytes: &[u8]) {
+        if self.admits(bytes.len()) {
+            bulk(bytes, self.out);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        let (data, format) = (text.as_bytes(), VerbatimStringFormat::Text);
+        match self.protocol {
+            Protocol::Resp2 => self.bulk(data),
+            Protocol::Resp3 => {
+                let three = Frame3::VerbatimString { data, format, attributes: None };
+                self.scalar(data.len(), Frame2::Null, three);
+            }
+        }
+    }
+
+    fn nil(&mut self) {
+        self.scalar(0, Frame2::Null, Frame3::Null);
+    }
+
+    fn nil_array(&mut self) {
+        if self.protocol == Protocol::Resp3 {
+            self.nil();
+        } else if self.admits(0) {
+            self.out.extend_from_slice(b"*-1\r\n");
+        }
+    }
+
+    fn double(&mut self, number: f64) {
+        match self.protocol {
+            Protocol::Resp2 => self.bulk(double(number).as_bytes()),
+            Protocol::Resp3 => {
+                let three = Frame3::Double { data: number, attributes: None };
+                self.scalar(0, Frame2::Null, three);
+            }
+        }
+    }
+
+    fn bool(&mut self, yes: bool) {
+        let three = Frame3::Boolean { data: yes, attributes: None };
+        self.scalar(0, Frame2::Integer(i64::from(yes)), three);
+    }
+
+    fn array(&mut self, len: usize) {
+        self.head(b'*', len);
+    }
+
+    fn set(&mut self, len: usize) {
+        self.head(self.mark(b'~'), len);
+    }
+
+    fn push(&mut self, len: usize) {
+        self.head(self.mark(b'>'), len);
+    }
+
+    fn map(&mut self, len: usize) {
+        match self.protocol {
+            Protocol::Resp2 => self.head(b'*', 2 * len),
+            Protocol::Resp3 => self.head(b'%', len),
+        }
+    }
+
+    fn pairs(&mut self, len: usize) {
+        match self.protocol {
+            Protocol::Resp2 => self.head(b'*', 2 * len),
+            Protocol::Resp3 => self.head(b'*', len),
+        }
+    }
+
+    fn pair(&mut self) {
+        if self.protocol == Protocol::Resp3 && !self.is_silent && !self.is_too_large() {
+            header(b'*', 2, self.out);
+        }
+    }
 }
 
 /// The same in both versions. Not encoded by the library, which first fills the room with
@@ -176,6 +294,42 @@ mod tests {
             assert_eq!(bytes(&reply, Protocol::Resp2), two);
             assert_eq!(bytes(&reply, Protocol::Resp3), three);
         }
+    }
+
+    #[test]
+    fn of_a_reply_over_its_limit_nothing_is_kept() {
+        let mut out = BytesMut::from(&b"+OK\r\n"[..]);
+        let reply = Reply::Array(vec![word("a"), word("b")]);
+        for (bytes_max, expected) in [
+            (reply.bytes(), "+OK\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n"),
+            (reply.bytes() - 1, "+OK\r\n-ERR no\r\n"),
+        ] {
+            let mut encoder = Encoder::new(&mut out, Protocol::Resp2, bytes_max);
+            reply.write(&mut encoder);
+            assert_eq!(encoder.bytes(), reply.bytes());
+            if encoder.is_too_large() {
+                encoder.replace(&Reply::error("ERR no"));
+            }
+            assert_eq!(out, expected);
+            out.truncate(5);
+        }
+    }
+
+    #[test]
+    fn of_a_silent_reply_only_an_error_is_written() {
+        for (reply, two, _) in all() {
+            let mut out = BytesMut::new();
+            reply.write(&mut Encoder::new(&mut out, Protocol::Resp3, 1000).silent(true));
+            let is_error = matches!(reply, Reply::Error(_));
+            assert_eq!(out, if is_error { two } else { "" });
+        }
+    }
+
+    #[test]
+    fn an_error_line_is_read_back() {
+        assert_eq!(error_line(b"-ERR no\r\n"), Some("ERR no"));
+        assert_eq!(error_line(b"*1\r\n-ERR no\r\n"), None);
+        assert_eq!(error_line(b""), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use smallvec::smallvec;
 use super::queue::{QueuedCommand, Watch};
 use crate::execute::plan_command;
 use crate::missing_table::eval_on_empty;
-use crate::router;
+use crate::router::{self, Outcome};
 use crate::session::{Session, TableRef};
 use crate::{errors, generic, lookups};
 
@@ -23,6 +23,8 @@ const SMALL_REPLY_BYTES: usize = 1024;
 /// One command of a transaction in execution.
 pub(super) enum ExecStep {
     Ready(Reply),
+    /// The outcomes of its ops are known without executing them.
+    Answered(ReplyBuilder, Vec<Outcome>),
     /// A large reply that needs no rows: it is made when its turn comes.
     Again(QueuedCommand),
     /// Waits for this many outcomes; the flag is set if they count as look-ups.
@@ -224,7 +226,7 @@ impl Session {
                     if rows.ops.first().is_some_and(lookups::is_lookup) {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
-                    return Ok(ExecStep::Ready(rows.builder.build(outcomes)));
+                    return Ok(ExecStep::Answered(rows.builder, outcomes));
                 }
                 // It was dropped since EXEC created it.
                 None => return Err(errors::call_error(&CallError::NoTable)),
