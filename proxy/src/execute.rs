@@ -236,7 +236,7 @@ impl Session {
                         resolved: Some(resolved),
                         span,
                         silent,
-                        state: ReplyState::Written(start),
+                        state: ReplyState::InOutput(start),
                     });
                 }
                 // The following commands may depend on it: protocol version,
@@ -345,7 +345,7 @@ pub(crate) fn plan_command(
     if is_long { blocking::block_in_place(plan) } else { plan() }
 }
 
-/// What a reply is written from.
+/// The makings of a reply.
 pub(crate) enum ReplySource {
     Reply(Reply),
     /// The outcome of the only op.

@@ -101,7 +101,7 @@ impl Session {
                     ReplyState::Refused(errors::answer_too_large(bytes_max), indexes.clone());
             }
             let is_there = match &mut entry.state {
-                ReplyState::Ready(_) | ReplyState::Answered(..) | ReplyState::Written(_) => true,
+                ReplyState::Ready(_) | ReplyState::Answered(..) | ReplyState::InOutput(_) => true,
                 ReplyState::Waiting(_, indexes, _) => batches.has(indexes),
                 ReplyState::Refused(_, indexes) => {
                     *indexes = batches.forget(indexes);
@@ -118,7 +118,7 @@ impl Session {
             };
             let mut start = out.len();
             let source = match state {
-                ReplyState::Written(at) => {
+                ReplyState::InOutput(at) => {
                     start = at;
                     None
                 }

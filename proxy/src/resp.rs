@@ -2,9 +2,9 @@
 //!
 //! A [`framer::Framer`] finds the commands and their arguments, parsing each byte of
 //! framing once; it knows Redis's limits and errors for malformed input and can stop at
-//! any byte, which `redis-protocol` cannot. That it finds what `redis-protocol` decodes is
-//! a test (`tests/fuzz.rs`). An [`Encoder`] writes replies as they are made: by
-//! `redis-protocol`, value by value, with the headers of aggregates written here
+//! any byte, which `redis-protocol` cannot. A test holds its arguments against those that
+//! `redis-protocol` decodes (`tests/fuzz.rs`). An [`Encoder`] writes replies as they are
+//! made: by `redis-protocol`, value by value, with the headers of aggregates written here
 //! ([`mod@encode`] says why).
 
 pub mod decode;

@@ -97,9 +97,9 @@ fn pieces<'a>(input: &'a [u8], lengths: &'a [u8]) -> impl Iterator<Item = &'a [u
     })
 }
 
-/// What `redis-protocol` makes of a command; `None` if it is a line, or not valid RESP to
-/// the letter: like Redis, the framer does not look at the bytes of a line end that
-/// follow the first, nor at the two behind an argument.
+/// The arguments that `redis-protocol` decodes; `None` if the command is a line, or not
+/// valid RESP to the letter: like Redis, the framer looks neither at the second byte of a
+/// line end nor at the two bytes behind an argument.
 fn decoded(held: &[u8], span: CommandSpan) -> Option<Vec<Bytes>> {
     let bytes = &held[span.start..span.end];
     let (frame, used) = decode_range(bytes).ok().flatten().filter(|_| !span.is_inline)?;

@@ -138,7 +138,7 @@ pub(crate) enum ReplyState {
     /// The outcomes of its ops are known without executing them.
     Answered(ReplyBuilder, Vec<Outcome>),
     /// It is in the output already, from this position on; it is the only entry.
-    Written(usize),
+    InOutput(usize),
     /// Waits for its ops, which are in the batches with these indexes; the flag is set if
     /// they count as look-ups.
     Waiting(ReplyBuilder, SmallVec<[u16; 4]>, bool),

@@ -180,7 +180,8 @@ pub struct Framer {
     at: usize,
     /// Within a line whose end is being searched: the position searched so far.
     searched: usize,
-    /// Number of arguments still to come; `None` = the command's first line is incomplete.
+    /// Number of arguments still to come; `None` = the first line of the command is
+    /// incomplete.
     args_left: Option<usize>,
     /// Ranges of the arguments found, counted from the start of each one's command.
     args: Vec<Range<usize>>,
