@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use cluster::{Boxed, CallError, CallPartition, Catalogue, PartitionId, Table, TableId};
 use parking_lot::Mutex;
+use row::PartitionOp;
 use row::op::{Op, Request, Response};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,7 @@ impl CallPartition<Request, Response> for FakeBackend {
     ) -> Boxed<'_, Result<Response, CallError>> {
         self.called.fetch_add(1, Relaxed);
         let answer = |op: &Op| match op {
-            Op::Sync => {
+            Op::Partition(PartitionOp::Sync) => {
                 self.synced.lock().push(partition);
                 Ok(row::Answer::Int(7))
             }
@@ -50,7 +51,9 @@ impl CallPartition<Request, Response> for FakeBackend {
         };
         let done = match request.ops[..] {
             _ if self.leaderless => Err(CallError::NoLeader("an election".into())),
-            [Op::Sync] if self.disk_fails => Err(CallError::Fault("disk".into())),
+            [Op::Partition(PartitionOp::Sync)] if self.disk_fails => {
+                Err(CallError::Fault("disk".into()))
+            }
             _ => Ok(Response::Done(request.ops.iter().map(answer).collect())),
         };
         Box::pin(async { done })

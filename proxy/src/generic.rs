@@ -9,6 +9,7 @@ use row::key;
 use row::op::{
     Answer, Deadline, Op, Refusal, Request, Response, RowContent, RowKind, Ttl, WatchToken,
 };
+use row::{PartitionOp, RowOp};
 
 use crate::client::memory_usage::MemoryUse;
 use crate::session::{Session, TableRef};
@@ -123,7 +124,12 @@ fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
         return Err(commands::errors::no_answer());
     };
     let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
-    Ok(Op::Restore { key, content, ttl: expires_at_ms.map_or(Ttl::Default, until), replace })
+    Ok(Op::Row(RowOp::Restore {
+        key: key.into(),
+        content,
+        ttl: expires_at_ms.map_or(Ttl::Default, until),
+        replace,
+    }))
 }
 
 impl Session {
@@ -212,7 +218,10 @@ impl Session {
         glob: Option<Bytes>,
         kind: Option<RowKind>,
     ) -> Result<(Vec<Bytes>, u64), Reply> {
-        match self.ask(partition, Op::Scan { cursor, count, glob, kind }).await? {
+        match self
+            .ask(partition, Op::Partition(PartitionOp::Scan { cursor, count, glob, kind }))
+            .await?
+        {
             Ok(Answer::Page { keys, next, .. }) => Ok((keys, next)),
             Ok(_) => Err(commands::errors::no_answer()),
             Err(refusal) => Err(commands::errors::refusal(refusal)),
@@ -298,7 +307,7 @@ impl Session {
         partition: PartitionId,
         cursor: u64,
     ) -> Result<Option<Bytes>, Reply> {
-        match self.ask(partition, Op::FirstAtOrAfter { cursor }).await? {
+        match self.ask(partition, Op::Partition(PartitionOp::FirstAtOrAfter { cursor })).await? {
             Ok(Answer::Bytes(key)) => Ok(Some(key)),
             // A page is returned when all its rows have expired.
             Ok(Answer::Nil | Answer::Page { .. }) => Ok(None),
@@ -327,7 +336,9 @@ impl Session {
             Ok(None) => return Reply::Int(0),
             Err(reply) => return reply,
         };
-        let dump = self.ask(router::partition_of(&source, &from), Op::Dump { key: from }).await;
+        let dump = self
+            .ask(router::partition_of(&source, &from), Op::Row(RowOp::Dump { key: from.into() }))
+            .await;
         if let Ok(outcome) = &dump {
             lookups::count(&self.proxy.stats, std::slice::from_ref(outcome));
         }
@@ -411,7 +422,7 @@ impl Session {
             };
             self.written.note(from);
             let delete = Request {
-                ops: vec![Op::Delete { key: key.clone() }],
+                ops: vec![Op::Row(RowOp::Delete { key: key.clone().into() })],
                 joined: Vec::new(),
                 watched: vec![watched],
             };
@@ -453,7 +464,10 @@ impl Session {
         partition: PartitionId,
         key: &Bytes,
     ) -> Result<(WatchToken, Answer), Reply> {
-        let ops = vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }];
+        let ops = vec![
+            Op::Row(RowOp::Watch { key: key.clone().into() }),
+            Op::Row(RowOp::Dump { key: key.clone().into() }),
+        ];
         let look = Request { ops, joined: vec![1], watched: Vec::new() };
         let looked = router::respond(&self.proxy, partition, &look, self.deadline()).await;
         let Response::Done(outcomes) = looked.map_err(|error| errors::call_error(&error))? else {
@@ -506,7 +520,7 @@ impl Session {
     /// Deletes a copy unless another client has written to it.
     async fn take_back(&mut self, copy: Copied, key: &Bytes) -> Result<(), Reply> {
         let delete = Request {
-            ops: vec![Op::Delete { key: key.clone() }],
+            ops: vec![Op::Row(RowOp::Delete { key: key.clone().into() })],
             joined: Vec::new(),
             watched: vec![copy.watched],
         };

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use commands::Reply;
 use procfs::Current;
+use row::PartitionOp;
 use row::op::Op;
 
 use crate::host::{Durability, InfoValue};
@@ -115,9 +116,11 @@ async fn rows_everywhere(proxy: &Proxy) -> InfoFields {
     for table in proxy.catalogue.tables() {
         let name = format!("db{}", table.number);
         let counted = match router::count_rows(proxy, &table, deadline).await {
-            Ok(counts) => router::count(proxy, &table, &Op::Expiring, deadline)
-                .await
-                .map(|expiring| (counts, expiring)),
+            Ok(counts) => {
+                router::count(proxy, &table, &Op::Partition(PartitionOp::Expiring), deadline)
+                    .await
+                    .map(|expiring| (counts, expiring))
+            }
             Err(error) => Err(error),
         };
         match counted {

@@ -5,6 +5,7 @@
 //! do not count, nor do commands about the server itself (MEMORY USAGE, SCAN, WATCH).
 
 use row::op::{Answer, Op, Refusal};
+use row::{HashOp, RowOp, StringOp};
 
 use crate::router::Outcome;
 use crate::stats::Stats;
@@ -12,17 +13,21 @@ use crate::stats::Stats;
 /// `true` for ops that count as a look-up of a key.
 pub(crate) fn is_lookup(op: &Op) -> bool {
     match op {
-        Op::Inspect { .. } | Op::Encoding { .. } | Op::Dump { .. } | Op::Copy { .. } => true,
-        Op::StringGet { .. }
-        | Op::StringGetRange { .. }
-        | Op::StringLen { .. }
-        | Op::StringGetDelete { .. }
-        | Op::StringGetExpire { .. } => true,
-        Op::StringSet { want_old, .. } => *want_old,
-        Op::HashGet { .. } | Op::HashLen { .. } | Op::HashRange { .. } | Op::HashScan { .. } => {
-            true
-        }
-        Op::HashRandom { .. } | Op::HashExpiry { .. } => true,
+        Op::Row(RowOp::Inspect { .. })
+        | Op::Row(RowOp::Encoding { .. })
+        | Op::Row(RowOp::Dump { .. })
+        | Op::Row(RowOp::Copy { .. }) => true,
+        Op::String(StringOp::Get { .. })
+        | Op::String(StringOp::GetRange { .. })
+        | Op::String(StringOp::Len { .. })
+        | Op::String(StringOp::GetDelete { .. })
+        | Op::String(StringOp::GetExpire { .. }) => true,
+        Op::String(StringOp::Set { want_old, .. }) => *want_old,
+        Op::Hash(HashOp::Get { .. })
+        | Op::Hash(HashOp::Len { .. })
+        | Op::Hash(HashOp::Range { .. })
+        | Op::Hash(HashOp::Scan { .. }) => true,
+        Op::Hash(HashOp::Random { .. }) | Op::Hash(HashOp::Expiry { .. }) => true,
         _ => false,
     }
 }

@@ -7,7 +7,7 @@ use commands::{Reply, RowPlan};
 use row::edits::Edits;
 use row::op::{Answer, Op};
 use row::view::{Fault, Rules, Stamp, Tx};
-use row::{EvalError, Family, View};
+use row::{EvalError, Family, PartitionOp, View};
 
 use crate::pipeline::chunk::NextStep;
 use crate::resp::CommandSpan;
@@ -69,7 +69,7 @@ pub(crate) fn eval_on_empty(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
     let mut outcomes = Vec::with_capacity(ops.len());
     let rules = Rules::default();
     for op in ops {
-        if matches!(op, Op::Clear) {
+        if matches!(op, Op::Partition(PartitionOp::Clear)) {
             outcomes.push(Ok(Answer::Ok));
             continue;
         }

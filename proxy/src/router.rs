@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use cluster::{Boxed, CallError, PartitionId, SLOTS, Table, TableId};
 use commands::{Reply, RowPlan};
-use row::answer_size::AnswerSize;
+use row::AnswerSize;
+use row::PartitionOp;
 use row::key;
 use row::op::{Answer, Op, Refusal, Request, Response};
 use smallvec::SmallVec;
@@ -514,7 +515,7 @@ pub(crate) async fn count_rows(
     table: &Table,
     deadline: Instant,
 ) -> Result<Vec<u64>, Reply> {
-    count(proxy, table, &Op::Rows, deadline).await
+    count(proxy, table, &Op::Partition(PartitionOp::Rows), deadline).await
 }
 
 /// The numbers that an op answers in each partition of a table, as [`count_rows`].

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{CallError, PartitionId};
 use commands::{LocalCommand, Reply};
+use row::PartitionOp;
 use row::op::{Op, Request};
 
 use crate::{Client, Proxy, REDIS_VERSION, config, errors, info, latency, memory, router};
@@ -162,7 +163,11 @@ pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
 }
 
 async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Result<(), CallError> {
-    let request = Request { ops: vec![Op::Clear], joined: Vec::new(), watched: Vec::new() };
+    let request = Request {
+        ops: vec![Op::Partition(PartitionOp::Clear)],
+        joined: Vec::new(),
+        watched: Vec::new(),
+    };
     match router::respond(proxy, partition, &request, deadline).await {
         // Dropped in the meantime, so it is empty.
         Ok(_) | Err(CallError::NoTable) => Ok(()),

@@ -23,6 +23,7 @@ use cluster::{CallError, PartitionId};
 use commands::args::Argv;
 use commands::plan::ClientCommand;
 use commands::{LocalCommand, Plan, Reply, ReplyWriter};
+use row::RowOp;
 use row::op::{Answer, Op, Request, Response, WatchToken};
 
 use crate::client::memory_usage::MemoryUse;
@@ -69,7 +70,7 @@ impl Session {
             // The key is kept; a slice would keep the whole read buffer alive.
             let key = Bytes::copy_from_slice(&key);
             let partition = router::partition_of(&table, &key);
-            (partition, batches.add(partition, Op::Watch { key }, false))
+            (partition, batches.add(partition, Op::Row(RowOp::Watch { key: key.into() }), false))
         };
         let places: Vec<_> = keys.into_iter().map(add).collect();
         let deadline = self.deadline();

@@ -2,7 +2,7 @@
 //!
 //! A connection records the partitions that it writes to ([`WrittenPartitions`]). WAITAOF
 //! asks the leader of each, in whatever process, to sync its log up to the current commit
-//! ([`Op::Sync`]), and, when replicas are wanted, the other replicas to sync theirs up to
+//! ([`Op::Partition(PartitionOp::Sync)`]), and, when replicas are wanted, the other replicas to sync theirs up to
 //! the same entry. So the reply rests on these syncs and not on the configuration of this
 //! process.
 //!
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use cluster::{Boxed, CallError, PartitionId};
 use commands::Reply;
+use row::PartitionOp;
 use row::op::{Answer, Op, Request, Response};
 use tokio_util::sync::CancellationToken;
 
@@ -155,7 +156,11 @@ async fn sync_one(
     partition: PartitionId,
     wanted: &WaitRequest,
 ) -> Result<Option<(bool, u32)>, CallError> {
-    let request = Request { ops: vec![Op::Sync], joined: Vec::new(), watched: Vec::new() };
+    let request = Request {
+        ops: vec![Op::Partition(PartitionOp::Sync)],
+        joined: Vec::new(),
+        watched: Vec::new(),
+    };
     let asked = router::respond(proxy, partition, &request, wanted.deadline);
     let answer = tokio::select! {
         answer = asked => answer,

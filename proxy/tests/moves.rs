@@ -5,6 +5,7 @@ mod kit;
 use bytes::Bytes;
 use cluster::{CallError, PartitionId, TableId};
 use kit::{Server, World, set};
+use row::RowOp;
 use row::op::{Op, Request};
 
 const KEY: Bytes = Bytes::from_static(b"k");
@@ -19,7 +20,7 @@ async fn start() -> (Server, PartitionId, PartitionId) {
 }
 
 fn deletes(request: &Request) -> bool {
-    request.ops.iter().any(|op| matches!(op, Op::Delete { .. }))
+    request.ops.iter().any(|op| matches!(op, Op::Row(RowOp::Delete { .. })))
 }
 
 /// Runs `others` each time that MOVE is about to delete the row from its source.
@@ -47,9 +48,13 @@ async fn move_never_replaces_or_deletes_writes_to_the_target() {
         let mut client = server.connect().await;
         client.ask("SET k 1", "+OK\r\n").await;
         before_each_delete(&server, source, move |world, _| {
-            let change = if source_goes { Op::Delete { key: KEY } } else { set("k", "2") };
+            let change = if source_goes {
+                Op::Row(RowOp::Delete { key: KEY.into() })
+            } else {
+                set("k", "2")
+            };
             world.write(source, vec![change]);
-            world.write(target, vec![Op::Delete { key: KEY }, set("k", "mine")]);
+            world.write(target, vec![Op::Row(RowOp::Delete { key: KEY.into() }), set("k", "mine")]);
             None
         });
         client.ask("MOVE k 1", ":0\r\n").await;
@@ -73,7 +78,11 @@ async fn copy_replaced_by_another_client_is_kept() {
             match () {
                 () if partition == source && deletes(request) => {
                     moves += 1;
-                    let change = if source_goes { Op::Delete { key: KEY } } else { set("k", "2") };
+                    let change = if source_goes {
+                        Op::Row(RowOp::Delete { key: KEY.into() })
+                    } else {
+                        set("k", "2")
+                    };
                     if moves == 1 {
                         world.write(source, vec![change]);
                     }

@@ -5,6 +5,7 @@ mod kit;
 use std::time::Duration;
 
 use kit::{Client, Server, command};
+use row::StringOp;
 
 /// An INFO field.
 async fn field(client: &mut Client, section: &str, name: &str) -> String {
@@ -247,7 +248,7 @@ async fn info_keyspace_of_a_cluster_is_counted_everywhere() {
     for index in 0..3 {
         let partition = cluster::PartitionId { table, index };
         let until = row::op::Ttl::Until(row::op::Deadline::In(60_000));
-        let expires = row::op::Op::StringGetExpire { key: "a".into(), ttl: until };
+        let expires = row::op::Op::String(StringOp::GetExpire { key: "a".into(), ttl: until });
         world.write(partition, vec![kit::set("a", "1")]);
         world.write(partition, vec![kit::set("b", "1"), expires]);
     }

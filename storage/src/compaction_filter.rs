@@ -67,6 +67,7 @@ mod tests {
     use row::op::{Answer, Deadline, ExpireCondition, Op, Ttl, WriteCondition};
     use row::view::{Fault, Rules};
     use row::{Edits, EvalError, Stamp, Tx, View, eval};
+    use row::{HashOp, PartitionOp, RowOp, StringOp};
 
     use super::*;
     use crate::batch;
@@ -106,14 +107,24 @@ mod tests {
         now_ms: u64,
     ) -> (BTreeMap<Bytes, Result<Answer, EvalError>>, Result<Answer, EvalError>) {
         let edits = &mut Edits::default();
-        let Ok(Answer::Page { keys, next: 0, .. }) =
-            ask(view, now_ms, &Op::Scan { cursor: 0, count: 1000, glob: None, kind: None }, edits)
-        else {
+        let Ok(Answer::Page { keys, next: 0, .. }) = ask(
+            view,
+            now_ms,
+            &Op::Partition(PartitionOp::Scan { cursor: 0, count: 1000, glob: None, kind: None }),
+            edits,
+        ) else {
             panic!("few rows come in one page")
         };
-        let dump =
-            |key: Bytes| (key.clone(), ask(view, now_ms, &Op::Dump { key }, &mut Edits::default()));
-        (keys.into_iter().map(dump).collect(), ask(view, now_ms, &Op::Rows, edits))
+        let dump = |key: Bytes| {
+            (
+                key.clone(),
+                ask(view, now_ms, &Op::Row(RowOp::Dump { key: key.into() }), &mut Edits::default()),
+            )
+        };
+        (
+            keys.into_iter().map(dump).collect(),
+            ask(view, now_ms, &Op::Partition(PartitionOp::Rows), edits),
+        )
     }
 
     #[derive(Debug, Clone)]
@@ -151,23 +162,23 @@ mod tests {
         prop_oneof![
             3 => (key(), ttl())
                 .prop_map(|(key, ttl)|
-                    Op::StringSet {
-                        key, value: "a longer value".into(), ttl, only: WriteCondition::Always,
+                    Op::String(StringOp::Set {
+                        key: key.into(), value: "a longer value".into(), ttl, only: WriteCondition::Always,
                         want_old: false,
-                    }
+                    })
                 ),
             3 => (key(), pairs())
                 .prop_map(|(key, pairs)|
-                    Op::HashPut { key, pairs, only: WriteCondition::Always, ttl: Ttl::Default }
+                    Op::Hash(HashOp::Put { key: key.into(), pairs, only: WriteCondition::Always, ttl: Ttl::Default })
                 ),
             4 => (key(), 1..40i64)
                 .prop_map(|(key, ms)|
-                    Op::Expire { key, until: Deadline::In(ms), only: ExpireCondition::default() }
+                    Op::Row(RowOp::Expire { key: key.into(), until: Deadline::In(ms), only: ExpireCondition::default() })
                 ),
-            2 => key().prop_map(|key| Op::Persist { key }),
-            1 => key().prop_map(|key| Op::Delete { key }),
-            1 => (key(), ttl()).prop_map(|(key, ttl)| Op::StringGetExpire { key, ttl }),
-            1 => (key(), key()).prop_map(|(from, to)| Op::Copy { from, to, replace: true }),
+            2 => key().prop_map(|key| Op::Row(RowOp::Persist { key: key.into() })),
+            1 => key().prop_map(|key| Op::Row(RowOp::Delete { key: key.into() })),
+            1 => (key(), ttl()).prop_map(|(key, ttl)| Op::String(StringOp::GetExpire { key: key.into(), ttl })),
+            1 => (key(), key()).prop_map(|(from, to)| Op::Row(RowOp::Copy { from: from.into(), to: to.into(), replace: true })),
         ]
     }
 
@@ -316,7 +327,7 @@ mod tests {
                             .due(stamp(twins.now_ms), Rules::default())
                             .expect("no faults")
                             .items;
-                        twins.write(&[Op::ExpireDue { items }]);
+                        twins.write(&[Op::Partition(PartitionOp::ExpireDue { items })]);
                     }
                     Step::Flush => twins.store.flush().expect("room"),
                     Step::Compact => {
@@ -350,24 +361,24 @@ mod tests {
         let soon = Ttl::Until(Deadline::In(10));
         let value = Bytes::from(vec![b'v'; 1000]);
         twins.write(&[
-            Op::StringSet {
+            Op::String(StringOp::Set {
                 key: "string".into(),
                 value: value.clone(),
                 ttl: soon,
                 only: WriteCondition::Always,
                 want_old: false,
-            },
-            Op::HashPut {
+            }),
+            Op::Hash(HashOp::Put {
                 key: "hash".into(),
                 pairs: vec![("f".into(), value)],
                 only: WriteCondition::Always,
                 ttl: Ttl::Default,
-            },
-            Op::Expire {
+            }),
+            Op::Row(RowOp::Expire {
                 key: "hash".into(),
                 until: Deadline::In(10),
                 only: ExpireCondition::default(),
-            },
+            }),
         ]);
         let sizes = |twins: &Twins| {
             let mut sizes = [0, 0];
@@ -384,13 +395,13 @@ mod tests {
         let [heads, cells] = sizes(&twins);
         assert!(heads > 1000 && cells > 1000, "nothing is past: {heads}, {cells}");
         twins.now_ms += 10;
-        twins.write(&[Op::StringSet {
+        twins.write(&[Op::String(StringOp::Set {
             key: "other".into(),
             value: "v".into(),
             ttl: Ttl::Never,
             only: WriteCondition::Always,
             want_old: false,
-        }]);
+        })]);
         twins.store.compact().expect("room").wait().expect("compacted");
         let [heads, cells] = sizes(&twins);
         assert!(heads < 200 && cells == 0, "all is past: {heads}, {cells}");

@@ -33,7 +33,7 @@ use row::eval::EvalError;
 use row::op::{Answer, Op, Refusal, Request, Response, WatchToken};
 use row::value::DefaultTtl;
 use row::view::{Fault, Rules, Stamp, Tx, View};
-use row::{eval, key};
+use row::{PartitionOp, eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
@@ -633,14 +633,15 @@ impl Evaluation<'_> {
                 break;
             }
             // After a clear, the edits lack the rows that the same batch wrote before it.
-            batch.loses_own_writes |=
-                ops.contains(&Op::Clear) && (ops.len() > 1 || !batch.edits.is_empty());
+            batch.loses_own_writes |= ops.contains(&Op::Partition(PartitionOp::Clear))
+                && (ops.len() > 1 || !batch.edits.is_empty());
             if batch.edits.bytes() >= edits_max && ops.iter().any(Op::is_write) {
                 outcomes.extend(ops.iter().map(|_| Err(Refusal::TooMuch)));
             } else if let [op] = ops {
-                let step = matches!(op, Op::ExpireDue { .. }).then(|| self.state.begin_step());
+                let step = matches!(op, Op::Partition(PartitionOp::ExpireDue { .. }))
+                    .then(|| self.state.begin_step());
                 outcomes.push(self.op(op, &mut batch.edits).map_err(RequestError::Fault)?);
-                if matches!(op, Op::SetDefaultTtl { .. }) {
+                if matches!(op, Op::Partition(PartitionOp::SetDefaultTtl { .. })) {
                     self.apply_default_ttl(batch).map_err(RequestError::Fault)?;
                 }
                 if let Some(began) = step {

@@ -211,22 +211,23 @@ impl BatchSize {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use row::StringOp;
 
     use super::*;
 
     const MIB: usize = 1 << 20;
 
     fn append(bytes: usize) -> Request {
-        let op = Op::StringAppend {
-            key: Bytes::from_static(b"k"),
+        let op = Op::String(StringOp::Append {
+            key: Bytes::from_static(b"k").into(),
             value: Bytes::from(vec![b'v'; bytes]),
-        };
+        });
         Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }
     }
 
     fn reads(ops: usize) -> Request {
         Request {
-            ops: vec![Op::StringGet { key: Bytes::from_static(b"k") }; ops],
+            ops: vec![Op::String(StringOp::Get { key: Bytes::from_static(b"k").into() }); ops],
             joined: Vec::new(),
             watched: Vec::new(),
         }

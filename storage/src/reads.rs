@@ -10,9 +10,10 @@ use cluster::{CallError, blocking};
 use engine::store::{self, Snapshot};
 use row::edits::{Edits, Family};
 use row::eval::{self, EvalError, EvalResult};
-use row::op::{Op, Refusal, Request, Response, RowContent};
+use row::op::{Op, Refusal, Request, Response};
+use row::registry::{Effect, Look};
 use row::view::{Fault, Rules, Stamp, Tx, View};
-use row::{key, value};
+use row::{PartitionOp, key, value};
 
 use crate::batch::of;
 use crate::expiry::cycle::STEP_TIME_MAX;
@@ -444,27 +445,23 @@ fn evaluate_single(
 /// True for a request that needs the executor: it writes, or it asks for something that
 /// only the executor, or the replica itself ([`is_sync`]), knows.
 pub(crate) fn is_for_executor(request: &Request) -> bool {
-    !request.watched.is_empty()
-        || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. } | Op::Sync))
+    !request.watched.is_empty() || request.ops.iter().any(|op| op.effect() != Effect::Read)
 }
 
 /// True for a request that the replica itself answers: it asks that acknowledged writes
 /// are on the disk.
 pub(crate) fn is_sync(request: &Request) -> bool {
-    request.watched.is_empty() && matches!(request.ops[..], [Op::Sync])
+    request.watched.is_empty() && matches!(request.ops[..], [Op::Partition(PartitionOp::Sync)])
 }
 
 /// The row of an op that reads the row's head and at most one cell, and so needs no
 /// snapshot to see one point in time.
 fn single_row(op: &Op) -> Option<&Bytes> {
-    match op {
-        Op::StringGet { key }
-        | Op::StringGetRange { key, .. }
-        | Op::StringLen { key }
-        | Op::Inspect { key }
-        | Op::HashLen { key } => Some(key),
-        Op::HashGet { key, fields } if fields.len() == 1 => Some(key),
-        Op::HashExpiry { key, fields, .. } if fields.len() == 1 => Some(key),
+    if op.effect() != Effect::Read || op.look() != Look::One {
+        return None;
+    }
+    match op.keys()[..] {
+        [key] => Some(key),
         _ => None,
     }
 }
@@ -501,34 +498,17 @@ pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a
 }
 
 /// The approximate number of records that an op reads or changes, as far as it is known
-/// before.
+/// before, and the kilobytes that it carries.
 fn cells_examined(replica: &Replica, op: &Op) -> u64 {
-    match op {
-        Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() as u64,
-        Op::HashDelete { fields, .. }
-        | Op::HashGetDelete { fields, .. }
-        | Op::HashGetExpire { fields, .. } => fields.len() as u64,
-        Op::HashExpire { fields, .. } => fields.len() as u64,
-        Op::Restore { content: RowContent::Hash(fields), .. } => fields.len() as u64,
-        Op::Copy { from, .. } | Op::Rename { from, .. } => field_count(replica, from),
-        Op::HashRangeDelete { key, .. } => field_count(replica, key),
-        Op::StringAppend { value, .. }
-        | Op::StringSet { value, .. }
-        | Op::StringSetRange { value, .. } => 1 + value.len() as u64 / RECORD_BYTES,
-        // The record that the next page begins with is read as well.
-        Op::Scan { count, .. } | Op::HashScan { count, .. } => count.saturating_add(1),
-        Op::HashGet { fields, .. } => fields.len() as u64,
-        Op::HashExpiry { fields, .. } => fields.len() as u64,
-        Op::HashRange { key, .. }
-        | Op::HashRangeCount { key, .. }
-        | Op::Dump { key }
-        | Op::Size { key, samples: 0 } => field_count(replica, key),
-        Op::Size { samples, .. } => *samples,
-        Op::HashRandom { key, count, .. } => {
-            field_count(replica, key).saturating_add(count.min(&0).unsigned_abs())
+    let records = match op.look() {
+        Look::One => 1,
+        Look::Some(records) => records,
+        Look::Row(more) => {
+            let members = op.first_key().map_or(0, |key| field_count(replica, key));
+            members.saturating_add(more)
         }
-        _ => 1,
-    }
+    };
+    records.saturating_add(op.bytes() as u64 / RECORD_BYTES)
 }
 
 /// The number of a hash's fields; 0 for anything else. The op itself reports a record
@@ -550,6 +530,7 @@ mod tests {
     use cluster::CallPartition;
     use row::key::MEMBERS;
     use row::op::{Ttl, WriteCondition};
+    use row::{HashOp, RowOp};
 
     use super::*;
     use crate::Node;
@@ -573,13 +554,15 @@ mod tests {
                 .await
                 .expect("a healthy node");
         };
-        let put = |value: &'static str| Op::HashPut {
-            key: Bytes::from_static(KEY),
-            pairs: vec![(Bytes::from_static(b"field"), Bytes::from_static(value.as_bytes()))],
-            only: WriteCondition::Always,
-            ttl: Ttl::Default,
+        let put = |value: &'static str| {
+            Op::Hash(HashOp::Put {
+                key: Bytes::from_static(KEY).into(),
+                pairs: vec![(Bytes::from_static(b"field"), Bytes::from_static(value.as_bytes()))],
+                only: WriteCondition::Always,
+                ttl: Ttl::Default,
+            })
         };
-        let delete = || Op::Delete { key: Bytes::from_static(KEY) };
+        let delete = || Op::Row(RowOp::Delete { key: Bytes::from_static(KEY).into() });
         write(vec![put("old")]).await;
         let replica = node.replica(DB0).expect("it is here");
         // The writes between the reads of head and cell, and if the view is consistent

@@ -23,7 +23,7 @@ use engine::time::SlewedClock;
 use parking_lot::Mutex;
 use row::op::{Answer, Op, Request, Response};
 use row::view::Rules;
-use row::{key, value};
+use row::{PartitionOp, key, value};
 use tokio::sync::watch;
 
 pub(crate) use engine::raft::Leadership;
@@ -351,7 +351,7 @@ impl Replica {
             return;
         }
         let request = Request {
-            ops: vec![Op::SetDefaultTtl { ttl_ms, set_at_ms }],
+            ops: vec![Op::Partition(PartitionOp::SetDefaultTtl { ttl_ms, set_at_ms })],
             joined: Vec::new(),
             watched: Vec::new(),
         };
@@ -763,7 +763,7 @@ impl Replica {
     /// everything that expires between two writes: later readers find the time committed.
     async fn commit_clock(&self, at_ms: u64) -> Result<(), CallError> {
         let request = Request {
-            ops: vec![Op::AdvanceClock { at_ms }],
+            ops: vec![Op::Partition(PartitionOp::AdvanceClock { at_ms })],
             joined: Vec::new(),
             watched: Vec::new(),
         };
@@ -978,6 +978,7 @@ fn fault_error(error: impl std::fmt::Display) -> CallError {
 #[cfg(test)]
 mod tests {
     use cluster::CallPartition;
+    use row::StringOp;
 
     use super::*;
     use crate::kit::{self, DB0};
@@ -993,8 +994,11 @@ mod tests {
             |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
         assert!(replica.stopped().is_some_and(|stopped| why(&stopped.fault)));
         for op in [
-            Op::StringGet { key: Bytes::from_static(b"k") },
-            Op::StringAppend { key: Bytes::from_static(b"k"), value: Bytes::new() },
+            Op::String(StringOp::Get { key: Bytes::from_static(b"k").into() }),
+            Op::String(StringOp::Append {
+                key: Bytes::from_static(b"k").into(),
+                value: Bytes::new(),
+            }),
         ] {
             let said = node
                 .call(DB0, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() })

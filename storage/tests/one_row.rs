@@ -15,6 +15,7 @@ use kit::DB0;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use row::op::{Answer, Op, Refusal, Request, Response, Ttl, WriteCondition};
+use row::{HashOp, RowOp, StringOp};
 use smallvec::smallvec;
 use storage::{Node, NodeOptions};
 
@@ -72,16 +73,17 @@ impl State {
     fn answer(&self, op: &Op) -> Result<Answer, Refusal> {
         let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
         match (op, self) {
-            (Op::HashGet { .. }, State::Text(_)) | (Op::StringGet { .. }, State::Hash(_)) => {
-                Err(Refusal::WrongType)
-            }
-            (Op::HashGet { .. }, State::Absent) => Ok(Answer::Nil),
-            (Op::HashGet { fields, .. }, State::Hash(held)) => {
+            (Op::Hash(HashOp::Get { .. }), State::Text(_))
+            | (Op::String(StringOp::Get { .. }), State::Hash(_)) => Err(Refusal::WrongType),
+            (Op::Hash(HashOp::Get { .. }), State::Absent) => Ok(Answer::Nil),
+            (Op::Hash(HashOp::Get { fields, .. }), State::Hash(held)) => {
                 let at = FIELDS.iter().position(|name| fields[0] == name).expect("one of the two");
                 Ok(Answer::Values(smallvec![held[at].as_ref().map(bytes)]))
             }
-            (Op::StringGet { .. }, State::Absent) => Ok(Answer::Nil),
-            (Op::StringGet { .. }, State::Text(value)) => Ok(Answer::Bytes(bytes(value))),
+            (Op::String(StringOp::Get { .. }), State::Absent) => Ok(Answer::Nil),
+            (Op::String(StringOp::Get { .. }), State::Text(value)) => {
+                Ok(Answer::Bytes(bytes(value)))
+            }
             _ => unreachable!("no such op is asked"),
         }
     }
@@ -94,16 +96,21 @@ fn ops(key: &Bytes, step: Step, before: &State, number: usize) -> Vec<Op> {
             .iter()
             .map(|field| (Bytes::from_static(FIELDS[*field].as_bytes()), value.clone()))
             .collect();
-        Op::HashPut { key: key.clone(), pairs, only: WriteCondition::Always, ttl: Ttl::Default }
+        Op::Hash(HashOp::Put {
+            key: key.clone().into(),
+            pairs,
+            only: WriteCondition::Always,
+            ttl: Ttl::Default,
+        })
     };
-    let delete = Op::Delete { key: key.clone() };
-    let set = Op::StringSet {
-        key: key.clone(),
+    let delete = Op::Row(RowOp::Delete { key: key.clone().into() });
+    let set = Op::String(StringOp::Set {
+        key: key.clone().into(),
         value: value.clone(),
         ttl: Ttl::Default,
         only: WriteCondition::Always,
         want_old: false,
-    };
+    });
     match step {
         Step::Delete => vec![delete],
         Step::SetString => vec![delete, set],
@@ -139,13 +146,20 @@ fn read(
     states: &[State],
     progress: &Progress,
 ) -> (Option<String>, usize) {
-    let get_field = |field: &'static str| Op::HashGet {
-        key: key.clone(),
-        fields: smallvec![Bytes::from_static(field.as_bytes())],
+    let get_field = |field: &'static str| {
+        Op::Hash(HashOp::Get {
+            key: key.clone().into(),
+            fields: smallvec![Bytes::from_static(field.as_bytes())],
+        })
     };
     let requests = [
         vec![get_field("a")],
-        vec![get_field("b"), Op::StringGet { key: key.clone() }, get_field("a"), get_field("b")],
+        vec![
+            get_field("b"),
+            Op::String(StringOp::Get { key: key.clone().into() }),
+            get_field("a"),
+            get_field("b"),
+        ],
     ];
     let mut answered = 0;
     for ops in requests.iter().cycle() {

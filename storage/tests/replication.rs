@@ -21,6 +21,7 @@ use row::op::{
     Answer, Deadline, ExpireCondition, Op, Range, Refusal, Request, Response, Ttl, WatchToken,
     WriteCondition,
 };
+use row::{HashOp, RowOp, StringOp};
 use storage::{Assignment, Node, NodeOptions, Peers};
 use tokio::sync::watch;
 
@@ -386,17 +387,17 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn set(value: &'static str) -> Op {
-    Op::StringSet {
-        key: Bytes::from_static(b"k"),
+    Op::String(StringOp::Set {
+        key: Bytes::from_static(b"k").into(),
         value: Bytes::from_static(value.as_bytes()),
         ttl: Ttl::Default,
         only: WriteCondition::Always,
         want_old: false,
-    }
+    })
 }
 
 fn get() -> Op {
-    Op::StringGet { key: Bytes::from_static(b"k") }
+    Op::String(StringOp::Get { key: Bytes::from_static(b"k").into() })
 }
 
 fn is(answer: &Answer, value: &str) -> bool {
@@ -428,14 +429,14 @@ async fn a_watched_row_that_another_leader_wrote_is_touched() {
     three.one(first, set("first")).await;
     // Transactions that only read, one that would change something, and one that finds
     // that it need not.
-    let expire = Op::Expire {
-        key: Bytes::from_static(b"none"),
+    let expire = Op::Row(RowOp::Expire {
+        key: Bytes::from_static(b"none").into(),
         until: Deadline::In(1000),
         only: ExpireCondition::default(),
-    };
+    });
     for ops in [vec![get()], vec![get(), get()], vec![set("late")], vec![expire, get()]] {
         let Answer::WatchToken(token) =
-            three.one(first, Op::Watch { key: Bytes::from_static(b"k") }).await
+            three.one(first, Op::Row(RowOp::Watch { key: Bytes::from_static(b"k").into() })).await
         else {
             panic!("a token")
         };
@@ -466,18 +467,22 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     let first = three.leader().await;
     let [other, third] = [(first + 1) % 3, (first + 2) % 3];
     let key = |name: &'static str| Bytes::from_static(name.as_bytes());
-    let put = |name, value: Bytes, only| Op::StringSet {
-        key: key(name),
-        value,
-        ttl: Ttl::Default,
-        only,
-        want_old: false,
+    let put = |name, value: Bytes, only| {
+        Op::String(StringOp::Set {
+            key: key(name).into(),
+            value,
+            ttl: Ttl::Default,
+            only,
+            want_old: false,
+        })
     };
-    let field = |name| Op::HashPut {
-        key: key("h"),
-        pairs: vec![(key(name), key("v"))],
-        only: WriteCondition::Always,
-        ttl: Ttl::Default,
+    let field = |name| {
+        Op::Hash(HashOp::Put {
+            key: key("h").into(),
+            pairs: vec![(key(name), key("v"))],
+            only: WriteCondition::Always,
+            ttl: Ttl::Default,
+        })
     };
     three.one(first, put("gone", key("v"), WriteCondition::Always)).await;
     three.one(first, field("f")).await;
@@ -488,7 +493,7 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     three.net.shut(other as u64 + 1, LARGE);
     let written = [
         put("k", Bytes::from(vec![b'v'; 2 * LARGE]), WriteCondition::Always),
-        Op::Delete { key: key("gone") },
+        Op::Row(RowOp::Delete { key: key("gone").into() }),
         put("e", key("v"), WriteCondition::Always),
         field("g"),
     ];
@@ -508,20 +513,20 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     three.net.shut(first as u64 + 1, 0);
     three.until_it_leads(first).await;
     let ops = [
-        (Op::Delete { key: key("k") }, Answer::Int(1)),
+        (Op::Row(RowOp::Delete { key: key("k").into() }), Answer::Int(1)),
         (
             put("gone", key("w"), WriteCondition::IfAbsent),
             Answer::Written { done: true, old: None },
         ),
         (
-            Op::Expire {
-                key: key("e"),
+            Op::Row(RowOp::Expire {
+                key: key("e").into(),
                 until: Deadline::In(60_000),
                 only: ExpireCondition::default(),
-            },
+            }),
             Answer::Int(1),
         ),
-        (Op::HashDelete { key: key("h"), fields: vec![key("g")] }, Answer::Int(1)),
+        (Op::Hash(HashOp::Delete { key: key("h").into(), fields: vec![key("g")] }), Answer::Int(1)),
     ];
     let calls = ops.map(async |(op, done)| assert_eq!(three.one(first, op).await, done));
     let door = async {
@@ -544,22 +549,26 @@ async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
     let (key, soon) = (Bytes::from_static(b"k"), Duration::from_millis(200));
     let more = Deadline::In(60_000);
     for longer in [
-        Op::Expire { key: key.clone(), until: more, only: ExpireCondition::default() },
-        Op::Persist { key: key.clone() },
-        Op::StringGetExpire { key: key.clone(), ttl: Ttl::Until(more) },
+        Op::Row(RowOp::Expire {
+            key: key.clone().into(),
+            until: more,
+            only: ExpireCondition::default(),
+        }),
+        Op::Row(RowOp::Persist { key: key.clone().into() }),
+        Op::String(StringOp::GetExpire { key: key.clone().into(), ttl: Ttl::Until(more) }),
     ] {
         let ttl = Ttl::Until(Deadline::In(soon.as_millis() as i64));
         let until = Instant::now() + soon;
         three
             .one(
                 leader,
-                Op::StringSet {
-                    key: key.clone(),
+                Op::String(StringOp::Set {
+                    key: key.clone().into(),
                     value: key.clone(),
                     ttl,
                     only: WriteCondition::Always,
                     want_old: false,
-                },
+                }),
             )
             .await;
         assert!(is(&three.one(leader, get()).await, "k"));
@@ -613,7 +622,7 @@ async fn a_new_leader_keeps_the_default_ttl_of_the_last() {
         "what a reader was told had expired is back"
     );
     three.one(other, set("new")).await;
-    let inspect = Op::Inspect { key: Bytes::from_static(b"k") };
+    let inspect = Op::Row(RowOp::Inspect { key: Bytes::from_static(b"k").into() });
     let row = three.one(other, inspect).await;
     assert!(matches!(&row, Answer::Row(Some(row)) if row.expires_at_ms.is_some()), "{row:?}");
     three.close().await;
@@ -655,9 +664,11 @@ async fn a_cut_off_leader_answers_nothing_and_its_write_is_unknown() {
 /// A byte more at the end of each of the first long strings.
 fn appends(count: usize) -> Vec<Op> {
     (0..count)
-        .map(|n| Op::StringAppend {
-            key: Bytes::from(format!("long:{n}")),
-            value: Bytes::from_static(b"."),
+        .map(|n| {
+            Op::String(StringOp::Append {
+                key: Bytes::from(format!("long:{n}")).into(),
+                value: Bytes::from_static(b"."),
+            })
         })
         .collect()
 }
@@ -674,13 +685,13 @@ async fn a_huge_request_is_replicated_whole_or_refused() {
         three
             .one(
                 leader,
-                Op::StringSet {
-                    key,
+                Op::String(StringOp::Set {
+                    key: key.into(),
                     value,
                     ttl: Ttl::Default,
                     only: WriteCondition::Always,
                     want_old: false,
-                },
+                }),
             )
             .await;
     }
@@ -710,7 +721,9 @@ async fn a_huge_request_is_replicated_whole_or_refused() {
     let some = call(appends(4), joined[..3].to_vec()).await;
     assert_eq!(some, Ok(Response::Done(vec![Ok(Answer::Int(LONG as i64 + 3)); 4])));
     assert_eq!(
-        three.one(leader, Op::StringLen { key: Bytes::from_static(b"long:15") }).await,
+        three
+            .one(leader, Op::String(StringOp::Len { key: Bytes::from_static(b"long:15").into() }))
+            .await,
         Answer::Int(LONG as i64 + 1)
     );
     three.close().await;
@@ -722,12 +735,12 @@ fn field(n: u64) -> Bytes {
 
 fn fields(from: u64, to: u64) -> Op {
     let pairs = (from..to).map(|n| (field(n), Bytes::from("v".repeat(200)))).collect();
-    Op::HashPut {
-        key: Bytes::from_static(b"h"),
+    Op::Hash(HashOp::Put {
+        key: Bytes::from_static(b"h").into(),
         pairs,
         only: WriteCondition::Always,
         ttl: Ttl::Default,
-    }
+    })
 }
 
 /// Damages what the table files in a directory hold, under whoever has them open.
@@ -757,8 +770,11 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     let tables = dir.path().join((bad + 1).to_string()).join("tables");
     damage(&tables);
     // Whoever asks it is sent to the others, and it gives up what it leads.
-    let everything =
-        Op::HashRange { key: Bytes::from_static(b"h"), range: Range::all(), want_values: true };
+    let everything = Op::Hash(HashOp::Range {
+        key: Bytes::from_static(b"h").into(),
+        range: Range::all(),
+        want_values: true,
+    });
     let asked = three.nodes[bad]
         .call(
             PARTITION,
@@ -801,7 +817,7 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     assert_eq!(kept, [format!("1-0-{}.damaged", bad + 11)]);
     three.hand_over(next, bad).await;
     assert_eq!(
-        three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await,
+        three.one(bad, Op::Hash(HashOp::Len { key: Bytes::from_static(b"h").into() })).await,
         Answer::Int(2100)
     );
     assert!(matches!(
@@ -840,7 +856,7 @@ async fn a_replica_whose_writes_the_group_has_lost_is_taken_anew() {
     three.hand_over(leader, odd).await;
     assert!(is(&three.one(odd, get()).await, "before"), "what the group has lost is not back");
     assert_eq!(
-        three.one(odd, Op::HashLen { key: Bytes::from_static(b"h") }).await,
+        three.one(odd, Op::Hash(HashOp::Len { key: Bytes::from_static(b"h").into() })).await,
         Answer::Int(10)
     );
     three.close().await;
@@ -875,7 +891,7 @@ async fn a_replica_whose_store_is_gone_is_taken_anew() {
     three.until_mended(gone, leader).await;
     three.hand_over(leader, gone).await;
     assert_eq!(
-        three.one(gone, Op::HashLen { key: Bytes::from_static(b"h") }).await,
+        three.one(gone, Op::Hash(HashOp::Len { key: Bytes::from_static(b"h").into() })).await,
         Answer::Int(100)
     );
     three.close().await;
@@ -920,12 +936,14 @@ const DAY_MS: u64 = 86_400_000;
 /// stamps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
-    let short = |key: &'static str| Op::StringSet {
-        key: Bytes::from_static(key.as_bytes()),
-        value: Bytes::from_static(b"short"),
-        ttl: Ttl::Until(Deadline::In(400)),
-        only: WriteCondition::Always,
-        want_old: false,
+    let short = |key: &'static str| {
+        Op::String(StringOp::Set {
+            key: Bytes::from_static(key.as_bytes()).into(),
+            value: Bytes::from_static(b"short"),
+            ttl: Ttl::Until(Deadline::In(400)),
+            only: WriteCondition::Always,
+            want_old: false,
+        })
     };
     let (dir, clocks) =
         (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Ahead::default()));
@@ -938,7 +956,7 @@ async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
     let three = Three::open_by(dir.path(), &clocks).await;
     // After a restart, and after every failover from there.
     for key in ["a", "b", "c", "d"] {
-        let get = || Op::StringGet { key: Bytes::from_static(key.as_bytes()) };
+        let get = || Op::String(StringOp::Get { key: Bytes::from_static(key.as_bytes()).into() });
         let began = Instant::now();
         let (leader, _) = three.anywhere(short(key)).await;
         assert!(

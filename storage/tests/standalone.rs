@@ -12,6 +12,7 @@ use cluster::{CallError, CallPartition, PartitionId, Placement, Table};
 use engine::log::Log;
 use kit::{DB0, assigned};
 use row::op::{Answer, Deadline, Op, Refusal, Request, Response, Ttl, WatchToken, WriteCondition};
+use row::{HashOp, PartitionOp, RowOp, StringOp};
 use storage::{Assignment, Node, NodeOptions};
 
 /// Memory for requests and batches of a node.
@@ -67,17 +68,17 @@ fn bytes(text: &str) -> Bytes {
 }
 
 fn set(key: &str, value: &str, ttl: Ttl) -> Op {
-    Op::StringSet {
-        key: bytes(key),
+    Op::String(StringOp::Set {
+        key: bytes(key).into(),
         value: bytes(value),
         ttl,
         only: WriteCondition::Always,
         want_old: false,
-    }
+    })
 }
 
 fn get(key: &str) -> Op {
-    Op::StringGet { key: bytes(key) }
+    Op::String(StringOp::Get { key: bytes(key).into() })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +100,7 @@ async fn written_rows_survive_a_restart() {
 
     let setup = open(dir.path()).await;
     assert_eq!(setup.one(get("key99")).await, Answer::Bytes(bytes("99")));
-    assert_eq!(setup.one(Op::Rows).await, Answer::Int(100));
+    assert_eq!(setup.one(Op::Partition(PartitionOp::Rows)).await, Answer::Int(100));
     setup.close().await;
 }
 
@@ -123,19 +124,21 @@ async fn an_observed_expiry_is_committed_once() {
         assert!(Instant::now() < deadline, "it does not expire");
     }
     assert_eq!(applied().await, before + 1);
-    for op in
-        [get("going"), get("staying"), Op::Scan { cursor: 0, count: 10, glob: None, kind: None }]
-    {
+    for op in [
+        get("going"),
+        get("staying"),
+        Op::Partition(PartitionOp::Scan { cursor: 0, count: 10, glob: None, kind: None }),
+    ] {
         setup.one(op).await;
     }
     // A write that finds nothing to change rests on it as well.
-    let change = Op::StringSet {
-        key: bytes("going"),
+    let change = Op::String(StringOp::Set {
+        key: bytes("going").into(),
         value: bytes("y"),
         ttl: Ttl::Default,
         only: WriteCondition::IfPresent,
         want_old: false,
-    };
+    });
     setup.one(change).await;
     assert_eq!(applied().await, before + 1);
     setup.close().await;
@@ -147,8 +150,8 @@ async fn requests_that_wait_together_are_one_batch_and_each_is_atomic() {
     let setup = open(dir.path()).await;
     let adds = (0..500).map(|_| {
         setup.ops(vec![
-            Op::StringIncr { key: bytes("n"), by: 1 },
-            Op::StringIncr { key: bytes("n"), by: 1 },
+            Op::String(StringOp::Incr { key: bytes("n").into(), by: 1 }),
+            Op::String(StringOp::Incr { key: bytes("n").into(), by: 1 }),
         ])
     });
     let mut seen: Vec<i64> = Vec::new();
@@ -166,7 +169,7 @@ async fn requests_that_wait_together_are_one_batch_and_each_is_atomic() {
 }
 
 async fn watch(setup: &Setup, key: &str) -> WatchToken {
-    match setup.one(Op::Watch { key: bytes(key) }).await {
+    match setup.one(Op::Row(RowOp::Watch { key: bytes(key).into() })).await {
         Answer::WatchToken(watched) => watched,
         other => panic!("{other:?}"),
     }
@@ -215,13 +218,16 @@ async fn deleting_all_rows_touches_those_that_were_there() {
     let (there, not_there, comes) =
         (watch(&setup, "a").await, watch(&setup, "b").await, watch(&setup, "c").await);
     setup.one(set("c", "1", Ttl::Default)).await;
-    setup.one(Op::Clear).await;
+    setup.one(Op::Partition(PartitionOp::Clear)).await;
     assert!(is_touched(there).await);
     assert!(!is_touched(not_there).await);
     assert!(is_touched(comes).await, "it came and went");
     // All of it in one batch, which keeps nothing of what it wrote before it deleted all.
     let watched = watch(&setup, "b").await;
-    setup.ops(vec![set("b", "1", Ttl::Default), Op::Clear]).await.expect("it is done");
+    setup
+        .ops(vec![set("b", "1", Ttl::Default), Op::Partition(PartitionOp::Clear)])
+        .await
+        .expect("it is done");
     assert!(is_touched(watched).await);
     setup.close().await;
 }
@@ -235,7 +241,7 @@ async fn the_expiry_cycle_removes_rows_that_nobody_reads() {
     }
     setup.one(set("stays", "v", Ttl::Default)).await;
     let deadline = Instant::now() + Duration::from_secs(20);
-    while setup.one(Op::Rows).await != Answer::Int(1) {
+    while setup.one(Op::Partition(PartitionOp::Rows)).await != Answer::Int(1) {
         assert!(Instant::now() < deadline, "expired rows stay");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -269,10 +275,12 @@ async fn fill(setup: &Setup, rows: u32, cells: u32, until: Ttl) {
 async fn wait_until_all_is_gone(setup: &Setup, others: i64) -> Duration {
     let began = Instant::now();
     let deadline = began + Duration::from_secs(60);
-    let inspect = || Op::Inspect { key: bytes("h") };
+    let inspect = || Op::Row(RowOp::Inspect { key: bytes("h").into() });
     let has_one_field = |answer| matches!(answer, Answer::Row(Some(row)) if row.len == 1);
     let are_gone = |answer| matches!(answer, Answer::Int(rows) if rows <= 1 + others);
-    while !has_one_field(setup.one(inspect()).await) || !are_gone(setup.one(Op::Rows).await) {
+    while !has_one_field(setup.one(inspect()).await)
+        || !are_gone(setup.one(Op::Partition(PartitionOp::Rows)).await)
+    {
         assert!(Instant::now() < deadline, "what has expired stays");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -377,8 +385,10 @@ async fn a_partition_that_is_stuck_does_not_stop_expiry_in_the_others() {
     }
     let mut left = 0;
     for index in 0..4 {
-        left +=
-            u32::from(ask(index, Op::Rows).await != Ok(Response::Done(vec![Ok(Answer::Int(0))])));
+        left += u32::from(
+            ask(index, Op::Partition(PartitionOp::Rows)).await
+                != Ok(Response::Done(vec![Ok(Answer::Int(0))])),
+        );
     }
     assert_eq!(left, 1, "that of the partition whose executor has failed");
 }
@@ -392,7 +402,7 @@ fn now_ms() -> u64 {
 
 fn fields(names: std::ops::Range<u32>, ttl: Ttl) -> Op {
     let pairs = names.map(|n| (bytes(&format!("field{n:05}")), bytes("v"))).collect();
-    Op::HashPut { key: bytes("h"), pairs, only: WriteCondition::Always, ttl }
+    Op::Hash(HashOp::Put { key: bytes("h").into(), pairs, only: WriteCondition::Always, ttl })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,13 +414,24 @@ async fn a_thread_that_serves_connections_walks_past_few_records() {
     };
     setup.node.set_active_expiry(false);
     setup.one(fields(0..900, Ttl::Never)).await;
-    let len = || Op::HashLen { key: bytes("h") };
-    let random = |count| Op::HashRandom { key: bytes("h"), count, seed: 1, want_values: false };
-    let page =
-        |cursor| Op::HashScan { key: bytes("h"), cursor, count: 10, glob: None, want_values: true };
-    let some = |count: usize| Op::HashGet {
-        key: bytes("h"),
-        fields: vec![bytes("field00007"); count].into(),
+    let len = || Op::Hash(HashOp::Len { key: bytes("h").into() });
+    let random = |count| {
+        Op::Hash(HashOp::Random { key: bytes("h").into(), count, seed: 1, want_values: false })
+    };
+    let page = |cursor| {
+        Op::Hash(HashOp::Scan {
+            key: bytes("h").into(),
+            cursor,
+            count: 10,
+            glob: None,
+            want_values: true,
+        })
+    };
+    let some = |count: usize| {
+        Op::Hash(HashOp::Get {
+            key: bytes("h").into(),
+            fields: vec![bytes("field00007"); count].into(),
+        })
     };
     for ops in [
         vec![len()],
@@ -422,8 +443,9 @@ async fn a_thread_that_serves_connections_walks_past_few_records() {
     ] {
         assert!(now(ops.clone()), "{ops:?} were answered at once");
     }
-    let scan =
-        |count, glob: &str| Op::Scan { cursor: 0, count, glob: Some(bytes(glob)), kind: None };
+    let scan = |count, glob: &str| {
+        Op::Partition(PartitionOp::Scan { cursor: 0, count, glob: Some(bytes(glob)), kind: None })
+    };
     assert!(now(vec![scan(100, "*a")]));
     for n in 0..5 {
         setup.one(set(&format!("{n}{}", "a".repeat(60_000)), "v", Ttl::Default)).await;
@@ -468,7 +490,7 @@ async fn a_default_ttl_reaches_rows_written_before_it() {
     tokio::time::sleep_until((after + Duration::from_millis(1010)).into()).await;
     assert_eq!(setup.one(get("old")).await, Answer::Nil);
     let deadline = Instant::now() + Duration::from_secs(20);
-    while setup.one(Op::Rows).await != Answer::Int(1) {
+    while setup.one(Op::Partition(PartitionOp::Rows)).await != Answer::Int(1) {
         assert!(Instant::now() < deadline, "the row is counted still");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -483,7 +505,7 @@ async fn persisted_rows_stay_though_metas_clock_is_ahead() {
     setup.one(set("other", "v", Ttl::Default)).await;
     setup.node.follow(&[assigned(table(&[("default_ttl", "1")], now_ms() + 600))]).await;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while setup.one(Op::Persist { key: bytes("old") }).await != Answer::Int(1) {
+    while setup.one(Op::Row(RowOp::Persist { key: bytes("old").into() })).await != Answer::Int(1) {
         assert!(Instant::now() < deadline, "the rule does not reach the row");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -497,7 +519,9 @@ async fn persisted_rows_stay_though_metas_clock_is_ahead() {
     setup.node.follow(&[assigned(table(&[], now_ms() + 700))]).await;
     setup.node.follow(&[assigned(table(&[("default_ttl", "1")], 5))]).await;
     setup.one(set("new", "v", Ttl::Default)).await;
-    let Answer::Row(Some(new)) = setup.one(Op::Inspect { key: bytes("new") }).await else {
+    let Answer::Row(Some(new)) =
+        setup.one(Op::Row(RowOp::Inspect { key: bytes("new").into() })).await
+    else {
         panic!("no row")
     };
     assert_eq!(new.expires_at_ms, None);

@@ -10,6 +10,7 @@
 //! several arguments.
 
 use bytes::Bytes;
+use row::Key;
 use row::op::{Deadline, ExpireCondition, Ttl};
 use smallvec::SmallVec;
 
@@ -64,6 +65,16 @@ impl Args {
         arg
     }
 
+    /// As [`Args::next_arg`], for the key of a row.
+    pub fn key(&mut self) -> Key {
+        Key(self.next_arg())
+    }
+
+    /// All arguments left, as keys of rows.
+    pub fn keys(&mut self) -> Vec<Key> {
+        (0..self.left()).map(|_| self.key()).collect()
+    }
+
     /// The next argument, if any.
     pub fn try_next(&mut self) -> Option<Bytes> {
         (self.at < self.argv.len()).then(|| self.next_arg())
@@ -100,13 +111,13 @@ impl Args {
 
     /// All arguments left, as pairs. An odd number of them is a wrong number of
     /// arguments.
-    pub fn pairs(&mut self) -> Result<Vec<(Bytes, Bytes)>, Reply> {
+    pub fn pairs<Name: From<Bytes>>(&mut self) -> Result<Vec<(Name, Bytes)>, Reply> {
         if !self.left().is_multiple_of(2) {
             return Err(self.wrong_number());
         }
         let mut pairs = Vec::with_capacity(self.left() / 2);
         while self.left() > 0 {
-            pairs.push((self.next_arg(), self.next_arg()));
+            pairs.push((self.next_arg().into(), self.next_arg()));
         }
         Ok(pairs)
     }
@@ -397,9 +408,9 @@ mod tests {
 
     #[test]
     fn odd_pairs_are_a_wrong_number_of_arguments() {
-        assert_eq!(args("x a b c d").pairs().unwrap().len(), 2);
+        assert_eq!(args("x a b c d").pairs::<Bytes>().unwrap().len(), 2);
         assert_eq!(
-            text(args("MSet a b c").pairs().unwrap_err()),
+            text(args("MSet a b c").pairs::<Bytes>().unwrap_err()),
             "ERR wrong number of arguments for 'mset' command"
         );
     }

@@ -49,6 +49,10 @@ pub fn refusal(refusal: Refusal) -> Reply {
             "ERR operand of the check is not an integer or out of range"
         }
         Refusal::CheckValueNotInteger => "ERR checked value is not an integer or out of range",
+        Refusal::UnknownOp => {
+            "ERR the leader of the partition runs an older version that does not know this \
+             operation"
+        }
     })
 }
 

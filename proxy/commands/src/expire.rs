@@ -1,6 +1,7 @@
 //! Expiry of keys.
 
-use row::op::{Answer, Op, RowInfo};
+use row::RowOp;
+use row::op::{Answer, RowInfo};
 
 use crate::args::{ExpiryBase, TimeUnit};
 use crate::table::flags::{FAST, KEYSPACE, READONLY, WRITE};
@@ -143,38 +144,36 @@ fn pexpireat(args: Args) -> PlanResult {
 
 /// Redis checks the conditions before the number.
 fn expire_at(mut args: Args, unit: TimeUnit, since: ExpiryBase) -> PlanResult {
-    let (key, number) = (args.next_arg(), args.next_arg());
+    let (key, number) = (args.key(), args.next_arg());
     let only = args.expire_if()?;
     let until = args.deadline_of(&number, unit, since)?;
-    Plan::one(Op::Expire { key, until, only }, replies::int)
+    Plan::one(RowOp::Expire { key, until, only }, replies::int)
 }
 
 fn persist(mut args: Args) -> PlanResult {
-    Plan::one(Op::Persist { key: args.next_arg() }, replies::int)
+    Plan::one(RowOp::Persist { key: args.key() }, replies::int)
 }
 
 fn ttl(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
+    Plan::one(RowOp::Inspect { key: args.key() }, |answer, reply| {
         expiry(answer, |row, at| to_seconds(at.saturating_sub(row.now_ms)), reply)
     })
 }
 
 fn pttl(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
+    Plan::one(RowOp::Inspect { key: args.key() }, |answer, reply| {
         expiry(answer, |row, at| at.saturating_sub(row.now_ms), reply)
     })
 }
 
 fn expiretime(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
+    Plan::one(RowOp::Inspect { key: args.key() }, |answer, reply| {
         expiry(answer, |_, at| to_seconds(at), reply)
     })
 }
 
 fn pexpiretime(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| {
-        expiry(answer, |_, at| at, reply)
-    })
+    Plan::one(RowOp::Inspect { key: args.key() }, |answer, reply| expiry(answer, |_, at| at, reply))
 }
 
 /// Replies with a row's expiry.

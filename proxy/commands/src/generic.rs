@@ -1,7 +1,8 @@
 //! Generic commands: on keys of any kind.
 
 use bytes::Bytes;
-use row::op::{Answer, Deadline, Op, RowInfo, RowKind, Ttl};
+use row::RowOp;
+use row::op::{Answer, Deadline, RowInfo, RowKind, Ttl};
 
 use crate::args::integer;
 use crate::table::flags::{
@@ -290,7 +291,7 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn del(mut args: Args) -> PlanResult {
-    Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Delete { key }), replies::sum)
+    Plan::each(args.keys().into_iter().map(|key| RowOp::Delete { key }), replies::sum)
 }
 
 fn unlink(args: Args) -> PlanResult {
@@ -298,13 +299,10 @@ fn unlink(args: Args) -> PlanResult {
 }
 
 fn exists(mut args: Args) -> PlanResult {
-    Plan::each(
-        args.rest::<Vec<_>>().into_iter().map(|key| Op::Inspect { key }),
-        |answers, reply| {
-            let rows = answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_))));
-            reply.int(rows.count() as i64);
-        },
-    )
+    Plan::each(args.keys().into_iter().map(|key| RowOp::Inspect { key }), |answers, reply| {
+        let rows = answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_))));
+        reply.int(rows.count() as i64);
+    })
 }
 
 fn touch(args: Args) -> PlanResult {
@@ -312,7 +310,7 @@ fn touch(args: Args) -> PlanResult {
 }
 
 fn kind(mut args: Args) -> PlanResult {
-    Plan::one(Op::Inspect { key: args.next_arg() }, |answer, reply| match answer {
+    Plan::one(RowOp::Inspect { key: args.key() }, |answer, reply| match answer {
         Answer::Row(row) => reply.status(row.map_or("none", |row| kind_name(row.kind))),
         _ => replies::no_answer(reply),
     })
@@ -364,17 +362,11 @@ fn randomkey(_: Args) -> PlanResult {
 }
 
 fn rename(mut args: Args) -> PlanResult {
-    Plan::one(
-        Op::Rename { from: args.next_arg(), to: args.next_arg(), only_new: false },
-        replies::ok,
-    )
+    Plan::one(RowOp::Rename { from: args.key(), to: args.key(), only_new: false }, replies::ok)
 }
 
 fn renamenx(mut args: Args) -> PlanResult {
-    Plan::one(
-        Op::Rename { from: args.next_arg(), to: args.next_arg(), only_new: true },
-        replies::int,
-    )
+    Plan::one(RowOp::Rename { from: args.key(), to: args.key(), only_new: true }, replies::int)
 }
 
 fn copy(mut args: Args) -> PlanResult {
@@ -393,14 +385,14 @@ fn copy(mut args: Args) -> PlanResult {
     match table {
         Some(table) => Ok(Plan::Local(LocalCommand::CopyTo { from, to, table, replace })),
         None if from == to => Err(Reply::error("ERR source and destination objects are the same")),
-        None => Plan::one(Op::Copy { from, to, replace }, replies::int),
+        None => Plan::one(RowOp::Copy { from: from.into(), to: to.into(), replace }, replies::int),
     }
 }
 
 fn move_to(mut args: Args) -> PlanResult {
-    let (key, table) = (args.next_arg(), args.next_arg());
+    let (key, table) = (args.key(), args.next_arg());
     check_db(&table)?;
-    Ok(Plan::Local(LocalCommand::Move { key, table }))
+    Ok(Plan::Local(LocalCommand::Move { key: key.0, table }))
 }
 
 /// Checks that a table is given by its number.
@@ -414,7 +406,7 @@ pub(crate) fn check_db(table: &Bytes) -> Result<(), Reply> {
 }
 
 fn dump(mut args: Args) -> PlanResult {
-    Plan::one(Op::Dump { key: args.next_arg() }, |answer, reply| match answer {
+    Plan::one(RowOp::Dump { key: args.key() }, |answer, reply| match answer {
         Answer::RowContent { content, .. } => reply.bulk(&rdb::dump(&content)),
         Answer::Nil => reply.nil(),
         _ => replies::no_answer(reply),
@@ -422,7 +414,7 @@ fn dump(mut args: Args) -> PlanResult {
 }
 
 fn restore(mut args: Args) -> PlanResult {
-    let (key, ttl, payload) = (args.next_arg(), args.next_arg(), args.next_arg());
+    let (key, ttl, payload) = (args.key(), args.next_arg(), args.next_arg());
     let (mut replace, mut absolute) = (false, false);
     // Eviction hints are parsed and ignored, since nothing is evicted.
     let (mut idle, mut freq) = (false, false);
@@ -452,11 +444,11 @@ fn restore(mut args: Args) -> PlanResult {
         ms => Ttl::Until(Deadline::In(ms)),
     };
     let content = rdb::parse(&payload).map_err(rdb::RdbError::reply)?;
-    Plan::one(Op::Restore { key, content, ttl, replace }, replies::ok)
+    Plan::one(RowOp::Restore { key, content, ttl, replace }, replies::ok)
 }
 
 fn encoding(mut args: Args) -> PlanResult {
-    Plan::one(Op::Encoding { key: args.next_arg() }, replies::bulk)
+    Plan::one(RowOp::Encoding { key: args.key() }, replies::bulk)
 }
 
 fn freq(args: Args) -> PlanResult {
@@ -482,7 +474,7 @@ fn refcount(args: Args) -> PlanResult {
 
 /// Replies with a property of a row; nil for a missing row.
 fn about(mut args: Args, write: fn(RowInfo, &mut dyn ReplyWriter)) -> PlanResult {
-    Plan::with(Op::Inspect { key: args.next_arg() }, move |answer, reply| match answer {
+    Plan::with(RowOp::Inspect { key: args.key() }, move |answer, reply| match answer {
         Answer::Row(Some(row)) => write(row, reply),
         Answer::Row(None) => reply.nil(),
         _ => replies::no_answer(reply),

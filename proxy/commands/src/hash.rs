@@ -1,6 +1,7 @@
 //! Hash commands. Field expiry is in `hash_expiry`, ranges of fields are in `pegasus`.
 
 use bytes::Bytes;
+use row::HashOp;
 use row::number::LongDouble;
 use row::op::{Answer, Op, Range, Ttl, WriteCondition};
 use smallvec::{SmallVec, smallvec};
@@ -219,25 +220,25 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn hset(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     Plan::one(
-        Op::HashPut { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
+        HashOp::Put { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
         replies::int,
     )
 }
 
 fn hsetnx(mut args: Args) -> PlanResult {
-    let (key, pairs) = (args.next_arg(), vec![(args.next_arg(), args.next_arg())]);
+    let (key, pairs) = (args.key(), vec![(args.next_arg(), args.next_arg())]);
     Plan::one(
-        Op::HashPut { key, pairs, only: WriteCondition::IfAbsent, ttl: Ttl::Default },
+        HashOp::Put { key, pairs, only: WriteCondition::IfAbsent, ttl: Ttl::Default },
         put_or_zero,
     )
 }
 
 fn hmset(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     Plan::one(
-        Op::HashPut { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
+        HashOp::Put { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
         replies::ok,
     )
 }
@@ -247,10 +248,10 @@ fn hget(mut args: Args) -> PlanResult {
 }
 
 fn hmget(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let fields: SmallVec<[Bytes; 1]> = args.rest();
     let count = fields.len();
-    Plan::with(Op::HashGet { key, fields }, move |answer, reply| {
+    Plan::with(HashOp::Get { key, fields }, move |answer, reply| {
         replies::values_or_nils(answer, count, reply)
     })
 }
@@ -268,12 +269,12 @@ fn hgetall(mut args: Args) -> PlanResult {
 }
 
 fn hdel(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
-    Plan::one(Op::HashDelete { key, fields: args.rest() }, replies::int)
+    let key = args.key();
+    Plan::one(HashOp::Delete { key, fields: args.rest() }, replies::int)
 }
 
 fn hlen(mut args: Args) -> PlanResult {
-    Plan::one(Op::HashLen { key: args.next_arg() }, replies::int)
+    Plan::one(HashOp::Len { key: args.key() }, replies::int)
 }
 
 fn hkeys(mut args: Args) -> PlanResult {
@@ -301,24 +302,24 @@ fn hstrlen(mut args: Args) -> PlanResult {
 }
 
 fn hincrby(mut args: Args) -> PlanResult {
-    let (key, field) = (args.next_arg(), args.next_arg());
-    Plan::one(Op::HashIncr { key, field, by: args.int()? }, replies::int)
+    let (key, field) = (args.key(), args.next_arg());
+    Plan::one(HashOp::Incr { key, field, by: args.int()? }, replies::int)
 }
 
 fn hincrbyfloat(mut args: Args) -> PlanResult {
-    let (key, field, by) = (args.next_arg(), args.next_arg(), args.next_arg());
+    let (key, field, by) = (args.key(), args.next_arg(), args.next_arg());
     let number = LongDouble::parse(&by).ok_or_else(errors::not_float)?;
     if !number.is_finite() {
         return Err(Reply::error("ERR value is NaN or Infinity"));
     }
-    Plan::one(Op::HashIncrFloat { key, field, by }, replies::bulk)
+    Plan::one(HashOp::IncrFloat { key, field, by }, replies::bulk)
 }
 
 fn hrandfield(mut args: Args) -> PlanResult {
-    let (key, seed) = (args.next_arg(), args.seed());
+    let (key, seed) = (args.key(), args.seed());
     if args.left() == 0 {
         return Plan::one(
-            Op::HashRandom { key, count: 1, seed, want_values: false },
+            HashOp::Random { key, count: 1, seed, want_values: false },
             |answer, reply| {
                 replies::cells(answer, reply, |cells, reply| {
                     replies::optional(cells.first().map(|(field, _)| field), reply)
@@ -335,7 +336,7 @@ fn hrandfield(mut args: Args) -> PlanResult {
     if want_values && count.unsigned_abs() > i64::MAX as u64 / 2 {
         return Err(errors::out_of_range());
     }
-    let op = Op::HashRandom { key, count, seed, want_values };
+    let op = Op::Hash(HashOp::Random { key, count, seed, want_values });
     match want_values {
         true => Plan::one(op, |answer, reply| replies::cells(answer, reply, replies::pairs)),
         false => Plan::one(op, replies::sortkeys),
@@ -343,7 +344,7 @@ fn hrandfield(mut args: Args) -> PlanResult {
 }
 
 fn hscan(mut args: Args) -> PlanResult {
-    let (key, cursor) = (args.next_arg(), args.cursor()?);
+    let (key, cursor) = (args.key(), args.cursor()?);
     let (mut count, mut glob, mut want_values) = (SCAN_COUNT, None, true);
     while args.left() > 0 {
         if let Some(number) = args.option("COUNT") {
@@ -358,19 +359,19 @@ fn hscan(mut args: Args) -> PlanResult {
             return Err(Args::syntax());
         }
     }
-    Plan::with(Op::HashScan { key, cursor, count, glob, want_values }, move |answer, reply| {
+    Plan::with(HashOp::Scan { key, cursor, count, glob, want_values }, move |answer, reply| {
         page(answer, want_values, reply)
     })
 }
 
 /// The value of one field.
 fn one_field(args: &mut Args) -> Op {
-    Op::HashGet { key: args.next_arg(), fields: smallvec![args.next_arg()] }
+    Op::Hash(HashOp::Get { key: args.key(), fields: smallvec![args.next_arg()] })
 }
 
 /// Every cell of a hash.
 fn all_cells(args: &mut Args, want_values: bool) -> Op {
-    Op::HashRange { key: args.next_arg(), range: Range::all(), want_values }
+    Op::Hash(HashOp::Range { key: args.key(), range: Range::all(), want_values })
 }
 
 /// Reply of HSETNX and HSETEX.

@@ -4,6 +4,7 @@
 //! one number or value per field.
 
 use bytes::Bytes;
+use row::HashOp;
 use row::op::{
     Answer, Deadline, ExpireCondition, FIELD_EXPIRY_MAX_MS, Op, Refusal, Ttl, WriteCondition,
 };
@@ -194,7 +195,7 @@ fn hpexpireat(args: Args) -> PlanResult {
 }
 
 fn expire(mut args: Args, unit: TimeUnit, since: ExpiryBase) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let number = args.next_arg();
     let until = deadline(&number, unit, since, &args)?;
     let mut only = ExpireCondition::default();
@@ -219,7 +220,7 @@ fn expire(mut args: Args, unit: TimeUnit, since: ExpiryBase) -> PlanResult {
             None => replies::no_answer(reply),
         };
     Ok(Plan::rows(
-        smallvec![Op::HashExpire { key, fields, until, only }],
+        smallvec![Op::Hash(HashOp::Expire { key, fields, until, only })],
         ReplyBuilder::Outcomes(Box::new(write)),
     ))
 }
@@ -241,39 +242,39 @@ fn hpexpiretime(args: Args) -> PlanResult {
 }
 
 fn expiry(mut args: Args, remaining: bool, number: fn(i64) -> i64) -> PlanResult {
-    let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
+    let (key, fields) = (args.key(), some_fields(&mut args)?);
     let count = fields.len();
-    Plan::with(Op::HashExpiry { key, fields, remaining }, move |answer, reply| {
+    Plan::with(HashOp::Expiry { key, fields, remaining }, move |answer, reply| {
         numbers(answer, count, number, reply)
     })
 }
 
 fn hpersist(mut args: Args) -> PlanResult {
-    let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
+    let (key, fields) = (args.key(), some_fields(&mut args)?);
     let count = fields.len();
-    Plan::with(Op::HashPersist { key, fields }, move |answer, reply| {
+    Plan::with(HashOp::Persist { key, fields }, move |answer, reply| {
         numbers(answer, count, |number| number, reply)
     })
 }
 
 fn hgetdel(mut args: Args) -> PlanResult {
-    let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
-    Plan::one(Op::HashGetDelete { key, fields }, replies::values)
+    let (key, fields) = (args.key(), some_fields(&mut args)?);
+    Plan::one(HashOp::GetDelete { key, fields }, replies::values)
 }
 
 fn hgetex(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let ttl = match until(&mut args)? {
         Some(deadline) => Ttl::Until(deadline),
         None if args.flag("PERSIST") => Ttl::Never,
         None => Ttl::Keep,
     };
     let fields = some_fields(&mut args)?;
-    Plan::one(Op::HashGetExpire { key, fields, ttl }, replies::values)
+    Plan::one(HashOp::GetExpire { key, fields, ttl }, replies::values)
 }
 
 fn hsetex(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let (mut only, mut ttl) = (WriteCondition::Always, Ttl::Default);
     while !args.flag("FIELDS") {
         if args.flag("FNX") {
@@ -306,7 +307,7 @@ fn hsetex(mut args: Args) -> PlanResult {
     if pairs.len() as u64 != count.unsigned_abs() {
         return Err(args.wrong_number());
     }
-    Plan::one(Op::HashPut { key, pairs, only, ttl }, put_or_zero)
+    Plan::one(HashOp::Put { key, pairs, only, ttl }, put_or_zero)
 }
 
 /// FNX and FXX exclude each other and may come once.

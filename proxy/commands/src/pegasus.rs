@@ -79,7 +79,8 @@
 //! ```
 
 use bytes::Bytes;
-use row::op::{Answer, Check, Filter, Mutation, Op, Range, Ttl};
+use row::HashOp;
+use row::op::{Answer, Check, Filter, Mutation, Range, Ttl};
 
 use crate::args::ExpiryOptions;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
@@ -167,7 +168,7 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn hrange(mut args: Args) -> PlanResult {
-    let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
+    let (key, bounds) = (args.key(), Bounds::take(&mut args)?);
     let (mut options, mut want_values) =
         (RangeOptions { bytes_max: REPLY_BYTES_DEFAULT, ..RangeOptions::default() }, true);
     while args.left() > 0 {
@@ -179,31 +180,31 @@ fn hrange(mut args: Args) -> PlanResult {
         }
     }
     Plan::with(
-        Op::HashRange { key, range: options.range(bounds), want_values },
+        HashOp::Range { key, range: options.range(bounds), want_values },
         move |answer, reply| part(answer, want_values, reply),
     )
 }
 
 fn hrangecount(mut args: Args) -> PlanResult {
-    let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
+    let (key, bounds) = (args.key(), Bounds::take(&mut args)?);
     let mut options = RangeOptions::default();
     while args.left() > 0 {
         if !options.take_match(&mut args)? {
             return Err(Args::syntax());
         }
     }
-    Plan::one(Op::HashRangeCount { key, range: options.range(bounds) }, replies::int)
+    Plan::one(HashOp::RangeCount { key, range: options.range(bounds) }, replies::int)
 }
 
 fn hrangedel(mut args: Args) -> PlanResult {
-    let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
+    let (key, bounds) = (args.key(), Bounds::take(&mut args)?);
     let mut options = RangeOptions::default();
     while args.left() > 0 {
         if !(options.take_match(&mut args)? || options.take_walk(&mut args)?) {
             return Err(Args::syntax());
         }
     }
-    Plan::one(Op::HashRangeDelete { key, range: options.range(bounds) }, |answer, reply| {
+    Plan::one(HashOp::RangeDelete { key, range: options.range(bounds) }, |answer, reply| {
         match answer {
             Answer::Deleted { count, next } => {
                 reply.array(2);
@@ -216,7 +217,7 @@ fn hrangedel(mut args: Args) -> PlanResult {
 }
 
 fn hcheckset(mut args: Args) -> PlanResult {
-    let (key, check_sortkey) = (args.next_arg(), args.next_arg());
+    let (key, check_sortkey) = (args.key(), args.next_arg());
     let (check, operand) = check(&mut args)?;
     if args.left() < 2 {
         return Err(args.wrong_number());
@@ -233,13 +234,13 @@ fn hcheckset(mut args: Args) -> PlanResult {
     let ttl = expiry.ttl(Ttl::Default, &args)?;
     let mutations = vec![Mutation::Put { sortkey, value, ttl }];
     Plan::one(
-        Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value },
+        HashOp::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value },
         checked,
     )
 }
 
 fn hcheckmutate(mut args: Args) -> PlanResult {
-    let (key, check_sortkey) = (args.next_arg(), args.next_arg());
+    let (key, check_sortkey) = (args.key(), args.next_arg());
     let (check, operand) = check(&mut args)?;
     let want_value = args.flag("GET");
     let mut mutations = Vec::new();
@@ -250,7 +251,7 @@ fn hcheckmutate(mut args: Args) -> PlanResult {
         return Err(args.wrong_number());
     }
     Plan::one(
-        Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value },
+        HashOp::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value },
         checked,
     )
 }

@@ -59,13 +59,13 @@ pub enum ReplyBuilder {
 
 impl Plan {
     /// One op, and its reply builder.
-    pub fn one(op: Op, builder: fn(Answer, &mut dyn ReplyWriter)) -> PlanResult {
-        Ok(Plan::rows(smallvec![op], ReplyBuilder::One(builder)))
+    pub fn one(op: impl Into<Op>, builder: fn(Answer, &mut dyn ReplyWriter)) -> PlanResult {
+        Ok(Plan::rows(smallvec![op.into()], ReplyBuilder::One(builder)))
     }
 
     /// One op, and a reply builder that keeps data from the arguments.
     pub fn with(
-        op: Op,
+        op: impl Into<Op>,
         builder: impl FnOnce(Answer, &mut dyn ReplyWriter) + Send + 'static,
     ) -> PlanResult {
         let first =
@@ -73,21 +73,24 @@ impl Plan {
                 Some(answer) => builder(answer, reply),
                 None => errors::no_answer().write(reply),
             };
-        Ok(Plan::rows(smallvec![op], ReplyBuilder::With(Box::new(first))))
+        Ok(Plan::rows(smallvec![op.into()], ReplyBuilder::With(Box::new(first))))
     }
 
     /// Several ops on rows that may be in different partitions.
     pub fn each(
-        ops: impl IntoIterator<Item = Op>,
+        ops: impl IntoIterator<Item = impl Into<Op>>,
         builder: fn(Vec<Answer>, &mut dyn ReplyWriter),
     ) -> PlanResult {
-        Ok(Plan::rows(ops.into_iter().collect(), ReplyBuilder::All(builder)))
+        Ok(Plan::rows(ops.into_iter().map(Into::into).collect(), ReplyBuilder::All(builder)))
     }
 
     /// One op on every partition of the table.
-    pub fn all_partitions(op: Op, builder: fn(Vec<Answer>, &mut dyn ReplyWriter)) -> PlanResult {
+    pub fn all_partitions(
+        op: impl Into<Op>,
+        builder: fn(Vec<Answer>, &mut dyn ReplyWriter),
+    ) -> PlanResult {
         Ok(Plan::Rows(RowPlan {
-            ops: smallvec![op],
+            ops: smallvec![op.into()],
             same_partition: false,
             all_partitions: true,
             builder: ReplyBuilder::All(builder),

@@ -1,6 +1,7 @@
 //! Server commands: all data of a table, statistics, shutdown.
 
 use row::op::{Answer, Op, RowInfo};
+use row::{PartitionOp, RowOp};
 use smallvec::smallvec;
 
 use crate::plan::ReplyBuilder;
@@ -263,12 +264,12 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn dbsize(_: Args) -> PlanResult {
-    Plan::all_partitions(Op::Rows, replies::sum)
+    Plan::all_partitions(PartitionOp::Rows, replies::sum)
 }
 
 fn flushdb(args: Args) -> PlanResult {
     check_flush(args)?;
-    Plan::all_partitions(Op::Clear, replies::all_ok)
+    Plan::all_partitions(PartitionOp::Clear, replies::all_ok)
 }
 
 fn flushall(args: Args) -> PlanResult {
@@ -332,12 +333,12 @@ fn memory_stats(_: Args) -> PlanResult {
 }
 
 fn memory_usage(mut args: Args) -> PlanResult {
-    let (key, mut samples) = (args.next_arg(), SAMPLES);
+    let (key, mut samples) = (args.key(), SAMPLES);
     while args.left() >= 2 && args.flag("SAMPLES") {
         samples = u64::try_from(args.int()?).map_err(|_| Args::syntax())?;
     }
     args.end()?;
-    Plan::one(Op::Size { key, samples }, |answer, reply| match answer {
+    Plan::one(RowOp::Size { key, samples }, |answer, reply| match answer {
         Answer::Int(bytes) => reply.int(bytes),
         Answer::Nil => reply.nil(),
         _ => replies::no_answer(reply),
@@ -362,11 +363,11 @@ fn debug_set_active_expire(mut args: Args) -> PlanResult {
 }
 
 fn debug_object(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let ops = smallvec![
-        Op::Inspect { key: key.clone() },
-        Op::Size { key: key.clone(), samples: SAMPLES },
-        Op::Encoding { key }
+        Op::Row(RowOp::Inspect { key: key.clone() }),
+        Op::Row(RowOp::Size { key: key.clone(), samples: SAMPLES }),
+        Op::Row(RowOp::Encoding { key })
     ];
     Ok(Plan::rows(
         ops,

@@ -3,7 +3,8 @@
 //! checked all the same. STORE is refused.
 
 use bytes::Bytes;
-use row::op::{Answer, Op};
+use row::RowOp;
+use row::op::Answer;
 use smallvec::smallvec;
 
 use crate::args::integer;
@@ -95,7 +96,7 @@ fn sort_ro(args: Args) -> PlanResult {
 }
 
 fn sorted(mut args: Args, take_store: fn(&mut Args) -> bool) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let mut store = false;
     while args.left() > 0 {
         match () {
@@ -113,7 +114,7 @@ fn sorted(mut args: Args, take_store: fn(&mut Args) -> bool) -> PlanResult {
     if store {
         return Err(Reply::error("ERR SORT with STORE is not supported yet"));
     }
-    Plan::one(Op::Inspect { key }, |answer, reply| match answer {
+    Plan::one(RowOp::Inspect { key }, |answer, reply| match answer {
         Answer::Row(None) => reply.array(0),
         Answer::Row(Some(_)) => errors::refusal(row::Refusal::WrongType).write(reply),
         _ => replies::no_answer(reply),

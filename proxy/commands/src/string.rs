@@ -1,6 +1,7 @@
 //! Commands on strings.
 
 use bytes::Bytes;
+use row::StringOp;
 use row::op::{Answer, Op, Refusal, Ttl, WriteCondition};
 use smallvec::{SmallVec, smallvec};
 
@@ -299,7 +300,7 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn get(mut args: Args) -> PlanResult {
-    Plan::one(Op::StringGet { key: args.next_arg() }, replies::bulk)
+    Plan::one(StringOp::Get { key: args.key() }, replies::bulk)
 }
 
 /// The key of SET, which is read as well if GET is among the options.
@@ -310,7 +311,7 @@ fn set_keys(argv: &[Bytes]) -> FoundKeys {
 }
 
 fn set(mut args: Args) -> PlanResult {
-    let (key, value) = (args.next_arg(), args.next_arg());
+    let (key, value) = (args.key(), args.next_arg());
     let (mut only, mut want_old, mut expiry) =
         (WriteCondition::Always, false, ExpiryOptions::default());
     while args.left() > 0 {
@@ -328,15 +329,15 @@ fn set(mut args: Args) -> PlanResult {
     }
     let ttl = expiry.ttl(Ttl::Default, &args)?;
     Plan::one(
-        Op::StringSet { key, value, ttl, only, want_old },
+        StringOp::Set { key, value, ttl, only, want_old },
         if want_old { old } else { set_or_nil },
     )
 }
 
 fn setnx(mut args: Args) -> PlanResult {
-    let (key, value) = (args.next_arg(), args.next_arg());
+    let (key, value) = (args.key(), args.next_arg());
     Plan::one(
-        Op::StringSet {
+        StringOp::Set {
             key,
             value,
             ttl: Ttl::Default,
@@ -356,10 +357,10 @@ fn psetex(args: Args) -> PlanResult {
 }
 
 fn set_for(mut args: Args, unit: TimeUnit) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let ttl = Ttl::Until(args.deadline_ahead(unit, ExpiryBase::Now)?);
     Plan::one(
-        Op::StringSet {
+        StringOp::Set {
             key,
             value: args.next_arg(),
             ttl,
@@ -371,9 +372,9 @@ fn set_for(mut args: Args, unit: TimeUnit) -> PlanResult {
 }
 
 fn getset(mut args: Args) -> PlanResult {
-    let (key, value) = (args.next_arg(), args.next_arg());
+    let (key, value) = (args.key(), args.next_arg());
     Plan::one(
-        Op::StringSet {
+        StringOp::Set {
             key,
             value,
             ttl: Ttl::Default,
@@ -385,11 +386,11 @@ fn getset(mut args: Args) -> PlanResult {
 }
 
 fn getdel(mut args: Args) -> PlanResult {
-    Plan::one(Op::StringGetDelete { key: args.next_arg() }, replies::bulk)
+    Plan::one(StringOp::GetDelete { key: args.key() }, replies::bulk)
 }
 
 fn getex(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let mut expiry = ExpiryOptions::default();
     while args.left() > 0 {
         if !(expiry.take_until(&mut args) || expiry.take_never(&mut args)) {
@@ -397,30 +398,31 @@ fn getex(mut args: Args) -> PlanResult {
         }
     }
     match expiry.ttl(Ttl::Keep, &args)? {
-        Ttl::Keep => Plan::one(Op::StringGet { key }, replies::bulk),
-        ttl => Plan::one(Op::StringGetExpire { key, ttl }, replies::bulk),
+        Ttl::Keep => Plan::one(StringOp::Get { key }, replies::bulk),
+        ttl => Plan::one(StringOp::GetExpire { key, ttl }, replies::bulk),
     }
 }
 
 fn mget(mut args: Args) -> PlanResult {
-    let ops =
-        args.rest::<SmallVec<[Bytes; 4]>>().into_iter().map(|key| Op::StringGet { key }).collect();
+    let ops = args.keys().into_iter().map(|key| Op::String(StringOp::Get { key })).collect();
     Ok(Plan::rows(ops, ReplyBuilder::Outcomes(Box::new(strings_or_nils))))
 }
 
 fn mset(mut args: Args) -> PlanResult {
-    let set = |(key, value)| Op::StringSet {
-        key,
-        value,
-        ttl: Ttl::Default,
-        only: WriteCondition::Always,
-        want_old: false,
+    let set = |(key, value)| {
+        Op::String(StringOp::Set {
+            key,
+            value,
+            ttl: Ttl::Default,
+            only: WriteCondition::Always,
+            want_old: false,
+        })
     };
     Plan::each(args.pairs()?.into_iter().map(set), replies::all_ok)
 }
 
 fn msetnx(mut args: Args) -> PlanResult {
-    let mut plan = Plan::one(Op::StringSetAllIfAbsent { pairs: args.pairs()? }, replies::int);
+    let mut plan = Plan::one(StringOp::SetAllIfAbsent { pairs: args.pairs()? }, replies::int);
     if let Ok(Plan::Rows(rows)) = &mut plan {
         rows.same_partition = true;
     }
@@ -428,50 +430,50 @@ fn msetnx(mut args: Args) -> PlanResult {
 }
 
 fn append(mut args: Args) -> PlanResult {
-    let (key, value) = (args.next_arg(), args.next_arg());
-    Plan::one(Op::StringAppend { key, value }, replies::int)
+    let (key, value) = (args.key(), args.next_arg());
+    Plan::one(StringOp::Append { key, value }, replies::int)
 }
 
 fn strlen(mut args: Args) -> PlanResult {
-    Plan::one(Op::StringLen { key: args.next_arg() }, replies::int_or_zero)
+    Plan::one(StringOp::Len { key: args.key() }, replies::int_or_zero)
 }
 
 fn incr(mut args: Args) -> PlanResult {
-    Plan::one(Op::StringIncr { key: args.next_arg(), by: 1 }, replies::int)
+    Plan::one(StringOp::Incr { key: args.key(), by: 1 }, replies::int)
 }
 
 fn decr(mut args: Args) -> PlanResult {
-    Plan::one(Op::StringIncr { key: args.next_arg(), by: -1 }, replies::int)
+    Plan::one(StringOp::Incr { key: args.key(), by: -1 }, replies::int)
 }
 
 fn incrby(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
-    Plan::one(Op::StringIncr { key, by: args.int()? }, replies::int)
+    let key = args.key();
+    Plan::one(StringOp::Incr { key, by: args.int()? }, replies::int)
 }
 
 fn decrby(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let by =
         args.int()?.checked_neg().ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
-    Plan::one(Op::StringIncr { key, by }, replies::int)
+    Plan::one(StringOp::Incr { key, by }, replies::int)
 }
 
 fn incrbyfloat(mut args: Args) -> PlanResult {
-    let (key, by) = (args.next_arg(), args.next_arg());
-    Plan::one(Op::StringIncrFloat { key, by }, replies::bulk)
+    let (key, by) = (args.key(), args.next_arg());
+    Plan::one(StringOp::IncrFloat { key, by }, replies::bulk)
 }
 
 fn getrange(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let (start, end) = (args.int()?, args.int()?);
-    Plan::one(Op::StringGetRange { key, start, end }, replies::bulk_or_empty)
+    Plan::one(StringOp::GetRange { key, start, end }, replies::bulk_or_empty)
 }
 
 fn setrange(mut args: Args) -> PlanResult {
-    let key = args.next_arg();
+    let key = args.key();
     let offset =
         u64::try_from(args.int()?).map_err(|_| Reply::error("ERR offset is out of range"))?;
-    Plan::one(Op::StringSetRange { key, offset, value: args.next_arg() }, replies::int)
+    Plan::one(StringOp::SetRange { key, offset, value: args.next_arg() }, replies::int)
 }
 
 fn longest_common(mut args: Args) -> PlanResult {
@@ -513,7 +515,7 @@ fn longest_common(mut args: Args) -> PlanResult {
             }
         }
     };
-    let ops = keys.into_iter().map(|key| Op::StringGet { key }).collect();
+    let ops = keys.into_iter().map(|key| Op::String(StringOp::Get { key: key.into() })).collect();
     // Both strings are read at the same version.
     Ok(Plan::Rows(RowPlan {
         ops,

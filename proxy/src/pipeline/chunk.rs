@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use cluster::CallError;
 use commands::{LocalCommand, Reply, ReplyBuilder, RowPlan};
-use row::answer_size::AnswerSize;
+use row::AnswerSize;
 use row::op::Op;
 use smallvec::SmallVec;
 

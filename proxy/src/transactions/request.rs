@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cluster::{CallError, PartitionId, Table};
 use commands::{LocalCommand, Plan, Reply, ReplyBuilder, RowPlan};
+use row::PartitionOp;
 use row::op::Op;
 use row::view::Fault;
 use smallvec::smallvec;
@@ -317,14 +318,22 @@ fn as_rows(call: LocalCommand) -> Plan {
     };
     match call {
         LocalCommand::Keys { glob } => {
-            let all = Op::Scan { cursor: 0, count: u64::MAX, glob: Some(glob), kind: None };
+            let all = Op::Partition(PartitionOp::Scan {
+                cursor: 0,
+                count: u64::MAX,
+                glob: Some(glob),
+                kind: None,
+            });
             rows(all, ReplyBuilder::One(generic::names))
         }
-        LocalCommand::Scan { cursor, count, glob, kind, none: false } => {
-            rows(Op::Scan { cursor, count, glob, kind }, ReplyBuilder::One(generic::page))
-        }
+        LocalCommand::Scan { cursor, count, glob, kind, none: false } => rows(
+            Op::Partition(PartitionOp::Scan { cursor, count, glob, kind }),
+            ReplyBuilder::One(generic::page),
+        ),
         LocalCommand::RandomKey => rows(
-            Op::FirstAtOrAfter { cursor: row::key::cursor(rand::random::<u64>() >> 2) },
+            Op::Partition(PartitionOp::FirstAtOrAfter {
+                cursor: row::key::cursor(rand::random::<u64>() >> 2),
+            }),
             ReplyBuilder::One(generic::drawn),
         ),
         call => Plan::Local(call),

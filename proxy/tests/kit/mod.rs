@@ -21,7 +21,7 @@ use row::edits::Edits;
 use row::memory::Memory;
 use row::op::{Answer, Op, Refusal, Request, Response};
 use row::view::{Rules, Stamp, Tx};
-use row::{EvalError, Family, key};
+use row::{EvalError, Family, RowOp, StringOp, key};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -166,13 +166,13 @@ impl World {
 /// SET.
 pub fn set(key: &'static str, value: &'static str) -> Op {
     let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()));
-    Op::StringSet {
-        key,
+    Op::String(StringOp::Set {
+        key: key.into(),
         value,
         ttl: row::op::Ttl::Default,
         only: row::op::WriteCondition::Always,
         want_old: false,
-    }
+    })
 }
 
 impl Partition {
@@ -260,7 +260,7 @@ impl CallPartition<Request, Response> for World {
         request: &Request,
     ) -> Option<Result<Response, CallError>> {
         assert!(!request.ops.iter().any(Op::is_write), "only reads are read");
-        if request.ops.iter().any(|op| matches!(op, Op::Watch { .. })) {
+        if request.ops.iter().any(|op| matches!(op, Op::Row(RowOp::Watch { .. }))) {
             return None;
         }
         self.reads.fetch_add(1, Relaxed);

@@ -2,8 +2,8 @@
 
 use crate::edits::Edits;
 use crate::op::{Answer, Op, Refusal};
+use crate::registry::{Effect, Look};
 use crate::view::{Fault, Tx};
-use crate::{expire, generic, hash, hash_expiry, hash_range, pegasus, scan, string};
 
 /// The reason why an op has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,16 +34,16 @@ pub type EvalResult = Result<Answer, EvalError>;
 /// refused op adds nothing. An op that would change more than fits one log entry
 /// ([`Rules::edits_bytes_max`](crate::view::Rules::edits_bytes_max)) is refused.
 pub fn eval(op: &Op, tx: &mut Tx<'_>) -> EvalResult {
-    match tx.rules.edits_bytes_max().filter(|_| op.may_change_much()) {
-        None => answer(op, tx),
-        Some(bytes_max) => {
-            let too_large = if matches!(op, Op::Rename { .. } | Op::Copy { .. }) {
-                Refusal::RowTooLarge
-            } else {
-                Refusal::TooManyFields
-            };
-            eval_bounded(bytes_max, too_large, tx, |tx| answer(op, tx))
+    let too_large = match (op.effect(), op.look()) {
+        (Effect::Write, Look::Some(_)) => Refusal::TooManyFields,
+        (Effect::Write, Look::Row(_)) => Refusal::RowTooLarge,
+        (Effect::Write, Look::One) | (Effect::Read | Effect::WritePart | Effect::AskWriter, _) => {
+            return op.answer(tx);
         }
+    };
+    match tx.rules.edits_bytes_max() {
+        None => op.answer(tx),
+        Some(bytes_max) => eval_bounded(bytes_max, too_large, tx, |tx| op.answer(tx)),
     }
 }
 
@@ -66,85 +66,4 @@ pub fn eval_bounded<T>(
         tx.edits.merge(edits);
     }
     answered
-}
-
-fn answer(op: &Op, tx: &mut Tx<'_>) -> EvalResult {
-    use Op::*;
-    match op {
-        Inspect { key } => generic::inspect(tx, key),
-        Size { key, samples } => generic::size(tx, key, *samples),
-        Delete { key } => generic::delete(tx, key),
-        Expire { key, until, only } => generic::expire(tx, key, *until, *only),
-        Persist { key } => generic::persist(tx, key),
-        Rename { from, to, only_new } => generic::rename(tx, from, to, *only_new),
-        Copy { from, to, replace } => generic::copy(tx, from, to, *replace),
-        Dump { key } => generic::dump(tx, key),
-        Restore { key, content, ttl, replace } => {
-            generic::restore(tx, key, content, *ttl, *replace)
-        }
-        Encoding { key } => generic::encoding(tx, key),
-        Watch { key } => generic::watch(tx, key),
-        // Without a replica there is no log, so nothing is on disk.
-        Sync => Ok(Answer::Int(0)),
-
-        Scan { cursor, count, glob, kind } => scan::scan(tx, *cursor, *count, glob.as_ref(), *kind),
-        FirstAtOrAfter { cursor } => scan::nearest(tx, *cursor),
-        Rows => scan::rows(tx),
-        Expiring => scan::expiring(tx),
-        Clear => scan::clear(tx),
-        ExpireDue { items } => expire::expire_due(tx, items),
-        SetDefaultTtl { ttl_ms, set_at_ms } => scan::set_default_ttl(tx, *ttl_ms, *set_at_ms),
-        AdvanceClock { at_ms } => {
-            tx.is_expired(Some(*at_ms));
-            Ok(Answer::Ok)
-        }
-
-        StringGet { key } => string::get(tx, key),
-        StringGetDelete { key } => string::get_delete(tx, key),
-        StringGetExpire { key, ttl } => string::get_expire(tx, key, *ttl),
-        StringSet { key, value, ttl, only, want_old } => {
-            string::set(tx, key, value, *ttl, *only, *want_old)
-        }
-        StringSetAllIfAbsent { pairs } => string::set_all_new(tx, pairs),
-        StringAppend { key, value } => string::append(tx, key, value),
-        StringIncr { key, by } => string::add(tx, key, *by),
-        StringIncrFloat { key, by } => string::add_float(tx, key, by),
-        StringGetRange { key, start, end } => string::get_range(tx, key, *start, *end),
-        StringSetRange { key, offset, value } => string::set_range(tx, key, *offset, value),
-        StringLen { key } => string::length(tx, key),
-
-        HashPut { key, pairs, only, ttl } => hash::put(tx, key, pairs, *only, *ttl),
-        HashGet { key, fields } => hash::get(tx, key, fields),
-        HashGetDelete { key, fields } => hash::get_delete(tx, key, fields),
-        HashGetExpire { key, fields, ttl } => hash::get_expire(tx, key, fields, *ttl),
-        HashDelete { key, fields } => hash::delete(tx, key, fields),
-        HashLen { key } => hash::len(tx, key),
-        HashIncr { key, field, by } => hash::add(tx, key, field, *by),
-        HashIncrFloat { key, field, by } => hash::add_float(tx, key, field, by),
-        HashRandom { key, count, seed, want_values } => {
-            hash::random(tx, key, *count, *seed, *want_values)
-        }
-        HashRange { key, range, want_values } => hash_range::range(tx, key, range, *want_values),
-        HashRangeCount { key, range } => hash_range::count(tx, key, range),
-        HashRangeDelete { key, range } => hash_range::delete(tx, key, range),
-        HashScan { key, cursor, count, glob, want_values } => {
-            hash_range::scan(tx, key, *cursor, *count, glob.as_ref(), *want_values)
-        }
-        HashExpire { key, fields, until, only } => {
-            hash_expiry::expire(tx, key, fields, *until, *only)
-        }
-        HashExpiry { key, fields, remaining } => hash_expiry::expiry(tx, key, fields, *remaining),
-        HashPersist { key, fields } => hash_expiry::persist(tx, key, fields),
-        CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value } => {
-            pegasus::check_and_mutate(
-                tx,
-                key,
-                check_sortkey,
-                *check,
-                operand,
-                mutations,
-                *want_value,
-            )
-        }
-    }
 }

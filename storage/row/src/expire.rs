@@ -7,7 +7,7 @@
 //! # Two halves
 //! [`find`] and [`find_old`] look for due items in a snapshot of the state, outside the
 //! partition's writer: deleted records leave tombstones, and walking past those may take
-//! long. [`Op::ExpireDue`](crate::Op::ExpireDue) is then a step of the writer. It checks
+//! long. [`Op::Partition(PartitionOp::ExpireDue)`](crate::Op::Partition(PartitionOp::ExpireDue)) is then a step of the writer. It checks
 //! each item again by its own head or expiry, as it may have changed since, and deletes
 //! it if it has expired. It walks no range, so that each piece of its work is small, and
 //! it ends as soon as the view [is spent](crate::View::is_spent).

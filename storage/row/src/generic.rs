@@ -9,8 +9,48 @@ use crate::head::{Row, RowMetadata};
 use crate::members::{Members, Writer};
 use crate::number;
 use crate::op::{Answer, Deadline, ExpireCondition, Refusal, RowContent, RowInfo, Ttl, WatchToken};
+use crate::ops;
+use crate::registry::{Key, Look};
 use crate::value::{Body, Header};
 use crate::view::{Fault, Tx};
+
+ops! {
+    /// Operations on a row of any kind.
+    pub enum RowOp {
+        /// -> `Row`
+        0 Inspect { key: Key } => inspect, Read, One, Small;
+        /// The approximate size of the row on disk, bytes, before compression. The first
+        /// `samples` members of a hash (0 = all) stand for the others. -> `Int` or `Nil`
+        1 Size { key: Key, samples: u64 } => size, Read, sampled(*samples), Small;
+        /// -> `Int` 0|1
+        2 Delete { key: Key } => delete, Write, One, Small;
+        /// -> `Int` 0|1. A deadline in the past deletes the row (and answers 1).
+        3 Expire { key: Key, until: Deadline, only: ExpireCondition } => expire, Write, One, Small;
+        /// -> `Int` 0|1
+        4 Persist { key: Key } => persist, Write, One, Small;
+        /// -> `Int` 1, or 0 when `only_new` and `to` exists; refuses `NoSuchKey`
+        5 Rename { from: Key, to: Key, only_new: bool } => rename, Write, Row(0), Small;
+        /// -> `Int` 0|1
+        6 Copy { from: Key, to: Key, replace: bool } => copy, Write, Row(0), Small;
+        /// The whole row. -> `RowContent` or `Nil`
+        7 Dump { key: Key } => dump, Read, Row(0), Large;
+        /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not
+        /// kept.
+        8 Restore { key: Key, content: RowContent, ttl: Ttl, replace: bool }
+            => restore, Write, Look::each(content.items()), Small;
+        /// The encoding that Redis would report (int, embstr, raw, listpack, listpackex,
+        /// hashtable). -> `Bytes` or `Nil`
+        9 Encoding { key: Key } => encoding, Read, One, Small;
+        /// A token by which a later request detects that the row was touched since. ->
+        /// `WatchToken`. Answered by the executor.
+        10 Watch { key: Key } => watch, AskWriter, One, Small;
+    }
+}
+
+/// The cost of looking at the first `samples` members, or at all of them (0).
+fn sampled(samples: u64) -> Look {
+    if samples == 0 { Look::Row(0) } else { Look::Some(samples) }
+}
 
 /// Redis 7's bounds of a listpack: `hash-max-listpack-entries` and `-value`.
 const LISTPACK_ENTRIES_MAX: u64 = 512;

@@ -11,8 +11,82 @@ use crate::hash_range::CellBuffer;
 use crate::head::Row;
 use crate::members::{Members, Writer};
 use crate::number::{self, LongDouble};
-use crate::op::{Answer, Refusal, Ttl, WriteCondition};
+use crate::op::{
+    Answer, Check, Deadline, ExpireCondition, Mutation, Range, Refusal, Ttl, WriteCondition,
+};
+use crate::ops;
+use crate::registry::Key;
 use crate::view::Tx;
+use crate::{hash_expiry, hash_range, pegasus};
+
+ops! {
+    /// Operations on hashes.
+    pub enum HashOp {
+        /// Sets fields. `ttl` is the fields'; HSET drops a field's expiry
+        /// (`Ttl::Default`). With `only`, nothing is written unless all fields qualify
+        /// (HSETNX, HSETEX FNX/FXX), and the answer is then `Nil`. -> `Int`, the number
+        /// of new fields
+        96 Put { key: Key, pairs: Vec<(Bytes, Bytes)>, only: WriteCondition, ttl: Ttl }
+            => put, Write, Look::each(pairs.len()), Small;
+        /// -> `Values`, one per field, or `Nil` without the row
+        97 Get { key: Key, fields: SmallVec<[Bytes; 1]> }
+            => get, Read, Look::each(fields.len()), Large;
+        /// HGETDEL. -> `Values`
+        98 GetDelete { key: Key, fields: Vec<Bytes> }
+            => get_delete, Write, Look::each(fields.len()), Large;
+        /// HGETEX: `Ttl::Keep` leaves the expiry unchanged. -> `Values`
+        99 GetExpire { key: Key, fields: Vec<Bytes>, ttl: Ttl }
+            => get_expire, Write, Look::each(fields.len()), Large;
+        /// Deletes fields; a hash without fields is no row. -> `Int`, the number deleted
+        100 Delete { key: Key, fields: Vec<Bytes> }
+            => delete, Write, Look::each(fields.len()), Small;
+        /// The exact number of live fields, whether or not expired ones are purged. ->
+        /// `Int`
+        101 Len { key: Key } => len, Read, One, Small;
+        /// Cells of a range, in sortkey order. -> `Cells`, or `Nil` without the row
+        102 Range { key: Key, range: Range, want_values: bool }
+            => hash_range::range, Read, Row(0), Large;
+        /// -> `Int`, the number of cells in the range
+        103 RangeCount { key: Key, range: Range } => hash_range::count, Read, Row(0), Small;
+        /// Deletes a range. -> `Deleted`
+        104 RangeDelete { key: Key, range: Range } => hash_range::delete, WritePart, Row(0), Small;
+        /// HSCAN: a small hash whole, of others about `count` cells; a few MiB at most. ->
+        /// `CellsPage`, or `Nil` without the row
+        105 Scan { key: Key, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool }
+            => hash_range::scan, Read, Some(count.saturating_add(1)), Large;
+        /// -> `Int`; refuses `HashNotInteger`, `Overflow`
+        106 Incr { key: Key, field: Bytes, by: i64 } => add, Write, One, Small;
+        /// -> `Bytes`; refuses `HashNotFloat`, `NanOrInfinity`
+        107 IncrFloat { key: Key, field: Bytes, by: Bytes } => add_float, Write, One, Small;
+        /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from
+        /// `seed`. -> `Cells`, or `Nil` without the row
+        108 Random { key: Key, count: i64, seed: u64, want_values: bool }
+            => random, Read, Row((*count).min(0).unsigned_abs()), Large;
+        /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2
+        /// deleted because the deadline is past. -> `Ints`, or `Nil` without the row
+        109 Expire { key: Key, fields: Vec<Bytes>, until: Deadline, only: ExpireCondition }
+            => hash_expiry::expire, Write, Look::each(fields.len()), Small;
+        /// One answer a field: -2 no field, -1 no expiry, otherwise absolute ms, or with
+        /// `remaining` the ms from the stamp on. -> `Ints`, or `Nil` without the row
+        110 Expiry { key: Key, fields: Vec<Bytes>, remaining: bool }
+            => hash_expiry::expiry, Read, Look::each(fields.len()), Small;
+        /// One answer a field: -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil`
+        /// without the row
+        111 Persist { key: Key, fields: Vec<Bytes> }
+            => hash_expiry::persist, Write, Look::each(fields.len()), Small;
+        /// Checks one cell and, if the check holds, applies all mutations. -> `Checked`;
+        /// refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
+        112 CheckAndMutate {
+            key: Key,
+            check_sortkey: Bytes,
+            check: Check,
+            operand: Bytes,
+            mutations: Vec<Mutation>,
+            want_value: bool,
+        } => pegasus::check_and_mutate, Write, Look::each(1 + mutations.len()),
+            AnswerSize::large_if(*want_value);
+    }
+}
 
 pub(crate) fn put(
     tx: &mut Tx<'_>,

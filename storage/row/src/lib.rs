@@ -41,11 +41,11 @@
 //! - A refused op leaves no edits, and neither does one that only reads.
 //!
 //! # How to add an op
-//! Add a variant to [`Op`], its function to its family's file, and a line to each of
-//! `eval.rs`, `op_info.rs` and `answer_size.rs`; then a script in `tests/scripts/`, and a
-//! line in the model (`tests/model/`) if the op fits it.
+//! Write its function in its family's file, and its line in the family's
+//! [`ops!`] above it; then a line in `tests/vectors/ops.txt` and a script in
+//! `tests/scripts/`, and its answer in the model (`tests/model/`) if it fits it.
+//! [`registry`] says what the line declares.
 
-pub mod answer_size;
 pub mod edits;
 pub mod eval;
 pub mod expire;
@@ -54,6 +54,7 @@ pub mod key;
 pub mod memory;
 pub mod number;
 pub mod op;
+pub mod registry;
 pub mod value;
 pub mod view;
 
@@ -63,13 +64,16 @@ mod hash_expiry;
 mod hash_range;
 mod head;
 mod members;
-mod op_info;
 mod pegasus;
 mod scan;
 mod string;
 
-pub use answer_size::AnswerSize;
 pub use edits::{Edits, Family};
 pub use eval::{EvalError, eval};
+pub use generic::RowOp;
+pub use hash::HashOp;
 pub use op::{Answer, Op, Refusal};
+pub use registry::{AnswerSize, Key};
+pub use scan::PartitionOp;
+pub use string::StringOp;
 pub use view::{Fault, Stamp, Tx, View};

@@ -1,11 +1,24 @@
 //! The operations on rows, their answers and their refusals. Ops know kinds of rows, but
 //! neither commands nor RESP.
 
+use std::fmt;
+
 use bytes::Bytes;
+use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde::ser::{self, SerializeTuple, Serializer};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::expire::DueItem;
+use crate::eval::EvalResult;
+use crate::generic::RowOp;
+use crate::hash::HashOp;
+use crate::registry::{AnswerSize, Effect, Keys, Look, OpFamily, Payload};
+use crate::scan::PartitionOp;
+use crate::string::StringOp;
+use crate::view::Tx;
+
+/// The size of a byte string in a list besides its bytes.
+const ITEM_BYTES: usize = size_of::<Bytes>() + 16;
 
 /// The kind of a row's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,151 +178,210 @@ pub enum RowContent {
     Hash(Vec<(Bytes, Bytes, Option<u64>)>),
 }
 
-/// An operation on the row `key`. Two ops name a second row of the same partition, and
-/// some are on the partition instead. Field lists are never empty. The answer of each op
-/// stands behind `->`.
-#[allow(missing_docs)] // the variant's line says what its fields are
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Delegates what is known about an op to its family.
+macro_rules! families {
+    ($($Variant:ident($Family:ident))*) => {
+        $(
+            impl From<$Family> for Op {
+                fn from(op: $Family) -> Op {
+                    Op::$Variant(op)
+                }
+            }
+        )*
+
+        impl Op {
+            /// The numbers and the names of all ops.
+            pub fn all() -> impl Iterator<Item = (u16, &'static str)> {
+                [$($Family::OPS),*].into_iter().flatten().copied()
+            }
+
+            /// The op's number on the wire.
+            pub fn number(&self) -> u16 {
+                match self {
+                    $(Op::$Variant(op) => op.number(),)*
+                    Op::Unknown(op) => op.number,
+                }
+            }
+
+            /// The op's effect.
+            pub fn effect(&self) -> Effect {
+                match self {
+                    $(Op::$Variant(op) => op.effect(),)*
+                    Op::Unknown(_) => Effect::Read,
+                }
+            }
+
+            /// The op's cost.
+            pub fn look(&self) -> Look {
+                match self {
+                    $(Op::$Variant(op) => op.look(),)*
+                    Op::Unknown(_) => Look::One,
+                }
+            }
+
+            /// The possible size of the op's answer.
+            pub fn answer_size(&self) -> AnswerSize {
+                match self {
+                    $(Op::$Variant(op) => op.answer_size(),)*
+                    Op::Unknown(_) => AnswerSize::Small,
+                }
+            }
+
+            /// The rows that it names, for routing; none for ops on the partition.
+            pub fn keys(&self) -> Keys<'_> {
+                let mut keys = Keys::new();
+                match self {
+                    $(Op::$Variant(op) => op.add_keys(&mut keys),)*
+                    Op::Unknown(_) => {}
+                }
+                keys
+            }
+
+            /// The bytes that it carries.
+            fn payload(&self) -> Payload {
+                match self {
+                    $(Op::$Variant(op) => op.payload(),)*
+                    Op::Unknown(op) => Payload { bytes: op.fields.len(), items: 0 },
+                }
+            }
+
+            /// Evaluates it, without a bound of its changes.
+            pub(crate) fn answer(&self, tx: &mut Tx<'_>) -> EvalResult {
+                match self {
+                    $(Op::$Variant(op) => op.answer(tx),)*
+                    Op::Unknown(_) => Err(Refusal::UnknownOp.into()),
+                }
+            }
+
+            fn encode(&self) -> postcard::Result<Vec<u8>> {
+                match self {
+                    $(Op::$Variant(op) => op.encode(),)*
+                    Op::Unknown(op) => Ok(op.fields.to_vec()),
+                }
+            }
+
+            fn decode(number: u16, fields: &[u8]) -> postcard::Result<Op> {
+                $(
+                    if let Some(op) = $Family::decode(number, fields) {
+                        return op.map(Op::$Variant);
+                    }
+                )*
+                Ok(Op::Unknown(UnknownOp { number, fields: Bytes::copy_from_slice(fields) }))
+            }
+        }
+    };
+}
+
+/// An operation. Most name one row, some a second one of the same partition, and some are
+/// on the partition instead. Lists of fields are never empty. Each family's ops, with the
+/// answer of each, are declared beside their functions ([`registry`](crate::registry)).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    // ---- any row ----
-    /// -> `Row`
-    Inspect { key: Bytes },
-    /// The approximate size of the row on disk, bytes, before compression. The first
-    /// `samples` members of a hash (0 = all) stand for the others. -> `Int` or `Nil`
-    Size { key: Bytes, samples: u64 },
-    /// -> `Int` 0|1
-    Delete { key: Bytes },
-    /// -> `Int` 0|1. A deadline in the past deletes the row (and answers 1).
-    Expire { key: Bytes, until: Deadline, only: ExpireCondition },
-    /// -> `Int` 0|1
-    Persist { key: Bytes },
-    /// -> `Int` 1, or 0 when `only_new` and `to` exists; refuses `NoSuchKey`
-    Rename { from: Bytes, to: Bytes, only_new: bool },
-    /// -> `Int` 0|1
-    Copy { from: Bytes, to: Bytes, replace: bool },
-    /// The whole row. -> `RowContent` or `Nil`
-    Dump { key: Bytes },
-    /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not
-    /// kept.
-    Restore { key: Bytes, content: RowContent, ttl: Ttl, replace: bool },
-    /// The encoding that Redis would report (int, embstr, raw, listpack, listpackex,
-    /// hashtable). -> `Bytes` or `Nil`
-    Encoding { key: Bytes },
+    /// On a row of any kind.
+    Row(RowOp),
+    /// On the partition.
+    Partition(PartitionOp),
+    /// On a string.
+    String(StringOp),
+    /// On a hash.
+    Hash(HashOp),
+    /// Sent by a server of a newer version: refused.
+    Unknown(UnknownOp),
+}
 
-    // ---- the partition ----
-    /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired ones;
-    /// reads about `count` rows. -> `Page` (next = 0: the partition is finished)
-    Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<RowKind> },
-    /// The first live row at or after a [cursor](crate::key::cursor) in hash order,
-    /// wrapping round. -> `Bytes` or `Nil`, or an empty `Page` if the rows that were read
-    /// had all expired
-    FirstAtOrAfter { cursor: u64 },
-    /// The number of rows. -> `Int`
-    Rows,
-    /// The number of rows that have an expiry. -> `Int`
-    Expiring,
-    /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits
-    /// are `Edits::clear`.
-    Clear,
-    /// One step of the expiry cycle: of the [items found](crate::expire) to be due,
-    /// deletes in order those that still are, until the view is spent; at least one. ->
-    /// `Expired`
-    ExpireDue { items: Vec<DueItem> },
-    /// Makes the partition apply this `default_ttl` from the next millisecond on, unless
-    /// it applies one that was set later. The time to live of rows written before counts
-    /// from there. -> `Ok`
-    SetDefaultTtl { ttl_ms: u64, set_at_ms: u64 },
-    /// Makes the partition's time depend on `at_ms`, if that is past, on behalf of reads
-    /// that did. -> `Ok`
-    AdvanceClock { at_ms: u64 },
+/// An op whose number this version does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownOp {
+    number: u16,
+    fields: Bytes,
+}
 
-    // ---- strings ----
-    /// -> `Bytes` or `Nil`
-    StringGet { key: Bytes },
-    /// GETDEL. -> `Bytes` or `Nil`
-    StringGetDelete { key: Bytes },
-    /// GETEX. -> `Bytes` or `Nil`
-    StringGetExpire { key: Bytes, ttl: Ttl },
-    /// With `want_old`, reads the old value first, and then refuses `WrongType` for other
-    /// kinds. -> `Written`
-    StringSet { key: Bytes, value: Bytes, ttl: Ttl, only: WriteCondition, want_old: bool },
-    /// MSETNX: all or none. -> `Int` 0|1
-    StringSetAllIfAbsent { pairs: Vec<(Bytes, Bytes)> },
-    /// -> `Int` new length
-    StringAppend { key: Bytes, value: Bytes },
-    /// -> `Int` new value; refuses `NotInteger`, `Overflow`
-    StringIncr { key: Bytes, by: i64 },
-    /// `by` is the decimal text as given. -> `Bytes` the new value as Redis prints long
-    /// doubles; refuses `NotFloat`, `NanOrInfinity`
-    StringIncrFloat { key: Bytes, by: Bytes },
-    /// -> `Bytes`, or `Nil` without the row; negative offsets count from the end
-    StringGetRange { key: Bytes, start: i64, end: i64 },
-    /// -> `Int` new length; refuses `TooLarge`
-    StringSetRange { key: Bytes, offset: u64, value: Bytes },
-    /// -> `Int`, or `Nil` without the row
-    StringLen { key: Bytes },
+families!(Row(RowOp) Partition(PartitionOp) String(StringOp) Hash(HashOp));
 
-    // ---- hashes ----
-    /// Sets fields. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
-    /// With `only`, nothing is written unless all fields qualify (HSETNX, HSETEX
-    /// FNX/FXX), and the answer is then `Nil`. -> `Int`, the number of new fields
-    HashPut { key: Bytes, pairs: Vec<(Bytes, Bytes)>, only: WriteCondition, ttl: Ttl },
-    /// -> `Values`, one per field, or `Nil` without the row
-    HashGet { key: Bytes, fields: SmallVec<[Bytes; 1]> },
-    /// HGETDEL. -> `Values`
-    HashGetDelete { key: Bytes, fields: Vec<Bytes> },
-    /// HGETEX: `Ttl::Keep` leaves the expiry unchanged. -> `Values`
-    HashGetExpire { key: Bytes, fields: Vec<Bytes>, ttl: Ttl },
-    /// Deletes fields; a hash without fields is no row. -> `Int`, the number deleted
-    HashDelete { key: Bytes, fields: Vec<Bytes> },
-    /// The exact number of live fields, whether or not expired ones are purged. -> `Int`
-    HashLen { key: Bytes },
-    /// Cells of a range, in sortkey order. -> `Cells`, or `Nil` without the row
-    HashRange { key: Bytes, range: Range, want_values: bool },
-    /// -> `Int`, the number of cells in the range
-    HashRangeCount { key: Bytes, range: Range },
-    /// Deletes a range. -> `Deleted`
-    HashRangeDelete { key: Bytes, range: Range },
-    /// HSCAN: a small hash whole, of others about `count` cells; a few MiB at most. ->
-    /// `CellsPage`, or `Nil` without the row
-    HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
-    /// -> `Int`; refuses `HashNotInteger`, `Overflow`
-    HashIncr { key: Bytes, field: Bytes, by: i64 },
-    /// -> `Bytes`; refuses `HashNotFloat`, `NanOrInfinity`
-    HashIncrFloat { key: Bytes, field: Bytes, by: Bytes },
-    /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from
-    /// `seed`. -> `Cells`, or `Nil` without the row
-    HashRandom { key: Bytes, count: i64, seed: u64, want_values: bool },
-    /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2
-    /// deleted because the deadline is past. -> `Ints`, or `Nil` without the row
-    HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireCondition },
-    /// One answer a field: -2 no field, -1 no expiry, otherwise absolute ms, or with
-    /// `remaining` the ms from the stamp on. -> `Ints`, or `Nil` without the row
-    HashExpiry { key: Bytes, fields: Vec<Bytes>, remaining: bool },
-    /// One answer a field: -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil`
-    /// without the row
-    HashPersist { key: Bytes, fields: Vec<Bytes> },
-    /// Checks one cell and, if the check holds, applies all mutations. -> `Checked`;
-    /// refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
-    CheckAndMutate {
-        key: Bytes,
-        check_sortkey: Bytes,
-        check: Check,
-        operand: Bytes,
-        mutations: Vec<Mutation>,
-        want_value: bool,
-    },
+impl Op {
+    /// True if it may change something.
+    pub fn is_write(&self) -> bool {
+        matches!(self.effect(), Effect::Write | Effect::WritePart)
+    }
 
-    // ---- transactions ----
-    /// A token by which a later request detects that the row was touched since. ->
-    /// `WatchToken`. Answered by the executor.
-    Watch { key: Bytes },
+    /// The first row that it names; `None` for ops on the partition.
+    pub fn first_key(&self) -> Option<&Bytes> {
+        self.keys().first().copied()
+    }
 
-    // ---- the log ----
-    /// Syncs everything that was acknowledged before it to the leader's disk, whatever
-    /// the durability. -> `Int`: the index of the last log entry that is synced. Answered
-    /// by the replica, for a request of this op alone.
-    Sync,
+    /// The approximate size of its payload, bytes, for bounding batches.
+    pub fn bytes(&self) -> usize {
+        16 + self.payload().bytes
+    }
+
+    /// The approximate memory that it takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let Payload { bytes, items } = self.payload();
+        size_of::<Op>() + bytes + items * ITEM_BYTES
+    }
+}
+
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let fields = self.encode().map_err(ser::Error::custom)?;
+        let mut op = serializer.serialize_tuple(2)?;
+        op.serialize_element(&self.number())?;
+        op.serialize_element(&WireFields(&fields))?;
+        op.end()
+    }
+}
+
+/// The fields of an op as bytes with a length.
+struct WireFields<'a>(&'a [u8]);
+
+impl Serialize for WireFields<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Op {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Op, D::Error> {
+        deserializer.deserialize_tuple(2, OpVisitor)
+    }
+}
+
+struct OpVisitor;
+
+impl<'de> Visitor<'de> for OpVisitor {
+    type Value = Op;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an op: its number and its fields")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut op: A) -> Result<Op, A::Error> {
+        let number = op.next_element()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
+        op.next_element_seed(FieldsOf(number))?.ok_or_else(|| de::Error::invalid_length(1, &self))
+    }
+}
+
+/// Reads the fields of the op with this number.
+struct FieldsOf(u16);
+
+impl<'de> DeserializeSeed<'de> for FieldsOf {
+    type Value = Op;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Op, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for FieldsOf {
+    type Value = Op;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the fields of op {}", self.0)
+    }
+
+    fn visit_bytes<E: de::Error>(self, fields: &[u8]) -> Result<Op, E> {
+        Op::decode(self.0, fields).map_err(E::custom)
+    }
 }
 
 /// The answer of `Inspect` about a live row.
@@ -436,6 +508,8 @@ pub enum Refusal {
     CheckOperandNotInteger,
     /// A checked value is not an integer.
     CheckValueNotInteger,
+    /// The server does not know the op: it runs an older version.
+    UnknownOp,
 }
 
 /// Ops of one partition, evaluated in order, atomically and isolated: all their edits are
@@ -477,25 +551,6 @@ impl Request {
     }
 }
 
-impl Op {
-    /// True if the op may change many records.
-    pub(crate) fn may_change_much(&self) -> bool {
-        match self {
-            Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() > 1,
-            Op::HashGetDelete { fields, .. }
-            | Op::HashGetExpire { fields, .. }
-            | Op::HashDelete { fields, .. }
-            | Op::HashExpire { fields, .. }
-            | Op::HashPersist { fields, .. } => fields.len() > 1,
-            Op::CheckAndMutate { mutations, .. } => mutations.len() > 1,
-            Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } => true,
-            // The others change one record, or bound their own changes (HashRangeDelete,
-            // ExpireDue).
-            _ => false,
-        }
-    }
-}
-
 impl ExpireCondition {
     /// True if an expiry may change from `old` to `new`; none counts as infinitely late.
     pub(crate) fn allows(self, old: Option<u64>, new: u64) -> bool {
@@ -503,5 +558,93 @@ impl ExpireCondition {
             && (!self.some || old.is_some())
             && (!self.later || old.is_some_and(|old| new > old))
             && (!self.earlier || old.is_none_or(|old| new < old))
+    }
+}
+
+impl Request {
+    /// The approximate memory it takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let watched = self.watched.iter().map(|watched| size_of_val(watched) + watched.key.len());
+        size_of::<Request>()
+            + self.joined.len() * 4
+            + self.ops.iter().map(Op::memory_bytes).sum::<usize>()
+            + watched.sum::<usize>()
+    }
+}
+
+impl Answer {
+    /// The approximate memory of an answer besides itself, bytes: the answers of a
+    /// request, of a batch and of a node are bounded by it.
+    pub fn bytes(&self) -> usize {
+        let optional = |value: &Option<Bytes>| ITEM_BYTES + value.as_ref().map_or(0, Bytes::len);
+        let cells = |cells: &[(Bytes, Bytes)]| {
+            cells.iter().map(|(a, b)| a.len() + b.len() + 2 * ITEM_BYTES).sum()
+        };
+        match self {
+            Answer::Nil | Answer::Ok | Answer::Int(_) | Answer::Row(_) | Answer::Expired { .. } => {
+                0
+            }
+            Answer::Ints(numbers) => numbers.len() * size_of::<i64>(),
+            Answer::Bytes(bytes) => bytes.len(),
+            Answer::Values(values) => values.iter().map(optional).sum(),
+            Answer::Written { done: _, old } => old.as_ref().map_or(0, Bytes::len),
+            Answer::Cells { cells: found, next } => {
+                cells(found) + next.as_ref().map_or(0, Bytes::len)
+            }
+            Answer::CellsPage { cells: found, next: _ } => cells(found),
+            Answer::Page { keys, next: _, count: _ } => {
+                keys.iter().map(|key| key.len() + ITEM_BYTES).sum()
+            }
+            Answer::Deleted { count: _, next } => next.as_ref().map_or(0, Bytes::len),
+            Answer::RowContent { content, expires_at_ms: _ } => {
+                content.bytes() + content.items() * ITEM_BYTES
+            }
+            Answer::Checked { done: _, value } => value.as_ref().map_or(0, optional),
+            Answer::WatchToken(watched) => watched.key.len(),
+        }
+    }
+}
+
+impl Mutation {
+    /// The size of its names and values, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Mutation::Put { sortkey, value, .. } => sortkey.len() + value.len(),
+            Mutation::Delete { sortkey } => sortkey.len(),
+        }
+    }
+}
+
+impl Range {
+    /// The size of its ends and its filter, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let ends = [&self.start, &self.stop].into_iter().flatten().map(Bytes::len).sum::<usize>();
+        ends + match &self.filter {
+            Filter::None => 0,
+            Filter::Prefix(text)
+            | Filter::Suffix(text)
+            | Filter::Contains(text)
+            | Filter::Glob(text) => text.len(),
+        }
+    }
+}
+
+impl RowContent {
+    /// The size of its names and values, bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            RowContent::String(value) => value.len(),
+            RowContent::Hash(fields) => {
+                fields.iter().map(|(name, value, _)| name.len() + value.len()).sum()
+            }
+        }
+    }
+
+    /// The number of byte strings in lists among them.
+    pub(crate) fn items(&self) -> usize {
+        match self {
+            RowContent::String(_) => 0,
+            RowContent::Hash(fields) => 2 * fields.len(),
+        }
     }
 }

@@ -6,12 +6,56 @@ use bytes::Bytes;
 
 use crate::edits::Family;
 use crate::eval::EvalResult;
+use crate::expire::{self, DueItem};
 use crate::glob;
 use crate::head::Row;
 use crate::key::{self, KeyBuf};
 use crate::op::{Answer, RowKind};
+use crate::ops;
 use crate::value::{DefaultTtl, Head};
 use crate::view::{Fault, Tx};
+
+ops! {
+    /// Operations on the partition.
+    pub enum PartitionOp {
+        /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired
+        /// ones; reads about `count` rows. -> `Page` (next = 0: the partition is finished)
+        32 Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<RowKind> }
+            => scan, Read, Some(count.saturating_add(1)), Large;
+        /// The first live row at or after a [cursor](crate::key::cursor) in hash order,
+        /// wrapping round. -> `Bytes` or `Nil`, or an empty `Page` if the rows that were
+        /// read had all expired
+        33 FirstAtOrAfter { cursor: u64 } => nearest, Read, One, Small;
+        /// The number of rows. -> `Int`
+        34 Rows => rows, Read, One, Small;
+        /// The number of rows that have an expiry. -> `Int`
+        35 Expiring => expiring, Read, One, Small;
+        /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its
+        /// edits are `Edits::clear`.
+        36 Clear => clear, Write, One, Small;
+        /// One step of the expiry cycle: of the [items found](crate::expire) to be due,
+        /// deletes in order those that still are, until the view is spent; at least one.
+        /// -> `Expired`
+        37 ExpireDue { items: Vec<DueItem> }
+            => expire::expire_due, WritePart, Look::each(due(items)), Small;
+        /// Makes the partition apply this `default_ttl` from the next millisecond on,
+        /// unless it applies one that was set later. The time to live of rows written
+        /// before counts from there. -> `Ok`
+        38 SetDefaultTtl { ttl_ms: u64, set_at_ms: u64 } => set_default_ttl, Write, One, Small;
+        /// Makes the partition's time depend on `at_ms`, if that is past, on behalf of
+        /// reads that did. -> `Ok`
+        39 AdvanceClock { at_ms: u64 } => advance_clock, Write, One, Small;
+        /// Syncs everything that was acknowledged before it to the leader's disk, whatever
+        /// the durability. -> `Int`: the index of the last log entry that is synced.
+        /// Answered by the replica, for a request of this op alone.
+        40 Sync => sync, AskWriter, One, Small;
+    }
+}
+
+/// The number of rows and members that items name.
+fn due(items: &[DueItem]) -> usize {
+    items.iter().map(DueItem::size).sum()
+}
 
 /// The maximum number of rows that one step examines.
 pub(crate) const STEP_ROWS_MAX: u64 = 10_000;
@@ -146,4 +190,14 @@ pub(crate) fn set_default_ttl(tx: &mut Tx<'_>, ttl_ms: u64, set_at_ms: u64) -> E
         tx.put(Family::State, Bytes::from_static(key::DEFAULT_TTL), rule.encode());
     }
     Ok(Answer::Ok)
+}
+
+fn advance_clock(tx: &mut Tx<'_>, at_ms: u64) -> EvalResult {
+    tx.is_expired(Some(at_ms));
+    Ok(Answer::Ok)
+}
+
+/// Without a replica there is no log, and nothing of it is on the disk.
+fn sync(_: &Tx<'_>) -> EvalResult {
+    Ok(Answer::Int(0))
 }

@@ -6,8 +6,53 @@ use crate::eval::EvalResult;
 use crate::head::{Row, RowMetadata};
 use crate::number::{self, LongDouble};
 use crate::op::{Answer, Refusal, Ttl, WriteCondition};
+use crate::ops;
+use crate::registry::{AnswerSize, Key};
 use crate::value::Body;
 use crate::view::{Fault, Tx};
+
+ops! {
+    /// Operations on strings.
+    pub enum StringOp {
+        /// -> `Bytes` or `Nil`
+        64 Get { key: Key } => get, Read, One, Large;
+        /// GETDEL. -> `Bytes` or `Nil`
+        65 GetDelete { key: Key } => get_delete, Write, One, Large;
+        /// GETEX. -> `Bytes` or `Nil`
+        66 GetExpire { key: Key, ttl: Ttl } => get_expire, Write, One, Large;
+        /// With `want_old`, reads the old value first, and then refuses `WrongType` for
+        /// other kinds. -> `Written`
+        67 Set { key: Key, value: Bytes, ttl: Ttl, only: WriteCondition, want_old: bool }
+            => set, Write, One, AnswerSize::large_if(*want_old);
+        /// MSETNX: all or none. -> `Int` 0|1
+        68 SetAllIfAbsent { pairs: Vec<(Key, Bytes)> }
+            => set_all_new, Write, Look::each(pairs.len()), Small;
+        /// -> `Int` new length
+        69 Append { key: Key, value: Bytes } => append, Write, One, Small;
+        /// -> `Int` new value; refuses `NotInteger`, `Overflow`
+        70 Incr { key: Key, by: i64 } => add, Write, One, Small;
+        /// `by` is the decimal text as given. -> `Bytes` the new value as Redis prints
+        /// long doubles; refuses `NotFloat`, `NanOrInfinity`
+        71 IncrFloat { key: Key, by: Bytes } => add_float, Write, One, Small;
+        /// -> `Bytes`, or `Nil` without the row; negative offsets count from the end
+        72 GetRange { key: Key, start: i64, end: i64 }
+            => get_range, Read, One, part_size(*start, *end);
+        /// -> `Int` new length; refuses `TooLarge`
+        73 SetRange { key: Key, offset: u64, value: Bytes } => set_range, Write, One, Small;
+        /// -> `Int`, or `Nil` without the row
+        74 Len { key: Key } => length, Read, One, Small;
+    }
+}
+
+/// The longest part of a string that is a small answer, bytes.
+const SMALL_PART_BYTES: i64 = 1024;
+
+/// The size of the part from `start` to `end`; negative offsets count from the end, so
+/// that the size is not known before.
+fn part_size(start: i64, end: i64) -> AnswerSize {
+    let is_known = start >= 0 && end >= 0;
+    AnswerSize::large_if(!is_known || end.saturating_sub(start) >= SMALL_PART_BYTES)
+}
 
 /// The longest string that a write may grow if the table sets no limit, bytes; Redis's
 /// `proto-max-bulk-len`.
@@ -65,7 +110,7 @@ pub(crate) fn set(
     Ok(Answer::Written { done, old })
 }
 
-pub(crate) fn set_all_new(tx: &mut Tx<'_>, pairs: &[(Bytes, Bytes)]) -> EvalResult {
+pub(crate) fn set_all_new(tx: &mut Tx<'_>, pairs: &[(Key, Bytes)]) -> EvalResult {
     tx.rules.check_write(pairs.iter().map(|(key, value)| key.len() + value.len()).sum())?;
     for (key, _) in pairs {
         if RowMetadata::load(tx, key)?.is_live() {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use row::memory::Memory;
 use row::op::{Answer, Check, Refusal, Ttl, WriteCondition};
 use row::view::Rules;
-use row::{Edits, EvalError, Op, Stamp, Tx, eval};
+use row::{Edits, EvalError, HashOp, Op, Stamp, Tx, eval};
 
 /// Evaluates a check of a cell's value (`None`: no such cell).
 fn holds(check: Check, operand: &str, value: Option<&str>) -> Result<bool, Refusal> {
@@ -16,26 +16,26 @@ fn holds(check: Check, operand: &str, value: Option<&str>) -> Result<bool, Refus
     if let Some(value) = value {
         let pairs = vec![(sortkey.clone(), Bytes::copy_from_slice(value.as_bytes()))];
         eval(
-            &Op::HashPut {
-                key: key.clone(),
+            &Op::Hash(HashOp::Put {
+                key: key.clone().into(),
                 pairs,
                 only: WriteCondition::Always,
                 ttl: Ttl::Default,
-            },
+            }),
             &mut tx,
         )
         .expect("puts");
     }
     let operand = Bytes::copy_from_slice(operand.as_bytes());
     match eval(
-        &Op::CheckAndMutate {
-            key,
+        &Op::Hash(HashOp::CheckAndMutate {
+            key: key.into(),
             check_sortkey: sortkey,
             check,
             operand,
             mutations: vec![],
             want_value: false,
-        },
+        }),
         &mut tx,
     ) {
         Ok(Answer::Checked { done, value: None }) => Ok(done),

@@ -13,7 +13,7 @@ use row::value::{
     encode_counter,
 };
 use row::view::Rules;
-use row::{Edits, Family, Op, Stamp, Tx, eval};
+use row::{Edits, Family, HashOp, Op, Stamp, Tx, eval};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -128,8 +128,9 @@ fn cursors_and_field_expiries_are_frozen() {
         memory.apply(edits.clone());
         (answer, edits)
     };
-    let put =
-        |pairs, ttl| Op::HashPut { key: "foo".into(), pairs, only: WriteCondition::Always, ttl };
+    let put = |pairs, ttl| {
+        Op::Hash(HashOp::Put { key: "foo".into(), pairs, only: WriteCondition::Always, ttl })
+    };
     let pairs = vec![(Bytes::from("bar"), Bytes::from("baz"))];
     let (_, edits) = ask(put(pairs, Ttl::Until(Deadline::At(1_700_000_000_000))));
     let expiry = edits
@@ -138,8 +139,13 @@ fn cursors_and_field_expiries_are_frozen() {
     let expiry = expiry.expect("the entry by time of the field").1.to_vec();
     let pairs = (0..600).map(|n| (Bytes::from(format!("{n:03}")), Bytes::new())).collect();
     ask(put(pairs, Ttl::Default));
-    let scan =
-        Op::HashScan { key: "foo".into(), cursor: 0, count: 5, glob: None, want_values: false };
+    let scan = Op::Hash(HashOp::Scan {
+        key: "foo".into(),
+        cursor: 0,
+        count: 5,
+        glob: None,
+        want_values: false,
+    });
     let Answer::CellsPage { next: hscan, .. } = ask(scan).0 else { panic!("a page of cells") };
     let cursor = |cursor: u64| cursor.to_be_bytes().to_vec();
     let now = [

@@ -9,7 +9,7 @@ use row::memory::{Memory, Reader};
 use row::op::{Answer, Deadline, Ttl, WriteCondition};
 use row::value::{Body, Head, Header};
 use row::view::Rules;
-use row::{Edits, Family, Op, Stamp, Tx, View, eval};
+use row::{Edits, Family, HashOp, Op, PartitionOp, RowOp, Stamp, StringOp, Tx, View, eval};
 
 fn ask(view: &dyn View, op: &Op) -> (Answer, Edits) {
     let mut edits = Edits::default();
@@ -33,22 +33,22 @@ fn set(n: u64) -> Op {
 }
 
 fn set_named(key: Bytes) -> Op {
-    Op::StringSet {
-        key,
+    Op::String(StringOp::Set {
+        key: key.into(),
         value: Bytes::new(),
         ttl: Ttl::Default,
         only: WriteCondition::Always,
         want_old: false,
-    }
+    })
 }
 
 fn put(names: impl Iterator<Item = u64>) -> Op {
-    Op::HashPut {
+    Op::Hash(HashOp::Put {
         key: "h".into(),
         pairs: names.map(|n| (name(n), name(n))).collect(),
         only: WriteCondition::Always,
         ttl: Ttl::Default,
-    }
+    })
 }
 
 proptest! {
@@ -64,7 +64,7 @@ proptest! {
         let mut churn = churn.into_iter();
         let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
         loop {
-            let (answer, _) = ask(&memory, &Op::Scan { cursor, count, glob: None, kind: None });
+            let (answer, _) = ask(&memory, &Op::Partition(PartitionOp::Scan { cursor, count, glob: None, kind: None }));
             let Answer::Page { keys, next, .. } = answer else { panic!("{answer:?}") };
             prop_assert!(keys.len() as u64 <= count);
             seen.extend(keys);
@@ -74,7 +74,7 @@ proptest! {
                 break;
             }
             if let Some((comes, n)) = churn.next() {
-                change(&mut memory, &if comes { set(n) } else { Op::Delete { key: name(n) } });
+                change(&mut memory, &if comes { set(n) } else { Op::Row(RowOp::Delete { key: name(n).into() }) });
             }
         }
         prop_assert!((0..stays).all(|n| seen.contains(&name(n))));
@@ -95,7 +95,7 @@ proptest! {
         loop {
             let view = Reader::new(&memory).remembering(cursors);
             let key = "h".into();
-            let scan = Op::HashScan { key, cursor, count, glob: None, want_values: true };
+            let scan = Op::Hash(HashOp::Scan { key, cursor, count, glob: None, want_values: true });
             let (answer, edits) = ask(&view, &scan);
             cursors = view.into_cursors();
             prop_assert!(edits.is_empty());
@@ -108,7 +108,7 @@ proptest! {
                 break;
             }
             if let Some((comes, n)) = churn.next() {
-                let delete = Op::HashDelete { key: "h".into(), fields: vec![name(n)] };
+                let delete = Op::Hash(HashOp::Delete { key: "h".into(), fields: vec![name(n)] });
                 change(&mut memory, &if comes { put(n..n + 1) } else { delete });
             }
         }
@@ -123,13 +123,13 @@ fn a_small_hash_comes_whole_and_a_large_one_in_pages() {
         change(&mut memory, &put(0..fields));
         let (answer, _) = ask(
             &memory,
-            &Op::HashScan {
+            &Op::Hash(HashOp::Scan {
                 key: "h".into(),
                 cursor: 0,
                 count: 10,
                 glob: Some("n1*".into()),
                 want_values: false,
-            },
+            }),
         );
         let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
         assert!(cells.iter().all(|(name, value)| name.starts_with(b"n1") && value.is_empty()));
@@ -155,7 +155,12 @@ fn cursors_fit_a_double_and_colliding_names_are_not_lost() {
     let pairs = names.iter().map(|name| (name.clone(), Bytes::new())).collect();
     change(
         &mut memory,
-        &Op::HashPut { key: "h".into(), pairs, only: WriteCondition::Always, ttl: Ttl::Default },
+        &Op::Hash(HashOp::Put {
+            key: "h".into(),
+            pairs,
+            only: WriteCondition::Always,
+            ttl: Ttl::Default,
+        }),
     );
     let is_held = |cursor: u64| cursor < 1 << 53 && (cursor as f64) as u64 == cursor;
     for count in 1..=names.len() as u64 {
@@ -164,7 +169,13 @@ fn cursors_fit_a_double_and_colliding_names_are_not_lost() {
         loop {
             let (answer, _) = ask(
                 &view,
-                &Op::HashScan { key: "h".into(), cursor, count, glob: None, want_values: false },
+                &Op::Hash(HashOp::Scan {
+                    key: "h".into(),
+                    cursor,
+                    count,
+                    glob: None,
+                    want_values: false,
+                }),
             );
             let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
             seen.extend(cells.into_iter().map(|(name, _)| name));
@@ -179,7 +190,10 @@ fn cursors_fit_a_double_and_colliding_names_are_not_lost() {
     }
     let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
     loop {
-        let (answer, _) = ask(&memory, &Op::Scan { cursor, count: 1, glob: None, kind: None });
+        let (answer, _) = ask(
+            &memory,
+            &Op::Partition(PartitionOp::Scan { cursor, count: 1, glob: None, kind: None }),
+        );
         let Answer::Page { keys, next, .. } = answer else { panic!("{answer:?}") };
         assert!(keys.iter().all(|key| seen.insert(key.clone())), "{keys:?} came before");
         (cursor, pages) = (next, pages + 1);
@@ -199,7 +213,12 @@ fn a_page_ends_however_much_of_the_row_is_past() {
         let pairs = (from..from + 1000).map(|n| (name(n), name(n))).collect();
         change(
             &mut memory,
-            &Op::HashPut { key: "h".into(), pairs, only: WriteCondition::Always, ttl: soon },
+            &Op::Hash(HashOp::Put {
+                key: "h".into(),
+                pairs,
+                only: WriteCondition::Always,
+                ttl: soon,
+            }),
         );
     }
     change(&mut memory, &put(30_000..30_200));
@@ -216,13 +235,13 @@ fn a_page_ends_however_much_of_the_row_is_past() {
     let (mut seen, mut cursor) = (BTreeSet::new(), 0);
     for page in 0.. {
         assert!(page < 400, "a scan ends");
-        let (answer, cost) = look(&Op::HashScan {
+        let (answer, cost) = look(&Op::Hash(HashOp::Scan {
             key: "h".into(),
             cursor,
             count: 100,
             glob: None,
             want_values: true,
-        });
+        }));
         let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
         // Without a memory, the page's first is looked for among all.
         assert!(cost < 110 || cursor != 0, "{cost} records were looked at");
@@ -233,10 +252,10 @@ fn a_page_ends_however_much_of_the_row_is_past() {
         }
     }
     assert_eq!(seen.len(), 200);
-    let (answer, cost) = look(&Op::HashGet {
+    let (answer, cost) = look(&Op::Hash(HashOp::Get {
         key: "h".into(),
         fields: [name(7), name(30_007)].into_iter().collect(),
-    });
+    }));
     assert_eq!(
         (answer, cost),
         (Answer::Values([None, Some(name(30_007))].into_iter().collect()), 3),
@@ -250,14 +269,14 @@ fn liveness_of_a_hash_costs_one_seek() {
     let until = |at| Ttl::Until(row::op::Deadline::At(at));
     let put = |names: std::ops::Range<u64>, ttl| {
         let pairs = names.map(|n| (name(n), name(n))).collect();
-        Op::HashPut { key: "h".into(), pairs, only: WriteCondition::Always, ttl }
+        Op::Hash(HashOp::Put { key: "h".into(), pairs, only: WriteCondition::Always, ttl })
     };
     change(&mut memory, &put(0..10_000, until(1_500)));
     let cost = |memory: &Memory, now_ms| {
         let view = Reader::new(memory);
         let stamp = Stamp { now_ms, timetag: now_ms << 16 };
         let answer = eval(
-            &Op::HashExpiry { key: "h".into(), fields: vec![name(1)], remaining: false },
+            &Op::Hash(HashOp::Expiry { key: "h".into(), fields: vec![name(1)], remaining: false }),
             &mut Tx { view: &view, edits: &mut Edits::default(), stamp, rules: Rules::default() },
         );
         (answer.expect("answers"), view.reads())
@@ -289,18 +308,18 @@ fn an_expiry_step_checks_its_time_after_each_piece_of_work() {
     let soon = Ttl::Until(row::op::Deadline::At(1_500));
     let put = |key: &'static str, names: std::ops::Range<u64>, ttl| {
         let pairs = names.map(|n| (name(n), name(n))).collect();
-        Op::HashPut { key: key.into(), pairs, only: WriteCondition::Always, ttl }
+        Op::Hash(HashOp::Put { key: key.into(), pairs, only: WriteCondition::Always, ttl })
     };
     (0..1_000).for_each(|n| {
         change(
             &mut memory,
-            &Op::StringSet {
-                key: name(n),
+            &Op::String(StringOp::Set {
+                key: name(n).into(),
                 value: name(n),
                 ttl: soon,
                 only: WriteCondition::Always,
                 want_old: false,
-            },
+            }),
         )
     });
     change(&mut memory, &put("all past", 0..50_000, soon));
@@ -316,7 +335,7 @@ fn an_expiry_step_checks_its_time_after_each_piece_of_work() {
         let mut edits = Edits::default();
         let view = Reader::new(&memory).spent_after(20);
         let answer = eval(
-            &Op::ExpireDue { items },
+            &Op::Partition(PartitionOp::ExpireDue { items }),
             &mut Tx { view: &view, edits: &mut edits, stamp, rules: Rules::default() },
         );
         let Ok(Answer::Expired { rows: of_step, fields: of_rows, .. }) = answer else {
@@ -353,12 +372,18 @@ fn rows_that_share_their_cursor_come_in_one_page() {
     }
     let mut memory = Memory::new();
     memory.apply(edits);
-    let (answer, _) = ask(&memory, &Op::Scan { cursor: 0, count: 1, glob: None, kind: None });
+    let (answer, _) = ask(
+        &memory,
+        &Op::Partition(PartitionOp::Scan { cursor: 0, count: 1, glob: None, kind: None }),
+    );
     assert_eq!(
         answer,
         Answer::Page { keys: ["a", "b", "c", "d"].map(Bytes::from).into(), next: 1, count: 4 }
     );
-    let (answer, _) = ask(&memory, &Op::Scan { cursor: 1, count: 1, glob: None, kind: None });
+    let (answer, _) = ask(
+        &memory,
+        &Op::Partition(PartitionOp::Scan { cursor: 1, count: 1, glob: None, kind: None }),
+    );
     assert_eq!(answer, Answer::Page { keys: vec!["e".into()], next: 0, count: 1 });
 }
 
@@ -368,8 +393,10 @@ fn distinct_draws_are_distinct_and_reach_everything() {
     change(&mut memory, &put(0..20));
     let mut drawn = BTreeMap::new();
     for seed in 0..400 {
-        let (answer, _) =
-            ask(&memory, &Op::HashRandom { key: "h".into(), count: 5, seed, want_values: true });
+        let (answer, _) = ask(
+            &memory,
+            &Op::Hash(HashOp::Random { key: "h".into(), count: 5, seed, want_values: true }),
+        );
         let Answer::Cells { cells, .. } = answer else { panic!("{answer:?}") };
         assert_eq!(cells.iter().collect::<BTreeSet<_>>().len(), 5);
         cells.into_iter().for_each(|(name, _)| *drawn.entry(name).or_insert(0) += 1);
@@ -389,19 +416,24 @@ fn a_page_ends_when_its_pattern_has_taken_long() {
         let (value, ttl) = (Bytes::new(), Ttl::Default);
         change(
             &mut memory,
-            &Op::StringSet {
-                key: key.clone(),
+            &Op::String(StringOp::Set {
+                key: key.clone().into(),
                 value,
                 ttl,
                 only: WriteCondition::Always,
                 want_old: false,
-            },
+            }),
         );
     }
     let pattern = Bytes::from(format!("*{}*", "a".repeat(30_000)));
     let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
     loop {
-        let scan = Op::Scan { cursor, count: 1000, glob: Some(pattern.clone()), kind: None };
+        let scan = Op::Partition(PartitionOp::Scan {
+            cursor,
+            count: 1000,
+            glob: Some(pattern.clone()),
+            kind: None,
+        });
         let (Answer::Page { keys, next, .. }, _) = ask(&memory, &scan) else { panic!("a page") };
         seen.extend(keys);
         (cursor, pages) = (next, pages + 1);
@@ -423,26 +455,31 @@ fn a_get_costs_one_look_up() {
         ask(&view, &op);
         view.reads()
     };
-    assert_eq!(cost(Op::StringGet { key: name(1) }), 1);
-    assert_eq!(cost(Op::StringGet { key: name(2) }), 1);
+    assert_eq!(cost(Op::String(StringOp::Get { key: name(1).into() })), 1);
+    assert_eq!(cost(Op::String(StringOp::Get { key: name(2).into() })), 1);
     assert_eq!(cost(set(1)), 1);
     assert_eq!(cost(set(2)), 2, "the head and the counter of rows");
-    assert_eq!(cost(Op::StringIncr { key: name(9), by: 1 }), 2);
-    assert_eq!(cost(Op::HashGet { key: "h".into(), fields: [name(1)].into_iter().collect() }), 2);
+    assert_eq!(cost(Op::String(StringOp::Incr { key: name(9).into(), by: 1 })), 2);
+    assert_eq!(
+        cost(Op::Hash(HashOp::Get { key: "h".into(), fields: [name(1)].into_iter().collect() })),
+        2
+    );
     assert_eq!(cost(put(1..2)), 2, "the head and the cell");
-    assert_eq!(cost(Op::HashLen { key: "h".into() }), 1);
+    assert_eq!(cost(Op::Hash(HashOp::Len { key: "h".into() })), 1);
 }
 
 /// Of rows that have expired a draw passes one page by, as it may hold up the partition.
 #[test]
 fn a_draw_passes_a_bounded_number_of_expired_rows_by() {
     const PAGE: usize = 10_000;
-    let until = |n: u64, at_ms| Op::StringSet {
-        key: name(n),
-        value: Bytes::new(),
-        ttl: Ttl::Until(Deadline::At(at_ms)),
-        only: WriteCondition::Always,
-        want_old: false,
+    let until = |n: u64, at_ms| {
+        Op::String(StringOp::Set {
+            key: name(n).into(),
+            value: Bytes::new(),
+            ttl: Ttl::Until(Deadline::At(at_ms)),
+            only: WriteCondition::Always,
+            want_old: false,
+        })
     };
     let mut memory = Memory::default();
     // In hash order, as they are walked; they expire at 2,000 ms.
@@ -453,7 +490,7 @@ fn a_draw_passes_a_bounded_number_of_expired_rows_by() {
     let later = Stamp { now_ms: 3_000, timetag: 3_000 << 16 };
     let mut draw = |memory: &Memory, cursor| {
         eval(
-            &Op::FirstAtOrAfter { cursor },
+            &Op::Partition(PartitionOp::FirstAtOrAfter { cursor }),
             &mut Tx { view: memory, edits: &mut edits, stamp: later, rules: Rules::default() },
         )
         .expect("answers")
@@ -464,10 +501,10 @@ fn a_draw_passes_a_bounded_number_of_expired_rows_by() {
         assert_eq!((keys.len(), count), (0, PAGE as u64));
     }
     // One fewer: it is known that there is none.
-    memory.apply(ask(&memory, &Op::Delete { key: name(0) }).1);
+    memory.apply(ask(&memory, &Op::Row(RowOp::Delete { key: name(0).into() })).1);
     assert_eq!(draw(&memory, some), Answer::Nil);
     // And one that lives is found among as many, wherever the draw begins.
-    memory.apply(ask(&memory, &Op::Delete { key: name(1) }).1);
+    memory.apply(ask(&memory, &Op::Row(RowOp::Delete { key: name(1).into() })).1);
     change(&mut memory, &until(2 * PAGE as u64, 9_000));
     for cursor in [0, some, u64::MAX >> 2] {
         assert_eq!(draw(&memory, cursor), Answer::Bytes(name(2 * PAGE as u64)), "from {cursor}");

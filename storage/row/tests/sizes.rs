@@ -5,7 +5,9 @@ use bytes::Bytes;
 use row::memory::Memory;
 use row::op::{Answer, Deadline, Range, Refusal, Request, Ttl, WriteCondition};
 use row::view::Rules;
-use row::{Edits, EvalError, Op, Stamp, Tx, View, eval, expire};
+use row::{
+    Edits, EvalError, HashOp, Op, PartitionOp, RowOp, Stamp, StringOp, Tx, View, eval, expire,
+};
 
 const RULES: Rules = Rules {
     default_ttl_ms: 0,
@@ -24,7 +26,7 @@ fn name(n: usize) -> Bytes {
 
 fn put(key: Bytes, fields: std::ops::Range<usize>, ttl: Ttl) -> Op {
     let pairs = fields.map(|n| (name(n), Bytes::from_static(b"v"))).collect();
-    Op::HashPut { key, pairs, only: WriteCondition::Always, ttl }
+    Op::Hash(HashOp::Put { key: key.into(), pairs, only: WriteCondition::Always, ttl })
 }
 
 fn ask(view: &dyn View, now_ms: u64, op: &Op) -> (Result<Answer, EvalError>, Edits) {
@@ -43,7 +45,7 @@ fn change(memory: &mut Memory, now_ms: u64, op: &Op) -> (Answer, usize) {
 
 fn is_refused(view: &dyn View, op: &Op) {
     let (answer, edits) = ask(view, 1, op);
-    let why = if matches!(op, Op::Rename { .. } | Op::Copy { .. }) {
+    let why = if matches!(op, Op::Row(RowOp::Rename { .. }) | Op::Row(RowOp::Copy { .. })) {
         Refusal::RowTooLarge
     } else {
         Refusal::TooManyFields
@@ -62,29 +64,57 @@ fn many_fields_under_a_long_key_are_refused_whole() {
     }
     let fields: Vec<_> = (0..900).map(name).collect();
     let until = Deadline::In(1_000);
-    is_refused(&memory, &Op::HashDelete { key: long_key(1), fields: fields.clone() });
-    is_refused(&memory, &Op::HashGetDelete { key: long_key(1), fields: fields.clone() });
     is_refused(
         &memory,
-        &Op::HashExpire {
-            key: long_key(1),
+        &Op::Hash(HashOp::Delete { key: long_key(1).into(), fields: fields.clone() }),
+    );
+    is_refused(
+        &memory,
+        &Op::Hash(HashOp::GetDelete { key: long_key(1).into(), fields: fields.clone() }),
+    );
+    is_refused(
+        &memory,
+        &Op::Hash(HashOp::Expire {
+            key: long_key(1).into(),
             fields: fields.clone(),
             until,
             only: Default::default(),
-        },
+        }),
     );
     is_refused(
         &memory,
-        &Op::HashGetExpire { key: long_key(1), fields: fields.clone(), ttl: Ttl::Until(until) },
+        &Op::Hash(HashOp::GetExpire {
+            key: long_key(1).into(),
+            fields: fields.clone(),
+            ttl: Ttl::Until(until),
+        }),
     );
-    is_refused(&memory, &Op::Rename { from: long_key(1), to: long_key(2), only_new: false });
-    is_refused(&memory, &Op::Copy { from: long_key(1), to: long_key(2), replace: false });
+    is_refused(
+        &memory,
+        &Op::Row(RowOp::Rename {
+            from: long_key(1).into(),
+            to: long_key(2).into(),
+            only_new: false,
+        }),
+    );
+    is_refused(
+        &memory,
+        &Op::Row(RowOp::Copy { from: long_key(1).into(), to: long_key(2).into(), replace: false }),
+    );
     // Under a short name there is room for all of it.
     assert_eq!(
-        change(&mut memory, 1, &Op::Copy { from: long_key(1), to: name(2), replace: false }).0,
+        change(
+            &mut memory,
+            1,
+            &Op::Row(RowOp::Copy { from: long_key(1).into(), to: name(2).into(), replace: false })
+        )
+        .0,
         Answer::Int(1)
     );
-    assert_eq!(change(&mut memory, 1, &Op::Delete { key: long_key(1) }).0, Answer::Int(1));
+    assert_eq!(
+        change(&mut memory, 1, &Op::Row(RowOp::Delete { key: long_key(1).into() })).0,
+        Answer::Int(1)
+    );
 }
 
 #[test]
@@ -96,19 +126,21 @@ fn values_that_are_written_anew_with_their_expiry_count() {
         change(
             &mut memory,
             1,
-            &Op::HashPut {
-                key: key.clone(),
+            &Op::Hash(HashOp::Put {
+                key: key.clone().into(),
                 pairs,
                 only: WriteCondition::Always,
                 ttl: Ttl::Default,
-            },
+            }),
         );
     }
-    let expire = |fields: Vec<Bytes>| Op::HashExpire {
-        key: key.clone(),
-        fields,
-        until: Deadline::In(1_000),
-        only: Default::default(),
+    let expire = |fields: Vec<Bytes>| {
+        Op::Hash(HashOp::Expire {
+            key: key.clone().into(),
+            fields,
+            until: Deadline::In(1_000),
+            only: Default::default(),
+        })
     };
     is_refused(&memory, &expire((1..=4).map(name).collect()));
     assert_eq!(
@@ -126,8 +158,11 @@ fn a_range_delete_is_bounded_and_names_its_continuation() {
     let (mut start, mut deleted, mut steps) = (Some(name(100)), 0, 0);
     while let Some(from) = start {
         let range = Range { start: Some(from), ..Range::all() };
-        let (answer, bytes) =
-            change(&mut memory, 1, &Op::HashRangeDelete { key: long_key(1), range });
+        let (answer, bytes) = change(
+            &mut memory,
+            1,
+            &Op::Hash(HashOp::RangeDelete { key: long_key(1).into(), range }),
+        );
         assert!(bytes < 32 << 20, "{bytes}");
         let Answer::Deleted { count, next } = answer else { panic!("{answer:?}") };
         (start, deleted, steps) = (next, deleted + count, steps + 1);
@@ -144,13 +179,13 @@ fn an_expiry_step_is_bounded_in_bytes_and_the_next_resumes() {
         change(
             &mut memory,
             1,
-            &Op::StringSet {
-                key,
+            &Op::String(StringOp::Set {
+                key: key.into(),
                 value: name(n),
                 ttl: soon,
                 only: WriteCondition::Always,
                 want_old: false,
-            },
+            }),
         );
     }
     change(&mut memory, 1, &put(long_key(300), 0..100, soon));
@@ -159,7 +194,8 @@ fn an_expiry_step_is_bounded_in_bytes_and_the_next_resumes() {
     for _ in 0..301 {
         let stamp = Stamp { now_ms: 2_000, timetag: 2_000 << 16 };
         let items = memory.due(stamp, RULES).expect("memory has no faults").items;
-        let (answer, bytes) = change(&mut memory, 2_000, &Op::ExpireDue { items });
+        let (answer, bytes) =
+            change(&mut memory, 2_000, &Op::Partition(PartitionOp::ExpireDue { items }));
         assert!(bytes < 4 << 20, "{bytes}");
         let Answer::Expired { rows, fields, .. } = answer else { panic!("{answer:?}") };
         gone += rows + fields;
@@ -168,7 +204,7 @@ fn an_expiry_step_is_bounded_in_bytes_and_the_next_resumes() {
         }
     }
     assert_eq!(gone, 300);
-    assert_eq!(change(&mut memory, 2_000, &Op::Rows).0, Answer::Int(1));
+    assert_eq!(change(&mut memory, 2_000, &Op::Partition(PartitionOp::Rows)).0, Answer::Int(1));
     // The same for those that only the table's default expires: nothing tells when they
     // are due but their age.
     for n in 1..=100 {
@@ -176,13 +212,13 @@ fn an_expiry_step_is_bounded_in_bytes_and_the_next_resumes() {
         change(
             &mut memory,
             2_000,
-            &Op::StringSet {
-                key,
+            &Op::String(StringOp::Set {
+                key: key.into(),
                 value: name(n),
                 ttl: Ttl::Default,
                 only: WriteCondition::Always,
                 want_old: false,
-            },
+            }),
         );
     }
     let rules = Rules { default_ttl_ms: 1_000, default_ttl_since_ms: 3_000, ..RULES };
@@ -194,7 +230,7 @@ fn an_expiry_step_is_bounded_in_bytes_and_the_next_resumes() {
         assert!(items.len() < 100, "they are found in steps as well");
         while !items.is_empty() {
             let mut edits = Edits::default();
-            let op = Op::ExpireDue { items: items.clone() };
+            let op = Op::Partition(PartitionOp::ExpireDue { items: items.clone() });
             let answer = eval(&op, &mut Tx { view: &memory, edits: &mut edits, stamp, rules });
             assert!(edits.bytes() < 4 << 20, "{}", edits.bytes());
             memory.apply(edits);
@@ -208,12 +244,12 @@ fn an_expiry_step_is_bounded_in_bytes_and_the_next_resumes() {
         from = next;
     }
     assert!(steps > 1, "it is too much for one step");
-    assert_eq!(change(&mut memory, 5_000, &Op::Rows).0, Answer::Int(0));
+    assert_eq!(change(&mut memory, 5_000, &Op::Partition(PartitionOp::Rows)).0, Answer::Int(0));
 }
 
 #[test]
 fn a_request_comes_apart_into_commands() {
-    let ops: Vec<Op> = (0..5).map(|n| Op::StringGet { key: name(n) }).collect();
+    let ops: Vec<Op> = (0..5).map(|n| Op::String(StringOp::Get { key: name(n).into() })).collect();
     let sizes = |ops: &[Op], joined: &[u32]| {
         let request = Request { ops: ops.to_vec(), joined: joined.to_vec(), watched: vec![] };
         request.commands().map(<[Op]>::len).collect::<Vec<_>>()

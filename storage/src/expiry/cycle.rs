@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster::CallError;
-use row::Tx;
 use row::edits::Edits;
 use row::expire::{self, DueItem, DueItems};
 use row::op::{Answer, Op, Request, Response};
+use row::{PartitionOp, Tx};
 use tokio::sync::Semaphore;
 
 use super::{ExpiryWork, Search, WorkGuard};
@@ -135,8 +135,11 @@ impl ExpiryCycles {
         items: Vec<DueItem>,
     ) -> Result<(StepProgress, u32), CallError> {
         let permit = self.step_permits.acquire().await.map_err(fault_error)?;
-        let step =
-            Request { ops: vec![Op::ExpireDue { items }], joined: Vec::new(), watched: Vec::new() };
+        let step = Request {
+            ops: vec![Op::Partition(PartitionOp::ExpireDue { items })],
+            joined: Vec::new(),
+            watched: Vec::new(),
+        };
         let mut outcome = replica.queue.push(step)?;
         let outcome = match tokio::time::timeout(STEP_PERMIT_TIME_MAX, &mut outcome).await {
             Ok(outcome) => outcome,

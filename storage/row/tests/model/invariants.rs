@@ -8,7 +8,7 @@ use row::memory::Memory;
 use row::op::{Answer, RowContent};
 use row::value::{Body, Cell, Head, decode_counter};
 use row::view::Rules;
-use row::{Edits, Family, Op, Stamp, Tx, View, eval};
+use row::{Edits, Family, Op, PartitionOp, RowOp, Stamp, Tx, View, eval};
 
 /// Counters and time index are exact; every hash has the members and expiries that its
 /// head tells.
@@ -99,12 +99,15 @@ pub(crate) fn same(
     let mut seen = BTreeMap::new();
     let mut cursor = 0;
     loop {
-        let answer =
-            eval(&Op::Scan { cursor, count: 2, glob: None, kind: None }, &mut tx).expect("scans");
+        let answer = eval(
+            &Op::Partition(PartitionOp::Scan { cursor, count: 2, glob: None, kind: None }),
+            &mut tx,
+        )
+        .expect("scans");
         let Answer::Page { keys, next, .. } = answer else { panic!("no page: {answer:?}") };
         for key in keys {
             let Ok(Answer::RowContent { content, expires_at_ms }) =
-                eval(&Op::Dump { key: key.clone() }, &mut tx)
+                eval(&Op::Row(RowOp::Dump { key: key.clone().into() }), &mut tx)
             else {
                 panic!("{key:?} is gone")
             };

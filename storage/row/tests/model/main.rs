@@ -11,7 +11,7 @@ mod ops;
 use proptest::prelude::*;
 use row::memory::{Memory, Reader};
 use row::view::Rules;
-use row::{Answer, Edits, EvalError, Op, Stamp, Tx, eval};
+use row::{Answer, Edits, EvalError, HashOp, Op, PartitionOp, RowOp, Stamp, StringOp, Tx, eval};
 
 use crate::model::Model;
 
@@ -32,23 +32,22 @@ fn batches() -> impl Strategy<Value = Vec<Batch>> {
 /// Ops that name no time of their own: two moments differ for them in what is past, and
 /// in nothing else.
 fn is_timeless(op: &Op) -> bool {
-    use Op::*;
-    !matches!(op, HashExpiry { remaining: true, .. })
+    !matches!(op, Op::Hash(HashOp::Expiry { remaining: true, .. }))
         && (!op.is_write()
             || matches!(
                 op,
-                Delete { .. }
-                    | Persist { .. }
-                    | Rename { .. }
-                    | Copy { .. }
-                    | StringGetDelete { .. }
-            )
-            || matches!(
-                op,
-                HashDelete { .. }
-                    | HashGetDelete { .. }
-                    | HashRangeDelete { .. }
-                    | HashPersist { .. }
+                Op::Row(
+                    RowOp::Delete { .. }
+                        | RowOp::Persist { .. }
+                        | RowOp::Rename { .. }
+                        | RowOp::Copy { .. }
+                ) | Op::String(StringOp::GetDelete { .. })
+                    | Op::Hash(
+                        HashOp::Delete { .. }
+                            | HashOp::GetDelete { .. }
+                            | HashOp::RangeDelete { .. }
+                            | HashOp::Persist { .. }
+                    )
             ))
 }
 
@@ -63,7 +62,7 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
         let stamp = Stamp { now_ms, timetag: now_ms << 16 };
         let mut edits = Edits::default();
         for mut op in batch {
-            if let Op::ExpireDue { items } = &mut op {
+            if let Op::Partition(PartitionOp::ExpireDue { items }) = &mut op {
                 // The cycle looks into a state that may have changed by now, by the clock
                 // of that time or of this.
                 let (state, then_ms) = &states[states.len().saturating_sub(1 + age)];
@@ -98,7 +97,7 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
             if answer.is_err() || !op.is_write() {
                 assert_eq!(edits, before, "{op:?} refused or only read, and left edits");
             }
-            if !matches!(op, Op::ExpireDue { .. }) {
+            if !matches!(op, Op::Partition(PartitionOp::ExpireDue { .. })) {
                 assert_eq!(answer, model.eval(&op, now_ms, default_ttl_ms), "{op:?} at {now_ms}");
             }
         }
@@ -118,14 +117,19 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
         }
         let mut edits = Edits::default();
         let view = Reader::new(&memory).spent_after(1);
-        eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules })
-            .expect("a step is never refused");
+        eval(
+            &Op::Partition(PartitionOp::ExpireDue { items }),
+            &mut Tx { view: &view, edits: &mut edits, stamp, rules },
+        )
+        .expect("a step is never refused");
         memory.apply(edits);
         invariants::check(&memory);
         invariants::same(&memory, &seen, stamp, rules);
     }
-    let rows =
-        eval(&Op::Rows, &mut Tx { view: &memory, edits: &mut Edits::default(), stamp, rules });
+    let rows = eval(
+        &Op::Partition(PartitionOp::Rows),
+        &mut Tx { view: &memory, edits: &mut Edits::default(), stamp, rules },
+    );
     assert_eq!(rows, Ok(Answer::Int(seen.len() as i64)), "what is past is removed");
 }
 

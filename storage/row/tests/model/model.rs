@@ -8,6 +8,7 @@ use row::op::{
     Answer, Check, Deadline, ExpireCondition, Filter, Mutation, Range, Refusal, RowContent, Ttl,
     WriteCondition,
 };
+use row::{HashOp, Key, PartitionOp, RowOp, StringOp};
 
 type Fields = BTreeMap<Bytes, (Bytes, Option<u64>)>;
 type Expected = Result<Answer, Refusal>;
@@ -26,7 +27,7 @@ struct Row {
 
 #[derive(Debug, Default)]
 pub(crate) struct Model {
-    rows: BTreeMap<Bytes, Row>,
+    rows: BTreeMap<Key, Row>,
     now: u64,
     default_ttl: u64,
 }
@@ -58,7 +59,7 @@ fn number(n: i64) -> Bytes {
 impl Model {
     pub(crate) fn rows(&mut self, now: u64) -> BTreeMap<Bytes, (RowContent, Option<u64>)> {
         self.expire(now);
-        self.rows.iter().map(|(key, row)| (key.clone(), (self.content(row), row.until))).collect()
+        self.rows.iter().map(|(key, row)| (key.0.clone(), (self.content(row), row.until))).collect()
     }
 
     fn content(&self, row: &Row) -> RowContent {
@@ -90,7 +91,7 @@ impl Model {
         (self.default_ttl > 0).then_some(self.now + self.default_ttl)
     }
 
-    fn until(&self, ttl: Ttl, key: &Bytes) -> Option<u64> {
+    fn until(&self, ttl: Ttl, key: &Key) -> Option<u64> {
         match ttl {
             Ttl::Default => self.default_until(),
             Ttl::Keep => self.rows.get(key).map_or(self.default_until(), |row| row.until),
@@ -107,7 +108,7 @@ impl Model {
         }
     }
 
-    fn text(&self, key: &Bytes) -> Result<Option<Bytes>, Refusal> {
+    fn text(&self, key: &Key) -> Result<Option<Bytes>, Refusal> {
         match self.rows.get(key).map(|row| &row.value) {
             None => Ok(None),
             Some(Value::Text(text)) => Ok(Some(text.clone())),
@@ -115,7 +116,7 @@ impl Model {
         }
     }
 
-    fn fields(&self, key: &Bytes) -> Result<Option<Fields>, Refusal> {
+    fn fields(&self, key: &Key) -> Result<Option<Fields>, Refusal> {
         match self.rows.get(key).map(|row| &row.value) {
             None => Ok(None),
             Some(Value::Fields(fields)) => Ok(Some(fields.clone())),
@@ -124,13 +125,13 @@ impl Model {
     }
 
     /// Writes text in place: the expiry stays.
-    fn change_text(&mut self, key: &Bytes, text: Bytes) {
+    fn change_text(&mut self, key: &Key, text: Bytes) {
         let until = self.rows.get(key).map_or(self.default_until(), |row| row.until);
         self.rows.insert(key.clone(), Row { value: Value::Text(text), until });
     }
 
     /// Writes fields in place: the expiry stays, and what is past goes.
-    fn change_fields(&mut self, key: &Bytes, fields: Fields) {
+    fn change_fields(&mut self, key: &Key, fields: Fields) {
         let until = self.rows.get(key).map_or(self.default_until(), |row| row.until);
         self.rows.insert(key.clone(), Row { value: Value::Fields(fields), until });
         self.expire(self.now);
@@ -147,18 +148,18 @@ impl Model {
     fn expected(&mut self, op: &Op) -> Expected {
         use Answer::{Int, Ints, Nil};
         Ok(match op {
-            Op::Delete { key } => Int(self.rows.remove(key).is_some() as i64),
-            Op::Expire { key, until, only } => match self.rows.get_mut(key) {
+            Op::Row(RowOp::Delete { key }) => Int(self.rows.remove(key).is_some() as i64),
+            Op::Row(RowOp::Expire { key, until, only }) => match self.rows.get_mut(key) {
                 Some(row) if allowed(*only, row.until, at(*until, self.now)) => {
                     row.until = Some(at(*until, self.now));
                     Int(1)
                 }
                 _ => Int(0),
             },
-            Op::Persist { key } => {
+            Op::Row(RowOp::Persist { key }) => {
                 Int(self.rows.get_mut(key).and_then(|row| row.until.take()).is_some() as i64)
             }
-            Op::Rename { from, to, only_new } => {
+            Op::Row(RowOp::Rename { from, to, only_new }) => {
                 if !self.rows.contains_key(from) {
                     return Err(Refusal::NoSuchKey);
                 }
@@ -166,24 +167,24 @@ impl Model {
                     return Ok(Int(0));
                 }
                 let row = self.rows.remove(from).expect("is there");
-                self.rows.insert(to.clone(), row);
+                self.rows.insert(to.clone().0.into(), row);
                 Int(1)
             }
-            Op::Copy { from, to, replace } => {
+            Op::Row(RowOp::Copy { from, to, replace }) => {
                 let Some(row) = self.rows.get(from).cloned() else { return Ok(Int(0)) };
                 if from == to || (self.rows.contains_key(to) && !replace) {
                     return Ok(Int(0));
                 }
-                self.rows.insert(to.clone(), row);
+                self.rows.insert(to.clone().0.into(), row);
                 Int(1)
             }
-            Op::Dump { key } => match self.rows.get(key) {
+            Op::Row(RowOp::Dump { key }) => match self.rows.get(key) {
                 None => Nil,
                 Some(row) => {
                     Answer::RowContent { content: self.content(row), expires_at_ms: row.until }
                 }
             },
-            Op::Restore { key, content, ttl, replace } => {
+            Op::Row(RowOp::Restore { key, content, ttl, replace }) => {
                 if self.rows.contains_key(key) && !replace {
                     return Err(Refusal::BusyKey);
                 }
@@ -197,26 +198,26 @@ impl Model {
                     ),
                 };
                 let row = Row { value, until: self.until(*ttl, key) };
-                self.rows.insert(key.clone(), row);
+                self.rows.insert(key.clone().0.into(), row);
                 Int(1)
             }
-            Op::Clear => {
+            Op::Partition(PartitionOp::Clear) => {
                 self.rows.clear();
                 Answer::Ok
             }
-            Op::StringGet { key } => self.text(key)?.map_or(Nil, Answer::Bytes),
-            Op::StringGetDelete { key } => {
+            Op::String(StringOp::Get { key }) => self.text(key)?.map_or(Nil, Answer::Bytes),
+            Op::String(StringOp::GetDelete { key }) => {
                 let text = self.text(key)?;
                 self.rows.remove(key);
                 text.map_or(Nil, Answer::Bytes)
             }
-            Op::StringGetExpire { key, ttl } => {
+            Op::String(StringOp::GetExpire { key, ttl }) => {
                 let Some(text) = self.text(key)? else { return Ok(Nil) };
                 let until = self.until(*ttl, key);
                 self.rows.get_mut(key).expect("is there").until = until;
                 Answer::Bytes(text)
             }
-            Op::StringSet { key, value, ttl, only, want_old } => {
+            Op::String(StringOp::Set { key, value, ttl, only, want_old }) => {
                 let old = if *want_old { self.text(key)? } else { None };
                 let done = match only {
                     WriteCondition::Always => true,
@@ -226,29 +227,29 @@ impl Model {
                 if done {
                     let row =
                         Row { value: Value::Text(value.clone()), until: self.until(*ttl, key) };
-                    self.rows.insert(key.clone(), row);
+                    self.rows.insert(key.clone().0.into(), row);
                 }
                 Answer::Written { done, old }
             }
-            Op::StringSetAllIfAbsent { pairs } => {
+            Op::String(StringOp::SetAllIfAbsent { pairs }) => {
                 if pairs.iter().any(|(key, _)| self.rows.contains_key(key)) {
                     return Ok(Int(0));
                 }
                 for (key, value) in pairs {
                     self.rows.insert(
-                        key.clone(),
+                        key.clone().0.into(),
                         Row { value: Value::Text(value.clone()), until: self.default_until() },
                     );
                 }
                 Int(1)
             }
-            Op::StringAppend { key, value } => {
+            Op::String(StringOp::Append { key, value }) => {
                 let text = [&self.text(key)?.unwrap_or_default()[..], value].concat();
                 let len = text.len();
                 self.change_text(key, text.into());
                 Int(len as i64)
             }
-            Op::StringIncr { key, by } => {
+            Op::String(StringOp::Incr { key, by }) => {
                 let old = self
                     .text(key)?
                     .map_or(Some(0), |text| int(&text))
@@ -257,7 +258,7 @@ impl Model {
                 self.change_text(key, number(new));
                 Int(new)
             }
-            Op::StringSetRange { key, offset, value } => {
+            Op::String(StringOp::SetRange { key, offset, value }) => {
                 let mut text = self.text(key)?.unwrap_or_default().to_vec();
                 if !value.is_empty() {
                     let (start, end) = (*offset as usize, *offset as usize + value.len());
@@ -267,7 +268,7 @@ impl Model {
                 }
                 Int(text.len() as i64)
             }
-            Op::HashPut { key, pairs, only, ttl } => {
+            Op::Hash(HashOp::Put { key, pairs, only, ttl }) => {
                 let mut fields = self.fields(key)?.unwrap_or_default();
                 let wrong = |name: &Bytes| match only {
                     WriteCondition::Always => false,
@@ -289,7 +290,7 @@ impl Model {
                 self.change_fields(key, fields);
                 Int(new)
             }
-            Op::HashGet { key, fields } => {
+            Op::Hash(HashOp::Get { key, fields }) => {
                 let Some(hash) = self.fields(key)? else { return Ok(Nil) };
                 Answer::Values(
                     fields
@@ -298,14 +299,14 @@ impl Model {
                         .collect(),
                 )
             }
-            Op::HashGetDelete { key, fields } => {
+            Op::Hash(HashOp::GetDelete { key, fields }) => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let values =
                     fields.iter().map(|name| hash.remove(name).map(|(value, _)| value)).collect();
                 self.change_fields(key, hash);
                 Answer::Values(values)
             }
-            Op::HashGetExpire { key, fields, ttl } => {
+            Op::Hash(HashOp::GetExpire { key, fields, ttl }) => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let values = fields
                     .iter()
@@ -318,14 +319,16 @@ impl Model {
                 self.change_fields(key, hash);
                 Answer::Values(values)
             }
-            Op::HashDelete { key, fields } => {
+            Op::Hash(HashOp::Delete { key, fields }) => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let deleted = fields.iter().filter(|name| hash.remove(*name).is_some()).count();
                 self.change_fields(key, hash);
                 Int(deleted as i64)
             }
-            Op::HashLen { key } => Int(self.fields(key)?.map_or(0, |hash| hash.len() as i64)),
-            Op::HashIncr { key, field, by } => {
+            Op::Hash(HashOp::Len { key }) => {
+                Int(self.fields(key)?.map_or(0, |hash| hash.len() as i64))
+            }
+            Op::Hash(HashOp::Incr { key, field, by }) => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let (old, until) = hash.get(field).cloned().unwrap_or((number(0), None));
                 let new = int(&old)
@@ -336,7 +339,7 @@ impl Model {
                 self.change_fields(key, hash);
                 Int(new)
             }
-            Op::HashRange { key, range, want_values } => {
+            Op::Hash(HashOp::Range { key, range, want_values }) => {
                 let Some(hash) = self.fields(key)? else { return Ok(Nil) };
                 let (names, next) = picked(&hash, range);
                 let value =
@@ -346,17 +349,17 @@ impl Model {
                     next,
                 }
             }
-            Op::HashRangeCount { key, range } => {
+            Op::Hash(HashOp::RangeCount { key, range }) => {
                 Int(picked(&self.fields(key)?.unwrap_or_default(), range).0.len() as i64)
             }
-            Op::HashRangeDelete { key, range } => {
+            Op::Hash(HashOp::RangeDelete { key, range }) => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let (names, next) = picked(&hash, range);
                 hash.retain(|name, _| !names.contains(name));
                 self.change_fields(key, hash);
                 Answer::Deleted { count: names.len() as u64, next }
             }
-            Op::HashExpire { key, fields, until, only } => {
+            Op::Hash(HashOp::Expire { key, fields, until, only }) => {
                 let Some(mut hash) = self.fields(key)? else { return Ok(Nil) };
                 let new = at(*until, self.now);
                 let mut answers = Vec::new();
@@ -377,7 +380,7 @@ impl Model {
                 self.change_fields(key, hash);
                 Ints(answers)
             }
-            Op::HashExpiry { key, fields, remaining } => {
+            Op::Hash(HashOp::Expiry { key, fields, remaining }) => {
                 let Some(hash) = self.fields(key)? else { return Ok(Nil) };
                 let since = if *remaining { self.now } else { 0 };
                 Ints(
@@ -390,7 +393,7 @@ impl Model {
                         .collect(),
                 )
             }
-            Op::HashPersist { key, fields } => {
+            Op::Hash(HashOp::Persist { key, fields }) => {
                 let Some(mut hash) = self.fields(key)? else { return Ok(Nil) };
                 let answers = fields
                     .iter()
@@ -402,7 +405,14 @@ impl Model {
                 self.change_fields(key, hash);
                 Ints(answers)
             }
-            Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value } => {
+            Op::Hash(HashOp::CheckAndMutate {
+                key,
+                check_sortkey,
+                check,
+                operand,
+                mutations,
+                want_value,
+            }) => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let value = hash.get(check_sortkey).map(|(value, _)| value.clone());
                 let done = holds(*check, operand, value.as_ref())?;

@@ -1,18 +1,24 @@
 //! Ops, answers and refusals as they travel between servers are frozen.
 //!
-//! postcard numbers variants by their position and writes fields in order, without names:
-//! renaming is free, a moved or inserted variant is not. `vectors/ops.txt` holds one line
-//! for each example; lines are added with each new variant and never edited.
+//! Ops have numbers of their own. Of the other enums, postcard numbers the variants by
+//! their position; fields are written in order, without names: renaming is free, a moved
+//! or inserted variant is not. `vectors/ops.txt` holds one line for each example; lines are
+//! added with each new variant and never edited.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use bytes::Bytes;
 use row::expire::{DueItem, DueMembers};
+use row::memory::Memory;
 use row::op::{
     Answer, Check, Deadline, ExpireCondition, Filter, Mutation, Op, Range, Refusal, Request,
     Response, RowContent, RowInfo, RowKind, Ttl, WatchToken, WriteCondition,
 };
+use row::registry::OpFamily;
 use row::value::MemberExpiry;
+use row::view::Rules;
+use row::{Edits, HashOp, PartitionOp, RowOp, Stamp, StringOp, Tx, eval};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::smallvec;
@@ -54,18 +60,11 @@ variants!(Check: None NotExist NotExistOrEmpty Exist NotEmpty MatchAnywhere Matc
 variants!(Mutation: Put Delete);
 variants!(RowContent: String Hash);
 variants!(DueItem: Row Members);
-variants!(Op: Inspect Size Delete Expire Persist Rename Copy Dump Restore Encoding Scan
-    FirstAtOrAfter Rows Expiring Clear ExpireDue SetDefaultTtl AdvanceClock StringGet
-    StringGetDelete StringGetExpire StringSet StringSetAllIfAbsent StringAppend StringIncr
-    StringIncrFloat StringGetRange StringSetRange StringLen HashPut HashGet HashGetDelete
-    HashGetExpire HashDelete
-    HashLen HashRange HashRangeCount HashRangeDelete HashScan HashIncr HashIncrFloat HashRandom
-    HashExpire HashExpiry HashPersist CheckAndMutate Watch Sync);
 variants!(Answer: Nil Ok Int Ints Bytes Values Row Written Cells CellsPage Page Expired Deleted
     RowContent Checked WatchToken);
 variants!(Refusal: WrongType NotInteger Overflow NotFloat NanOrInfinity HashNotInteger
     HashNotFloat NoSuchKey BusyKey TooLarge TooManyFields TooMuch RowTooLarge ExpiryTooFar
-    KeyTooLong AnswerTooLarge CheckOperandNotInteger CheckValueNotInteger);
+    KeyTooLong AnswerTooLarge CheckOperandNotInteger CheckValueNotInteger UnknownOp);
 variants!(Response: Done Touched);
 
 fn bytes(text: &'static str) -> Bytes {
@@ -87,10 +86,6 @@ fn range(filter: Filter) -> Range {
         cells_max: 300,
         bytes_max: 1 << 20,
     }
-}
-
-fn only_later() -> ExpireCondition {
-    ExpireCondition { none: false, some: true, later: true, earlier: false }
 }
 
 fn hash_content() -> RowContent {
@@ -232,154 +227,6 @@ fn items() -> Examples<DueItem> {
     ]
 }
 
-fn row_ops() -> Examples<Op> {
-    vec![
-        ("op inspect", Op::Inspect { key: key() }),
-        ("op size", Op::Size { key: key(), samples: 5 }),
-        ("op delete", Op::Delete { key: key() }),
-        (
-            "op expire",
-            Op::Expire { key: key(), until: Deadline::At(-1), only: ExpireCondition::default() },
-        ),
-        ("op persist", Op::Persist { key: key() }),
-        ("op rename", Op::Rename { from: key(), to: bytes("to"), only_new: true }),
-        ("op copy", Op::Copy { from: key(), to: bytes("to"), replace: false }),
-        ("op dump", Op::Dump { key: key() }),
-        (
-            "op restore",
-            Op::Restore { key: key(), content: hash_content(), ttl: Ttl::Never, replace: true },
-        ),
-        ("op encoding", Op::Encoding { key: key() }),
-        ("op watch", Op::Watch { key: key() }),
-    ]
-}
-
-fn partition_ops() -> Examples<Op> {
-    let item = DueItem::Members(due_members());
-    vec![
-        (
-            "op scan",
-            Op::Scan {
-                cursor: 1 << 52,
-                count: 10,
-                glob: Some(bytes("k*")),
-                kind: Some(RowKind::Hash),
-            },
-        ),
-        ("op scan for all", Op::Scan { cursor: 0, count: 10, glob: None, kind: None }),
-        ("op first at or after", Op::FirstAtOrAfter { cursor: 300 }),
-        ("op rows", Op::Rows),
-        ("op expiring", Op::Expiring),
-        ("op clear", Op::Clear),
-        ("op expire due", Op::ExpireDue { items: vec![item] }),
-        ("op set default ttl", Op::SetDefaultTtl { ttl_ms: 5_000, set_at_ms: 1_700_000_000_000 }),
-        ("op advance clock", Op::AdvanceClock { at_ms: 1_700_000_000_000 }),
-        ("op sync", Op::Sync),
-    ]
-}
-
-fn string_ops() -> Examples<Op> {
-    vec![
-        ("op string get", Op::StringGet { key: key() }),
-        ("op string get and delete", Op::StringGetDelete { key: key() }),
-        ("op string get and expire", Op::StringGetExpire { key: key(), ttl: Ttl::Keep }),
-        (
-            "op string set",
-            Op::StringSet {
-                key: key(),
-                value: bytes("v"),
-                ttl: Ttl::Until(Deadline::In(1_000)),
-                only: WriteCondition::IfAbsent,
-                want_old: true,
-            },
-        ),
-        (
-            "op string set all if absent",
-            Op::StringSetAllIfAbsent { pairs: vec![(key(), bytes("v")), (bytes("k"), bytes(""))] },
-        ),
-        ("op string append", Op::StringAppend { key: key(), value: bytes("v") }),
-        ("op string add", Op::StringIncr { key: key(), by: -300 }),
-        ("op string add float", Op::StringIncrFloat { key: key(), by: bytes("0.5") }),
-        ("op string get range", Op::StringGetRange { key: key(), start: 1, end: -1 }),
-        ("op string set range", Op::StringSetRange { key: key(), offset: 300, value: bytes("v") }),
-        ("op string length", Op::StringLen { key: key() }),
-    ]
-}
-
-fn hash_ops() -> Examples<Op> {
-    let fields = || vec![bytes("f"), bytes("g")];
-    vec![
-        (
-            "op hash put",
-            Op::HashPut {
-                key: key(),
-                pairs: vec![(bytes("f"), bytes("v")), (bytes("g"), bytes(""))],
-                only: WriteCondition::IfPresent,
-                ttl: Ttl::Default,
-            },
-        ),
-        ("op hash get", Op::HashGet { key: key(), fields: smallvec![bytes("f"), bytes("g")] }),
-        ("op hash get and delete", Op::HashGetDelete { key: key(), fields: fields() }),
-        (
-            "op hash get and expire",
-            Op::HashGetExpire { key: key(), fields: fields(), ttl: Ttl::Never },
-        ),
-        ("op hash delete", Op::HashDelete { key: key(), fields: fields() }),
-        ("op hash len", Op::HashLen { key: key() }),
-        ("op hash range", Op::HashRange { key: key(), range: Range::all(), want_values: true }),
-        (
-            "op hash range count",
-            Op::HashRangeCount { key: key(), range: range(Filter::Contains(bytes("c"))) },
-        ),
-        (
-            "op hash range delete",
-            Op::HashRangeDelete { key: key(), range: range(Filter::Suffix(bytes("s"))) },
-        ),
-        (
-            "op hash scan",
-            Op::HashScan {
-                key: key(),
-                cursor: 1 << 51,
-                count: 10,
-                glob: Some(bytes("f*")),
-                want_values: false,
-            },
-        ),
-        ("op hash add", Op::HashIncr { key: key(), field: bytes("f"), by: 300 }),
-        (
-            "op hash add float",
-            Op::HashIncrFloat { key: key(), field: bytes("f"), by: bytes("1.5") },
-        ),
-        ("op hash random", Op::HashRandom { key: key(), count: -2, seed: 9, want_values: true }),
-        (
-            "op hash expire",
-            Op::HashExpire {
-                key: key(),
-                fields: fields(),
-                until: Deadline::In(1_000),
-                only: only_later(),
-            },
-        ),
-        ("op hash expiry", Op::HashExpiry { key: key(), fields: fields(), remaining: true }),
-        ("op hash persist", Op::HashPersist { key: key(), fields: fields() }),
-        (
-            "op check and mutate",
-            Op::CheckAndMutate {
-                key: key(),
-                check_sortkey: bytes("f"),
-                check: Check::IntGreater,
-                operand: bytes("1"),
-                mutations: mutations().into_iter().map(|(_, mutation)| mutation).collect(),
-                want_value: true,
-            },
-        ),
-    ]
-}
-
-fn ops() -> Examples<Op> {
-    [row_ops(), partition_ops(), string_ops(), hash_ops()].concat()
-}
-
 fn answers() -> Examples<Answer> {
     let info = RowInfo {
         kind: RowKind::Hash,
@@ -440,12 +287,17 @@ fn refusals() -> Examples<Refusal> {
         ("refusal answer too large", AnswerTooLarge),
         ("refusal check operand not integer", CheckOperandNotInteger),
         ("refusal check value not integer", CheckValueNotInteger),
+        ("refusal unknown op", UnknownOp),
     ]
 }
 
 fn requests() -> Examples<Request> {
-    let one = Request { ops: vec![Op::Rows], ..Request::default() };
-    let ops = vec![Op::Rows, Op::HashLen { key: key() }, Op::Delete { key: key() }];
+    let one = Request { ops: vec![Op::Partition(PartitionOp::Rows)], ..Request::default() };
+    let ops = vec![
+        Op::Partition(PartitionOp::Rows),
+        Op::Hash(HashOp::Len { key: key().into() }),
+        Op::Row(RowOp::Delete { key: key().into() }),
+    ];
     vec![
         ("request of nothing", Request::default()),
         ("request of one op", one),
@@ -463,7 +315,8 @@ struct Vectors(Vec<(&'static str, &'static str)>);
 
 impl Vectors {
     fn read() -> Vectors {
-        let lines = include_str!("vectors/ops.txt").lines().filter(|line| !line.starts_with('#'));
+        let lines =
+            include_str!("../vectors/ops.txt").lines().filter(|line| !line.starts_with('#'));
         Vectors(lines.map(|line| line.split_once('\t').expect("name, tab, hex")).collect())
     }
 
@@ -486,6 +339,25 @@ impl Vectors {
         }
     }
 
+    /// Holds each op against its line: a line names the op itself, so that a new op needs
+    /// no example here. Each op has a line.
+    fn hold_ops(&mut self, missing: &mut Vec<String>) {
+        let mut without: BTreeMap<u16, &str> = Op::all().collect();
+        let lines = std::mem::take(&mut self.0);
+        let (ops, others) = lines.into_iter().partition(|(name, _)| name.starts_with("op "));
+        self.0 = others;
+        for (name, bytes) in ops {
+            let op = parse(name);
+            without.remove(&op.number());
+            let now = hex(&postcard::to_stdvec(&op).expect("serialises"));
+            if now != bytes {
+                missing.push(format!("{name}\t{now}"));
+            }
+            assert_eq!(postcard::from_bytes::<Op>(&unhex(&now)), Ok(op), "{name}");
+        }
+        missing.extend(without.values().map(|name| format!("op FAMILY {{\"{name}\": ...}}")));
+    }
+
     /// As [`Vectors::hold`], for an enum: each variant has an example, and its number is
     /// its position.
     fn hold_all<T>(&mut self, examples: Examples<T>, missing: &mut Vec<String>)
@@ -500,6 +372,32 @@ impl Vectors {
         }
         self.hold(examples, missing);
     }
+}
+
+/// The op that a line names: its family, and the op in JSON.
+pub(crate) fn parse(name: &str) -> Op {
+    let (family, json) = name[3..].split_once(' ').expect("a family and an op");
+    match family {
+        "row" => Op::Row(from_json(json)),
+        "partition" => Op::Partition(from_json(json)),
+        "string" => Op::String(from_json(json)),
+        "hash" => Op::Hash(from_json(json)),
+        other => panic!("no family is named {other}"),
+    }
+}
+
+fn from_json<T: DeserializeOwned>(json: &str) -> T {
+    serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"))
+}
+
+/// The lines of all ops.
+pub(crate) fn op_names() -> Vec<&'static str> {
+    Vectors::read()
+        .0
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| name.starts_with("op "))
+        .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -526,7 +424,7 @@ fn ops_and_answers_are_frozen() {
     vectors.hold_all(mutations(), &mut missing);
     vectors.hold_all(contents(), &mut missing);
     vectors.hold_all(items(), &mut missing);
-    vectors.hold_all(ops(), &mut missing);
+    vectors.hold_ops(&mut missing);
     vectors.hold_all(answers(), &mut missing);
     vectors.hold_all(refusals(), &mut missing);
     vectors.hold(requests(), &mut missing);
@@ -534,4 +432,46 @@ fn ops_and_answers_are_frozen() {
     let lines = missing.join("\n");
     assert!(missing.is_empty(), "these differ from vectors/ops.txt or have no line:\n{lines}\n");
     assert_eq!(vectors.0, [], "lines of vectors/ops.txt without an example");
+}
+
+#[test]
+fn numbers_and_names_of_ops_are_unique() {
+    let mut names = BTreeSet::new();
+    for (family, ops) in [
+        ("row", RowOp::OPS),
+        ("partition", PartitionOp::OPS),
+        ("string", StringOp::OPS),
+        ("hash", HashOp::OPS),
+    ] {
+        names.extend(ops.iter().map(|(_, name)| (family, *name)));
+    }
+    let numbers: BTreeSet<u16> = Op::all().map(|(number, _)| number).collect();
+    assert_eq!((numbers.len(), names.len()), (Op::all().count(), Op::all().count()));
+}
+
+#[test]
+fn an_unknown_op_is_refused_alone_and_sent_on_as_it_is() {
+    let known = Op::Partition(PartitionOp::Rows);
+    // An op of a later version, between two that are known.
+    let bytes =
+        [&postcard::to_stdvec(&known).expect("serialises")[..], &[0xff, 0x7f, 3, 1, 2, 3]].concat();
+    let bytes = [&[3][..], &bytes, &bytes[..2]].concat();
+    let ops: Vec<Op> = postcard::from_bytes(&bytes).expect("ops have lengths");
+    assert_eq!((&ops[0], &ops[2]), (&known, &known));
+    assert_eq!(postcard::to_stdvec(&ops).expect("serialises"), bytes);
+    assert_eq!((ops[1].number(), ops[1].is_write(), ops[1].keys().len()), (16_383, false, 0));
+    let (memory, mut edits) = (Memory::new(), Edits::default());
+    let stamp = Stamp { now_ms: 1, timetag: 1 << 16 };
+    let mut tx = Tx { view: &memory, edits: &mut edits, stamp, rules: Rules::default() };
+    assert_eq!(eval(&ops[1], &mut tx), Err(Refusal::UnknownOp.into()));
+    assert_eq!(eval(&ops[2], &mut tx), Ok(Answer::Int(0)));
+}
+
+#[test]
+fn fields_of_a_known_op_that_do_not_fit_are_malformed() {
+    let rows = postcard::to_stdvec(&Op::Partition(PartitionOp::Rows)).expect("serialises");
+    assert!(postcard::from_bytes::<Op>(&[rows[0], 1, 0]).is_err(), "more bytes than fields");
+    let get = Op::String(StringOp::Get { key: key().into() });
+    let get = postcard::to_stdvec(&get).expect("serialises");
+    assert!(postcard::from_bytes::<Op>(&[get[0], 1, 3]).is_err(), "fewer bytes than fields");
 }
