@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use row::StringOp;
 use row::op::{Answer, Op, Refusal, Ttl, WriteCondition};
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
 use crate::args::{ExpiryBase, ExpiryOptions, TimeUnit, integer};
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
