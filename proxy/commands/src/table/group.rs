@@ -46,20 +46,20 @@ impl Group {
 
     /// The name in COMMAND DOCS.
     pub const fn name(self) -> &'static str {
-        self.facts().0
+        self.attributes().0
     }
 
     /// The heading in `proxy/COMMANDS.md`.
     pub const fn title(self) -> &'static str {
-        self.facts().1
+        self.attributes().1
     }
 
     /// The ACL category of all its commands, if they have one.
     pub const fn category(self) -> Option<Category> {
-        self.facts().2
+        self.attributes().2
     }
 
-    const fn facts(self) -> (&'static str, &'static str, Option<Category>) {
+    const fn attributes(self) -> (&'static str, &'static str, Option<Category>) {
         match self {
             Group::String => ("string", "Strings", Some(Category::String)),
             Group::Hash => ("hash", "Hashes", Some(Category::Hash)),

@@ -319,13 +319,13 @@ fn any_arguments_have_keys_only_among_them() {
         "",
     ];
     let commands: Vec<&Command> = ENTRIES.iter().chain(crate::table::all()).collect();
-    bolero::check!().with_type::<(u8, Vec<Word>)>().for_each(|(number, words)| {
+    bolero::check!().with_type::<(u8, Vec<Word>)>().for_each(|(number, args)| {
         let word = |word: &Word| match word {
             Word::Option(at) => Bytes::from(OPTIONS[usize::from(*at) % OPTIONS.len()]),
             Word::Number(number) => Bytes::from(number.to_string()),
             Word::Text(text) => Bytes::copy_from_slice(text),
         };
-        let argv: Argv = words.iter().map(word).collect();
+        let argv: Argv = args.iter().map(word).collect();
         let command = commands[usize::from(*number) % commands.len()];
         if let Ok(keys) = keys_of(command, &argv) {
             assert!(keys.iter().all(|key| key.at < argv.len()), "{command:?} {argv:?}: {keys:?}");
