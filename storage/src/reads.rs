@@ -511,16 +511,16 @@ fn cells_examined(replica: &Replica, op: &Op) -> u64 {
     records.saturating_add(op.bytes() as u64 / RECORD_BYTES)
 }
 
-/// The number of a hash's fields; 0 for anything else. The op itself reports a record
-/// that can't be read.
+/// The number of a collection's members; 0 for anything else. The op itself reports a
+/// record that can't be read.
 fn field_count(replica: &Replica, key: &[u8]) -> u64 {
     let Ok(Some(head)) = replica.store.get(engine::batch::Family::Head, &key::head(key)) else {
         return 0;
     };
-    match value::Head::decode(&head) {
-        Ok(value::Head { body: value::Body::Hash(hash), .. }) => hash.count,
-        _ => 0,
-    }
+    value::Head::decode(&head)
+        .ok()
+        .and_then(|head| Some(head.body.collection()?.count))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -528,7 +528,7 @@ mod tests {
     use std::sync::Arc;
 
     use cluster::CallPartition;
-    use row::key::MEMBERS;
+    use row::key::Space;
     use row::op::{Ttl, WriteCondition};
     use row::{HashOp, RowOp};
 
@@ -580,7 +580,7 @@ mod tests {
             if !ops.is_empty() {
                 write(ops.clone()).await;
             }
-            let mut cell = key::cells(KEY, generation, MEMBERS);
+            let mut cell = key::cells(KEY, generation, Space::Members);
             cell.extend_from_slice(b"field");
             view.get(Family::Cell, &cell).unwrap();
             assert_eq!(view.is_consistent(KEY).unwrap(), is_one, "{ops:?}");

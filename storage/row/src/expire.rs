@@ -21,13 +21,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::edits::Family;
-use crate::eval::EvalResult;
-use crate::head::{Row, due_at};
-use crate::key::{self, ExpiryTarget, KeyBuf};
-use crate::members::{Members, Writer};
+use crate::eval::{EvalError, EvalResult};
+use crate::form::{self, CollectionSummary, NamedMembers};
+use crate::head::{Row, due_at, walk_expiries};
+use crate::key::{self, ExpiryTarget, KeyBuf, Space};
+use crate::members::Writer;
 use crate::op::Answer;
 use crate::scan::{self, STEP_ROWS_MAX};
-use crate::value::{Body, Head, MemberExpiry};
+use crate::value::{Head, MemberExpiry};
 use crate::view::{Fault, Tx};
 
 /// A step ends after deleting this many bytes of records: keys may be long, and each
@@ -192,12 +193,16 @@ fn due_members(
             next,
         })
     };
-    let members = Members::of(&row).ok().flatten().filter(|members| members.floor().at_ms == at_ms);
-    let Some(members) = members else {
+    let collection = row.head().and_then(|head| head.body.collection());
+    let floor = |of: CollectionSummary<'_>| Some((of.generation, of.expiries?.floor.clone()));
+    let Some((generation, floor)) =
+        collection.and_then(floor).filter(|(_, floor)| floor.at_ms == at_ms)
+    else {
         return Ok(found(0, MemberExpiry::at(at_ms), Vec::new(), None));
     };
+    let space = key::cells(row.hashkey(), generation, Space::Expiries);
     let (mut expiries, mut next) = (Vec::new(), None);
-    members.walk_expiries(tx, &mut |expiry| {
+    walk_expiries(tx, &space, &floor, &mut |expiry| {
         if expiry.at_ms > tx.stamp.now_ms || expiries.len() >= max || *bytes >= FOUND_BYTES_MAX {
             next = Some(expiry);
             return ControlFlow::Break(());
@@ -206,7 +211,7 @@ fn due_members(
         expiries.push(expiry);
         ControlFlow::Continue(())
     })?;
-    Ok(found(members.generation(), members.floor().clone(), expiries, next))
+    Ok(found(generation, floor, expiries, next))
 }
 
 /// Finds rows that have expired by the table's `default_ttl` and so have no entry in the
@@ -241,7 +246,7 @@ fn row(tx: &Tx<'_>, head_key: &[u8]) -> Result<Row, Fault> {
 
 /// The progress of a step.
 #[derive(Default)]
-struct ExpiryStep {
+pub(crate) struct ExpiryStep {
     rows: u64,
     fields: u64,
     /// The earliest due entry that stays in the time index.
@@ -318,31 +323,39 @@ fn expire_members(
     tx: &mut Tx<'_>,
     step: &mut ExpiryStep,
     found: &DueMembers,
-) -> Result<usize, Fault> {
+) -> Result<usize, EvalError> {
     let row = row(tx, &found.head_key)?;
-    let is_theirs = matches!(row.stored(), Some(Head { body: Body::Hash(hash), .. })
-        if hash.generation == found.generation);
-    let mut hash = match Writer::open(row) {
-        Ok(hash) if hash.exists() && is_theirs => hash,
-        _ => {
-            expire_row(tx, step, &found.head_key, Some((found.floor.at_ms, ExpiryTarget::Field)))?;
-            return Ok(found.expiries.len());
-        }
-    };
-    let mut done = 0;
-    for expiry in &found.expiries {
-        if done > 0 && step.is_over(tx) {
-            break;
-        }
-        done += 1;
-        if tx.is_expired(Some(expiry.at_ms)) && hash.purge(tx, expiry)? {
-            step.fields += 1;
-        }
+    let collection = row.head().and_then(|head| head.body.collection());
+    if collection.is_some_and(|collection| collection.generation == found.generation) {
+        return form::expire_members(tx, step, row, found);
     }
-    hash.raise_floor(tx, &found.floor, found.expiries.get(done).or(found.next.as_ref()));
-    if let Some(at_ms) = hash.due_ms().filter(|at_ms| *at_ms <= tx.stamp.now_ms) {
-        step.leave(at_ms);
+    expire_row(tx, step, &found.head_key, Some((found.floor.at_ms, ExpiryTarget::Field)))?;
+    Ok(found.expiries.len())
+}
+
+impl ExpiryStep {
+    /// As [`expire_members`], of a row that has the generation in which they were found.
+    pub(crate) fn expire_members_of<K: NamedMembers>(
+        &mut self,
+        tx: &mut Tx<'_>,
+        mut row: Writer<K>,
+        found: &DueMembers,
+    ) -> Result<usize, Fault> {
+        let mut done = 0;
+        for expiry in &found.expiries {
+            if done > 0 && self.is_over(tx) {
+                break;
+            }
+            done += 1;
+            if tx.is_expired(Some(expiry.at_ms)) && row.purge(tx, expiry)? {
+                self.fields += 1;
+            }
+        }
+        row.raise_floor(tx, &found.floor, found.expiries.get(done).or(found.next.as_ref()));
+        if let Some(at_ms) = row.due_ms().filter(|at_ms| *at_ms <= tx.stamp.now_ms) {
+            self.leave(at_ms);
+        }
+        row.save(tx)?;
+        Ok(done)
     }
-    hash.save(tx)?;
-    Ok(done)
 }

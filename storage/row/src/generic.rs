@@ -1,13 +1,12 @@
 //! Ops on a row of any kind.
 
-use std::ops::ControlFlow;
-
 use bytes::Bytes;
 
 use crate::eval::{EvalError, EvalResult};
-use crate::head::{Row, RowMetadata};
-use crate::members::{Members, Writer};
-use crate::number;
+use crate::hash::Hash;
+use crate::head::{Row, RowMetadata, due_at};
+use crate::key::ExpiryTarget;
+use crate::members;
 use crate::op::{Answer, Deadline, ExpireCondition, Refusal, RowContent, RowInfo, Ttl, WatchToken};
 use crate::ops;
 use crate::registry::{Key, Look};
@@ -52,25 +51,14 @@ fn sampled(samples: u64) -> Look {
     if samples == 0 { Look::Row(0) } else { Look::Some(samples) }
 }
 
-/// Redis 7's bounds of a listpack: `hash-max-listpack-entries` and `-value`.
-const LISTPACK_ENTRIES_MAX: u64 = 512;
-const LISTPACK_VALUE_MAX: usize = 64;
-
-/// The longest string that Redis keeps as `embstr`.
-const EMBSTR_MAX: usize = 44;
-
 pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head() else { return Ok(Answer::Row(None)) };
-    let len = match &head.body {
-        Body::String(value) => value.len() as u64,
-        Body::Hash(hash) => hash.count,
-    };
     Ok(Answer::Row(Some(RowInfo {
         kind: head.kind(),
         expires_at_ms: row.expires_at_ms(),
         written_at_ms: head.header.written_at_ms(),
-        len,
+        len: head.body.len(),
         now_ms: tx.stamp.now_ms,
     })))
 }
@@ -80,25 +68,8 @@ pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> EvalResult {
     let Some(head) = row.head() else { return Ok(Answer::Nil) };
     let header =
         if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
-    let bytes = match &head.body {
-        Body::String(value) => value.len() as u64,
-        Body::Hash(hash) => 24 + member_bytes(tx, &row, hash.count, samples)?,
-    };
-    Ok(Answer::Int((bytes + (8 + key.len() + header + 1) as u64) as i64))
-}
-
-/// The approximate size of a hash's members, bytes: that of the first few, scaled to the
-/// number of members.
-fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64, EvalError> {
-    let Some(members) = Members::of(row)? else { return Ok(0) };
-    let (mut seen, mut bytes) = (0u64, 0u64);
-    members.walk(tx, None, None, false, &mut |name, _, value| {
-        seen += 1;
-        bytes += (8 + 2 + row.hashkey().len() + 9 + name.len() + Header::BYTES_MAX - 8
-            + value.len()) as u64;
-        if seen == samples { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    Ok((u128::from(bytes) * u128::from(count) / u128::from(seen.max(1))) as u64)
+    let bytes = 8 + key.len() + header + 1 + head.body.encoded_len();
+    Ok(Answer::Int((bytes as u64 + head.body.cells_bytes(tx, &row, samples)?) as i64))
 }
 
 pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8]) -> EvalResult {
@@ -205,79 +176,28 @@ fn content(
         Some(_) => tx.rules.check_write(bytes),
         None => tx.rules.check_answer(bytes),
     };
-    let members = match row.head().map(|head| &head.body) {
-        None => return Ok(None),
-        Some(Body::String(value)) => {
-            check(value.len())?;
-            return Ok(Some(RowContent::String(value.clone())));
-        }
-        Some(Body::Hash(_)) => Members::of(row)?,
-    };
-    let (mut fields, mut bytes) = (Vec::new(), 0);
-    if let Some(members) = members {
-        members.walk(tx, None, None, false, &mut |name, header, value| {
-            bytes += name.len() + value.len();
-            fields.push((
-                Bytes::copy_from_slice(name),
-                Bytes::copy_from_slice(value),
-                header.expires_at_ms,
-            ));
-            if check(bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-    }
-    check(bytes)?;
-    Ok(Some(RowContent::Hash(fields)))
+    row.head().map(|head| head.body.content(tx, row, &check)).transpose()
 }
 
-/// Replaces a row by `content`. Fields that have expired are left out, and a hash without
-/// fields is no row.
+/// Replaces a row by `content`.
 fn write(
     tx: &mut Tx<'_>,
     row: Row,
     content: RowContent,
     expires_at_ms: Option<u64>,
 ) -> Result<(), Fault> {
-    let fields = match content {
-        RowContent::String(value) => return row.write(tx, expires_at_ms, Body::String(value)),
-        RowContent::Hash(fields) => fields,
-    };
-    let now_ms = tx.stamp.now_ms;
-    let mut fields =
-        fields.into_iter().filter(|(_, _, at)| at.is_none_or(|at| at > now_ms)).peekable();
-    if fields.peek().is_none() || tx.is_expired(expires_at_ms) {
-        return row.remove(tx);
+    match content {
+        RowContent::String(value) => row.write(tx, expires_at_ms, Body::String(value)),
+        RowContent::Hash(fields) => {
+            members::replace::<Hash>(tx, row, expires_at_ms, fields.into_iter())
+        }
     }
-    let mut hash = Writer::replace(row);
-    for (name, value, at) in fields {
-        hash.put(tx, &name, value, at)?;
-    }
-    hash.save_until(tx, expires_at_ms)
 }
 
 pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
-    let name = match row.head().map(|head| &head.body) {
-        None => return Ok(Answer::Nil),
-        Some(Body::String(value)) if number::parse_int(value).is_some() => "int",
-        Some(Body::String(value)) if value.len() <= EMBSTR_MAX => "embstr",
-        Some(Body::String(_)) => "raw",
-        Some(Body::Hash(hash)) if hash.count > LISTPACK_ENTRIES_MAX => "hashtable",
-        Some(Body::Hash(hash)) => {
-            let mut short = true;
-            if let Some(members) = Members::of(&row)? {
-                members.walk(tx, None, None, false, &mut |name, _, value| {
-                    short = name.len() <= LISTPACK_VALUE_MAX && value.len() <= LISTPACK_VALUE_MAX;
-                    if short { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-                })?;
-            }
-            match (short, hash.expiries.expiring) {
-                (false, _) => "hashtable",
-                (true, 0) => "listpack",
-                (true, _) => "listpackex",
-            }
-        }
-    };
-    Ok(Answer::Bytes(Bytes::from_static(name.as_bytes())))
+    let Some(head) = row.head() else { return Ok(Answer::Nil) };
+    Ok(Answer::Bytes(Bytes::from_static(head.body.encoding(tx, &row)?.as_bytes())))
 }
 
 /// The parts of a watch token that follow from the row itself; the executor adds the time
@@ -285,10 +205,8 @@ pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
 pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> EvalResult {
     let row = Row::load(tx, key)?;
     let first_field = row
-        .hash()
-        .ok()
-        .flatten()
-        .and_then(|hash| hash.expiries.due_ms())
+        .head()
+        .and_then(|head| due_at(head, ExpiryTarget::Field))
         .filter(|at| *at > tx.stamp.now_ms);
     let expires_at_ms = row.expires_at_ms().into_iter().chain(first_field).min();
     Ok(Answer::WatchToken(WatchToken {

@@ -1,22 +1,25 @@
-//! Ops on the fields of a hash.
+//! Hashes, and ops on their fields.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use crate::eval::EvalResult;
-use crate::hash_range::CellBuffer;
+use crate::eval::{EvalError, EvalResult};
+use crate::expire::{DueMembers, ExpiryStep};
+use crate::form::{CheckSize, Collection, NamedMembers};
 use crate::head::Row;
-use crate::members::{Members, Writer};
+use crate::key::{KeyBuf, Space};
+use crate::members::{self, Members, Writer};
 use crate::number::{self, LongDouble};
 use crate::op::{
-    Answer, Check, Deadline, ExpireCondition, Mutation, Range, Refusal, Ttl, WriteCondition,
+    Answer, Check, Deadline, ExpireCondition, Mutation, Range, Refusal, RowContent, RowKind, Ttl,
+    WriteCondition,
 };
 use crate::ops;
 use crate::registry::Key;
-use crate::view::Tx;
+use crate::value::Expiries;
+use crate::view::{Fault, Tx};
 use crate::{hash_expiry, hash_range, pegasus};
 
 ops! {
@@ -88,6 +91,99 @@ ops! {
     }
 }
 
+/// Redis 7's bounds of a listpack: `hash-max-listpack-entries` and `-value`.
+const LISTPACK_ENTRIES_MAX: u64 = 512;
+const LISTPACK_VALUE_MAX: usize = 64;
+
+/// A hash's own part of its head. Its fields may expire.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hash {
+    /// The summary of the fields' expiries.
+    pub expiries: Expiries,
+}
+
+/// The fields of a hash, for reading.
+pub(crate) type Fields = Members<Hash>;
+
+/// A hash being written.
+pub(crate) type HashWriter = Writer<Hash>;
+
+impl Collection for Hash {
+    const KIND: RowKind = RowKind::Hash;
+    const SPACE: Space = Space::Members;
+
+    fn encoded_len(&self) -> usize {
+        self.expiries.encoded_len()
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        self.expiries.encode(out);
+    }
+
+    fn decode(rest: &[u8], keep: impl Fn(&[u8]) -> Bytes) -> Option<Hash> {
+        Some(Hash { expiries: Expiries::decode(rest, keep)? })
+    }
+
+    fn expiries(&self) -> Option<&Expiries> {
+        Some(&self.expiries)
+    }
+
+    fn expiries_mut(&mut self) -> Option<&mut Expiries> {
+        Some(&mut self.expiries)
+    }
+
+    fn content(
+        fields: &Fields,
+        tx: &Tx<'_>,
+        check: CheckSize<'_>,
+    ) -> Result<RowContent, EvalError> {
+        let copy = Bytes::copy_from_slice;
+        let fields = fields.collect(tx, check, |name, header, value| {
+            (copy(name), copy(value), header.expires_at_ms)
+        })?;
+        Ok(RowContent::Hash(fields))
+    }
+
+    fn encoding(fields: &Fields, tx: &Tx<'_>) -> Result<&'static str, Fault> {
+        if fields.count() > LISTPACK_ENTRIES_MAX {
+            return Ok("hashtable");
+        }
+        let mut short = true;
+        fields.walk(tx, &mut |name, _, value| {
+            short = name.len() <= LISTPACK_VALUE_MAX && value.len() <= LISTPACK_VALUE_MAX;
+            if short { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(match (short, fields.head().own.expiries.expiring) {
+            (false, _) => "hashtable",
+            (true, 0) => "listpack",
+            (true, _) => "listpackex",
+        })
+    }
+
+    fn cells_bytes(fields: &Fields, tx: &Tx<'_>, samples: u64) -> Result<u64, Fault> {
+        fields.sampled_bytes(tx, samples)
+    }
+
+    fn expire_members(
+        tx: &mut Tx<'_>,
+        step: &mut ExpiryStep,
+        row: HashWriter,
+        found: &DueMembers,
+    ) -> Result<usize, Fault> {
+        step.expire_members_of(tx, row, found)
+    }
+}
+
+impl NamedMembers for Hash {
+    fn push_sortkey(key: &mut KeyBuf, _generation: u64, name: &[u8]) {
+        key.extend_from_slice(name);
+    }
+
+    fn name_of(sortkey: &[u8]) -> &[u8] {
+        sortkey
+    }
+}
+
 pub(crate) fn put(
     tx: &mut Tx<'_>,
     key: &[u8],
@@ -98,7 +194,7 @@ pub(crate) fn put(
     tx.rules.check_write(
         key.len() + pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>(),
     )?;
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     if only != WriteCondition::Always {
         for (name, _) in pairs {
             if hash.get(tx, name)?.is_some() != (only == WriteCondition::IfPresent) {
@@ -123,10 +219,10 @@ pub(crate) fn put(
 /// fields.
 pub(crate) fn field_expiry(
     tx: &Tx<'_>,
-    hash: &Writer,
+    hash: &HashWriter,
     name: &[u8],
     ttl: Ttl,
-) -> Result<Option<u64>, crate::Fault> {
+) -> Result<Option<u64>, Fault> {
     Ok(match ttl {
         Ttl::Default | Ttl::Never => None,
         Ttl::Keep => hash.get(tx, name)?.and_then(|cell| cell.header.expires_at_ms),
@@ -136,7 +232,7 @@ pub(crate) fn field_expiry(
 
 pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
     let row = Row::load(tx, key)?;
-    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
+    let Some(members) = Fields::of(&row)? else { return Ok(Answer::Nil) };
     let mut values = SmallVec::with_capacity(fields.len());
     let mut bytes = 0;
     for name in fields {
@@ -152,9 +248,9 @@ pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
 /// large is refused here, before any change.
 fn values(
     tx: &Tx<'_>,
-    hash: &Writer,
+    hash: &HashWriter,
     fields: &[Bytes],
-) -> Result<SmallVec<[Option<Bytes>; 1]>, crate::EvalError> {
+) -> Result<SmallVec<[Option<Bytes>; 1]>, EvalError> {
     let mut values = SmallVec::with_capacity(fields.len());
     let mut bytes = 0;
     for name in fields {
@@ -167,7 +263,7 @@ fn values(
 }
 
 pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     let mut values = values(tx, &hash, fields)?;
     for (name, value) in fields.iter().zip(&mut values) {
         if !hash.remove(tx, name)? {
@@ -179,7 +275,7 @@ pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalR
 }
 
 pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], ttl: Ttl) -> EvalResult {
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     let values = values(tx, &hash, fields)?;
     for name in fields {
         let Some(cell) = hash.get(tx, name)? else { continue };
@@ -195,7 +291,7 @@ pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], ttl: Ttl
 }
 
 pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     let mut deleted = 0;
     for name in fields {
         deleted += i64::from(hash.remove(tx, name)?);
@@ -206,7 +302,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResul
 
 pub(crate) fn len(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
-    Ok(Answer::Int(match Members::of(&row)? {
+    Ok(Answer::Int(match Fields::of(&row)? {
         Some(members) => members.live(tx)? as i64,
         None => 0,
     }))
@@ -214,7 +310,7 @@ pub(crate) fn len(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
 
 pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: i64) -> EvalResult {
     tx.rules.check_write(key.len() + field.len())?;
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     let old = hash.get(tx, field)?;
     let n = old
         .as_ref()
@@ -229,7 +325,7 @@ pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: i64) -> EvalRes
 pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) -> EvalResult {
     tx.rules.check_write(key.len() + field.len())?;
     let by = LongDouble::parse(by).ok_or(Refusal::NotFloat)?;
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     let old = hash.get(tx, field)?;
     let n = old
         .as_ref()
@@ -245,11 +341,6 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) ->
     Ok(Answer::Bytes(new))
 }
 
-/// Bytes that a drawn cell takes besides its name and value: its index, two handles to
-/// bytes, and as much again for its reply.
-const DRAWN_BYTES: u64 = 128;
-
-/// Draws by walking the row: uniform, in time linear in the length of the row.
 pub(crate) fn random(
     tx: &Tx<'_>,
     key: &[u8],
@@ -258,86 +349,7 @@ pub(crate) fn random(
     want_values: bool,
 ) -> EvalResult {
     let row = Row::load(tx, key)?;
-    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
-    let live = members.live(tx)?;
-    if count == 0 || live == 0 {
-        return Ok(Answer::Cells { cells: Vec::new(), next: None });
-    }
-    // An absurd count is refused before any cell is drawn.
-    let many = if count < 0 { count.unsigned_abs() } else { count.unsigned_abs().min(live) };
-    tx.rules
-        .check_answer(usize::try_from(many.saturating_mul(DRAWN_BYTES)).unwrap_or(usize::MAX))?;
-    let mut draw = SplitMix64(seed);
-    let drawn: Vec<u64> = if count < 0 {
-        (0..many).map(|_| draw.below(live)).collect()
-    } else if many == live {
-        (0..live).collect()
-    } else {
-        draw.distinct(many, live)
-    };
-    let wanted: BTreeSet<u64> = drawn.iter().copied().collect();
-    let mut wanted = wanted.into_iter().peekable();
-    let mut found = CellBuffer::new(want_values);
-    let mut places = Vec::new(); // the indexes of the cells found, ascending
-    let mut at = 0;
-    members.walk(tx, None, None, false, &mut |name, _, value| {
-        if wanted.next_if_eq(&at).is_some() {
-            found.push(name, value);
-            places.push(at);
-        }
-        at += 1;
-        if wanted.peek().is_some() && tx.rules.check_answer(found.bytes()).is_ok() {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    })?;
-    tx.rules.check_answer(found.bytes())?;
-    let found = found.finish();
-    let mut bytes = 0;
-    let mut cells = Vec::with_capacity(drawn.len());
-    for index in drawn {
-        let Ok(place) = places.binary_search(&index) else { continue };
-        let (name, value) = &found[place];
-        bytes += name.len() + value.len();
-        tx.rules.check_answer(bytes)?;
-        cells.push((name.clone(), value.clone()));
-    }
+    let Some(fields) = Fields::of(&row)? else { return Ok(Answer::Nil) };
+    let cells = members::random(tx, &fields, count, seed, want_values)?;
     Ok(Answer::Cells { cells, next: None })
-}
-
-/// splitmix64 (Steele, Lea, Flood 2014): random enough for draws, and the same on every
-/// machine for the same seed.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform below `n`, by multiplication (Lemire): the bias is n / 2^64.
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-
-    /// `many` distinct numbers below `n`, by Floyd's method, then shuffled.
-    fn distinct(&mut self, many: u64, n: u64) -> Vec<u64> {
-        let mut seen = BTreeSet::new();
-        let mut drawn = Vec::new();
-        for top in n - many..n {
-            let candidate = self.below(top + 1);
-            let pick = if seen.insert(candidate) { candidate } else { top };
-            seen.insert(pick);
-            drawn.push(pick);
-        }
-        for i in (1..drawn.len()).rev() {
-            let j = self.below(i as u64 + 1) as usize;
-            drawn.swap(i, j);
-        }
-        drawn
-    }
 }

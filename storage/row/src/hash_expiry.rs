@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use crate::eval::EvalResult;
+use crate::hash::{Fields, HashWriter};
 use crate::head::Row;
-use crate::members::{Members, Writer};
 use crate::op::{Answer, Deadline, ExpireCondition, FIELD_EXPIRY_MAX_MS, Refusal};
 use crate::view::Tx;
 
@@ -21,7 +21,7 @@ pub(crate) fn expire(
     until: Deadline,
     only: ExpireCondition,
 ) -> EvalResult {
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     let at = tx.deadline_ms(until);
     if at > FIELD_EXPIRY_MAX_MS {
         return Err(Refusal::ExpiryTooFar.into());
@@ -50,11 +50,11 @@ pub(crate) fn expire(
 
 pub(crate) fn expiry(tx: &Tx<'_>, key: &[u8], fields: &[Bytes], remaining: bool) -> EvalResult {
     let row = Row::load(tx, key)?;
-    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
+    let Some(hash) = Fields::of(&row)? else { return Ok(Answer::Nil) };
     let since = if remaining { tx.stamp.now_ms } else { 0 };
     let mut answers = Vec::with_capacity(fields.len());
     for name in fields {
-        answers.push(match members.get(tx, name)? {
+        answers.push(match hash.get(tx, name)? {
             None => NO_FIELD,
             Some(cell) => {
                 cell.header.expires_at_ms.map_or(NO_EXPIRY, |at| at.saturating_sub(since) as i64)
@@ -65,7 +65,7 @@ pub(crate) fn expiry(tx: &Tx<'_>, key: &[u8], fields: &[Bytes], remaining: bool)
 }
 
 pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     if !hash.exists() {
         return Ok(Answer::Nil);
     }

@@ -6,9 +6,10 @@ use std::ops::{ControlFlow, Deref};
 
 use crate::edits::Family;
 use crate::eval::EvalError;
-use crate::key::{self, ExpiryTarget, KeyBuf};
+use crate::form::{Collection, CollectionHead, CollectionSummary};
+use crate::key::{self, ExpiryTarget, KeyBuf, Space};
 use crate::op::{Refusal, RowKind};
-use crate::value::{Body, Expiries, HashHead, Head, MemberExpiry};
+use crate::value::{Body, Expiries, Head, MemberExpiry};
 use crate::view::{Fault, Tx};
 
 /// A stored row without the value of a string: enough to replace or delete it. Writing it
@@ -92,13 +93,15 @@ impl RowMetadata {
         let live = match &stored {
             None => false,
             Some(_) if tx.is_expired(expires_at_ms) => false,
-            Some(Head { body: Body::Hash(hash), .. }) => {
-                let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
-                has_live_member(tx, hash.count, &hash.expiries, || {
-                    key::cells(hashkey, hash.generation, key::EXPIRIES)
-                })?
-            }
-            Some(_) => true,
+            Some(head) => match head.body.collection() {
+                Some(CollectionSummary { generation, count, expiries: Some(expiries) }) => {
+                    let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
+                    has_live_member(tx, count, expiries, || {
+                        key::cells(hashkey, generation, Space::Expiries)
+                    })?
+                }
+                Some(CollectionSummary { expiries: None, .. }) | None => true,
+            },
         };
         Ok(RowMetadata {
             head_key,
@@ -135,13 +138,10 @@ impl RowMetadata {
         self.expires_at_ms
     }
 
-    /// The hash that a live row holds; refuses other kinds.
-    pub(crate) fn hash(&self) -> Result<Option<HashHead>, Refusal> {
-        match self.head().map(|head| &head.body) {
-            None => Ok(None),
-            Some(Body::Hash(hash)) => Ok(Some(hash.clone())),
-            Some(_) => Err(Refusal::WrongType),
-        }
+    /// The head of the collection that a live row holds; refuses other kinds.
+    pub(crate) fn collection<K: Collection>(&self) -> Result<Option<&CollectionHead<K>>, Refusal> {
+        let Some(head) = self.head() else { return Ok(None) };
+        K::head_in(&head.body).map(Some).ok_or(Refusal::WrongType)
     }
 
     /// The kind of a live row.
@@ -149,8 +149,8 @@ impl RowMetadata {
         self.head().map(Head::kind)
     }
 
-    /// Replaces the row, whatever its kind; the members of a replaced hash die with its
-    /// generation. An expiry in the past deletes the row.
+    /// Replaces the row, whatever its kind; the members of a replaced collection die with
+    /// its generation. An expiry in the past deletes the row.
     pub(crate) fn write(
         &self,
         tx: &mut Tx<'_>,
@@ -215,10 +215,9 @@ fn count(tx: &mut Tx<'_>, counter: &'static [u8], by: i64) -> Result<(), Fault> 
 
 /// The time of a head's entry in the time index.
 pub(crate) fn due_at(head: &Head, due: ExpiryTarget) -> Option<u64> {
-    match (due, &head.body) {
-        (ExpiryTarget::Row, _) => head.header.expires_at_ms,
-        (ExpiryTarget::Field, Body::Hash(hash)) => hash.expiries.due_ms(),
-        (ExpiryTarget::Field, Body::String(_)) => None,
+    match due {
+        ExpiryTarget::Row => head.header.expires_at_ms,
+        ExpiryTarget::Field => head.body.collection()?.expiries?.due_ms(),
     }
 }
 
@@ -272,8 +271,28 @@ pub(crate) fn expired_members(
     Ok(found)
 }
 
+/// Walks the expiries of a collection's members from the floor on by time, past or not,
+/// until `each` breaks. `space` is their key prefix.
+pub(crate) fn walk_expiries(
+    tx: &Tx<'_>,
+    space: &[u8],
+    floor: &MemberExpiry,
+    each: &mut dyn FnMut(MemberExpiry) -> ControlFlow<()>,
+) -> Result<(), Fault> {
+    tx.range(
+        Family::Cell,
+        &expiry_key(space, floor),
+        &key::after_prefix(space),
+        false,
+        &mut |key, _| match key[space.len()..].split_first_chunk() {
+            Some((at, name)) => each(MemberExpiry::of(u64::from_be_bytes(*at), name)),
+            None => ControlFlow::Continue(()),
+        },
+    )
+}
+
 /// The key of an expiry in a space of expiries.
-pub(crate) fn expiry_key(space: &[u8], expiry: &MemberExpiry) -> KeyBuf {
+fn expiry_key(space: &[u8], expiry: &MemberExpiry) -> KeyBuf {
     let mut out = KeyBuf::from_slice(space);
     out.extend_from_slice(&expiry.at_ms.to_be_bytes());
     out.extend_from_slice(&expiry.name);

@@ -11,10 +11,7 @@
 //! ```text
 //! head         slot u16 | hash48 | hashkey
 //! cell         slot u16 | hash48 | hashkey length u16 | hashkey
-//!                | generation u64 | space u8 | sortkey
-//!                space 0: sortkey = the member's name             (value: the member)
-//!                space 1: sortkey = expires_at_ms u64 | its name  (value: empty)
-//!                         only for members that expire
+//!                | generation u64 | space u8 | sortkey            (see [`Space`])
 //! time index   'x' | expires_at_ms u64 | target u8 | head key     (value: empty)
 //! counters     "rows", "expiring", "generation"                   (value: u64)
 //! rule         "default_ttl"                                      (value: see `value.rs`)
@@ -52,12 +49,6 @@ pub const TIME_INDEX: &[u8] = b"x";
 
 /// The end of the time index, exclusive.
 pub const TIME_INDEX_END: &[u8] = b"y";
-
-/// The space of members by name.
-pub const MEMBERS: u8 = 0;
-
-/// The space of members that expire, by time.
-pub const EXPIRIES: u8 = 1;
 
 static CRC16: Crc<u16, Table<16>> = Crc::<u16, Table<16>>::new(&CRC_16_XMODEM);
 
@@ -134,16 +125,81 @@ pub fn head_hashkey(head_key: &[u8]) -> Option<&[u8]> {
     head_key.get(8..)
 }
 
+/// A space of a row's cells: the kinds that have it, the sortkeys, and the values.
+/// Numbers are given once; those of kinds to come are reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Space {
+    /// Hash: a field's name. The field's value.
+    Members = 0,
+    /// Hash, for fields that expire: expires_at_ms u64, name. Empty.
+    Expiries = 1,
+    /// Set, sorted set: hash32 u32 of the member, the member. Empty; the score f64.
+    Hashed = 2,
+    /// Sorted set: the score in byte order u64, the member.
+    Order = 3,
+    /// Index: a node's number u32. The first key of each child.
+    Fences = 4,
+    /// Index: a node's number u32. The count of each child.
+    Counts = 5,
+    /// List: a leaf's number u32. Elements.
+    Leaves = 6,
+    /// List: a node's number u32. Its children.
+    Nodes = 7,
+    /// Stream: 16 bytes of the first entry's id. Entries.
+    Entries = 8,
+    /// Stream: a group's name.
+    Groups = 9,
+    /// Stream: a group's number u32, a consumer's name.
+    Consumers = 10,
+    /// Stream: a group's number u32, 16 bytes of an entry's id.
+    Pending = 11,
+    /// Long string: a fragment's number u32. At most 512 bytes.
+    Fragments = 12,
+}
+
+impl Space {
+    /// All, by number.
+    const ALL: [Space; 13] = [
+        Space::Members,
+        Space::Expiries,
+        Space::Hashed,
+        Space::Order,
+        Space::Fences,
+        Space::Counts,
+        Space::Leaves,
+        Space::Nodes,
+        Space::Entries,
+        Space::Groups,
+        Space::Consumers,
+        Space::Pending,
+        Space::Fragments,
+    ];
+
+    /// The space with a number; `None` if there is none.
+    fn of(number: u8) -> Option<Space> {
+        Space::ALL.get(usize::from(number)).copied()
+    }
+}
+
+const _: () = {
+    let mut number = 0;
+    while number < Space::ALL.len() {
+        assert!(Space::ALL[number] as usize == number, "the table is in order of numbers");
+        number += 1;
+    }
+};
+
 /// The prefix of all cells of one space of one generation of a row. The hashkey must not
 /// be longer than [`HASHKEY_BYTES_MAX`].
-pub fn cells(key: &[u8], generation: u64, space: u8) -> KeyBuf {
+pub fn cells(key: &[u8], generation: u64, space: Space) -> KeyBuf {
     let len = u16::try_from(key.len()).expect("ops refuse hashkeys longer than a u16");
     let mut out = KeyBuf::with_capacity(8 + 2 + key.len() + 9 + 64);
     out.extend_from_slice(&position(key).to_be_bytes());
     out.extend_from_slice(&len.to_be_bytes());
     out.extend_from_slice(key);
     out.extend_from_slice(&generation.to_be_bytes());
-    out.push(space);
+    out.push(space as u8);
     out
 }
 
@@ -156,14 +212,15 @@ pub struct CellKey<'a> {
     pub hashkey: &'a [u8],
     /// The generation of the row that the cell belongs to.
     pub generation: u64,
-    /// [`MEMBERS`] or [`EXPIRIES`].
-    pub space: u8,
-    /// The rest: a member's name, in [`EXPIRIES`] behind its expiry.
+    /// The space of the row's cells that it is in.
+    pub space: Space,
+    /// The rest, as the space has it.
     pub sortkey: &'a [u8],
 }
 
 impl<'a> CellKey<'a> {
-    /// Parses a key of the cell family; `None` if it is not a cell key.
+    /// Parses a key of the cell family; `None` if it is not a cell key, or of a space
+    /// that this version does not know. Compaction keeps such cells.
     pub fn parse(key: &'a [u8]) -> Option<CellKey<'a>> {
         let (position, rest) = key.split_first_chunk()?;
         let (len, rest) = rest.split_first_chunk()?;
@@ -174,7 +231,7 @@ impl<'a> CellKey<'a> {
             position: u64::from_be_bytes(*position),
             hashkey,
             generation: u64::from_be_bytes(*generation),
-            space,
+            space: Space::of(space)?,
             sortkey,
         })
     }

@@ -22,9 +22,14 @@
 //! | `State` | `x`, expires_at_ms u64, target u8, head key (the time index) | empty |
 //! | `State` | a counter's name (`rows`, `expiring`, `generation`) | u64         |
 //!
-//! A generation is a u64, a space a u8. The body of a head is the string itself, or
-//! (generation, count, expiries) of a hash. All integers are big-endian, so that byte
-//! order is numeric order.
+//! A generation is a u64, a space a u8. The body of a head is in one of the forms that
+//! `form.rs` lists: a string is its own body; of a collection, whose members are in
+//! cells, it is generation, count, and the kind's own part, such as the expiries of a
+//! hash. All integers are big-endian, so that byte order is numeric order.
+//!
+//! # Kinds
+//! `members.rs` reads, writes, counts, walks, scans and expires the members of any
+//! collection; hashes are the first kind. `form.rs` says how to add one.
 //!
 //! # Invariants
 //! All but the first are checked after every batch of random ops in `tests/model/`.
@@ -34,8 +39,8 @@
 //!   row with members that expire, at their floor.
 //! - `rows` is the number of heads stored, expired ones that the expiry cycle has not yet
 //!   reached included.
-//! - A hash's head counts the members stored and those of them that expire, and has a
-//!   floor below which none does ([`value::Expiries`]); each member that expires has its
+//! - A collection's head counts the members stored and those of them that expire, and has
+//!   a floor below which none does ([`value::Expiries`]); each member that expires has its
 //!   entry by time.
 //! - `expiring` is the number of rows with an expiry of their own.
 //! - A refused op leaves no edits, and neither does one that only reads.
@@ -58,6 +63,8 @@ pub mod registry;
 pub mod value;
 pub mod view;
 
+mod filter;
+mod form;
 mod generic;
 mod hash;
 mod hash_expiry;

@@ -1,46 +1,62 @@
 //! The members of one row: reads, and writes that keep the members, their count and their
 //! expiries consistent.
+//!
+//! All of it is the same for each [`Collection`]: opening a row, its generation, its
+//! head, and walks of its space. What is for [`NamedMembers`] needs one cell a member.
+//! Names and sortkeys are told apart: a kind may put more than the name into the sortkey.
+
+mod buffer;
+mod random;
+mod scan;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
 use crate::edits::Family;
-use crate::head::{Row, expired_members, expiry_key};
-use crate::key::{self, KeyBuf};
+use crate::eval::EvalError;
+use crate::form::{CheckSize, Collection, CollectionHead, NamedMembers};
+use crate::head::{Row, expired_members};
+use crate::key::{self, KeyBuf, Space};
 use crate::op::Refusal;
-use crate::value::{Body, Cell, Expiries, HashHead, Header, MemberExpiry};
+use crate::value::{Cell, Expiries, Header, MemberExpiry};
 use crate::view::{Fault, Tx};
+
+pub(crate) use buffer::CellBuffer;
+pub(crate) use random::random;
+pub(crate) use scan::scan;
+
+/// The smaller of two limits of which 0 means none.
+pub(crate) fn smaller_limit(a: usize, b: usize) -> usize {
+    if a == 0 || b == 0 { a.max(b) } else { a.min(b) }
+}
 
 /// A stored member's header and value; `None` if it has expired.
 pub(crate) type StoredMember<'a> = Option<(Header, &'a [u8])>;
 
-/// The members of a live hash, for reading.
+/// The members of a live row, for reading.
 #[derive(Debug)]
-pub(crate) struct Members {
-    hash: HashHead,
+pub(crate) struct Members<K> {
+    head: CollectionHead<K>,
     /// The prefix of all members' keys; it ends with the space.
     prefix: KeyBuf,
 }
 
-impl Members {
+impl<K: Collection> Members<K> {
     /// `None` when there is no such row; refuses other kinds.
-    pub(crate) fn of(row: &Row) -> Result<Option<Members>, Refusal> {
-        Ok(row.hash()?.map(|hash| Members::new(row, hash)))
+    pub(crate) fn of(row: &Row) -> Result<Option<Members<K>>, Refusal> {
+        Ok(row.collection()?.map(|head| Members::new(row, head.clone())))
     }
 
-    fn new(row: &Row, hash: HashHead) -> Members {
-        Members { prefix: key::cells(row.hashkey(), hash.generation, key::MEMBERS), hash }
+    pub(crate) fn new(row: &Row, head: CollectionHead<K>) -> Members<K> {
+        Members { prefix: key::cells(row.hashkey(), head.generation, K::SPACE), head }
     }
 
-    /// The generation of the row that they belong to.
-    pub(crate) fn generation(&self) -> u64 {
-        self.hash.generation
-    }
-
-    /// The floor of the members' expiries.
-    pub(crate) fn floor(&self) -> &MemberExpiry {
-        &self.hash.expiries.floor
+    /// The head of the row.
+    pub(crate) fn head(&self) -> &CollectionHead<K> {
+        &self.head
     }
 
     /// The prefix of all members' keys.
@@ -50,83 +66,39 @@ impl Members {
 
     /// The number of stored members, expired ones that are not yet removed included.
     pub(crate) fn count(&self) -> u64 {
-        self.hash.count
+        self.head.count
     }
 
     /// The number of live members.
     pub(crate) fn live(&self, tx: &Tx<'_>) -> Result<u64, Fault> {
-        Ok(self.hash.count - self.expired(tx, self.hash.count)?)
+        Ok(self.head.count - self.expired(tx, self.head.count)?)
     }
 
     /// The number of members that have expired and are not yet removed, counted up to
     /// `max`.
     pub(crate) fn expired(&self, tx: &Tx<'_>, max: u64) -> Result<u64, Fault> {
-        expired_members(tx, &self.space(), &self.hash.expiries, max)
+        match self.head.own.expiries() {
+            Some(expiries) => expired_members(tx, &self.expiry_space(), expiries, max),
+            None => Ok(0),
+        }
     }
 
-    /// Deletes a member's cell; its expiry has already been removed.
-    fn delete_cell(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<(), Fault> {
-        tx.delete(Family::Cell, Bytes::copy_from_slice(&self.key(name)));
-        self.hash.count = self
-            .hash
-            .count
-            .checked_sub(1)
-            .ok_or_else(|| Fault("a hash has more members than its count".into()))?;
-        Ok(())
-    }
-
-    fn key(&self, name: &[u8]) -> KeyBuf {
+    fn key_at(&self, sortkey: &[u8]) -> KeyBuf {
         let mut out = self.prefix.clone();
-        out.extend_from_slice(name);
+        out.extend_from_slice(sortkey);
         out
     }
 
     /// The prefix of the keys of all members' expiries.
-    fn space(&self) -> KeyBuf {
+    fn expiry_space(&self) -> KeyBuf {
         let mut out = self.prefix.clone();
-        *out.last_mut().expect("a prefix ends with the space") = key::EXPIRIES;
+        *out.last_mut().expect("a prefix ends with the space") = Space::Expiries as u8;
         out
     }
 
-    fn expiry_key(&self, at: u64, name: &[u8]) -> Bytes {
-        let mut out = self.space();
-        out.extend_from_slice(&at.to_be_bytes());
-        out.extend_from_slice(name);
-        Bytes::copy_from_slice(&out)
-    }
-
-    /// The header of a member as stored, expired or not.
-    fn header(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Header>, Fault> {
-        tx.metadata(Family::Cell, &self.key(name))?
-            .map(|bytes| Ok(Cell::decode_slice(&bytes)?.0))
-            .transpose()
-    }
-
-    /// A live member.
-    pub(crate) fn get(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
-        let stored =
-            tx.get(Family::Cell, &self.key(name))?.map(|bytes| Cell::decode(&bytes)).transpose()?;
-        Ok(stored.filter(|cell| !tx.is_expired(cell.header.expires_at_ms)))
-    }
-
-    /// Walks live members by name within bounds (`from` in, `to` out), until `each`
-    /// breaks.
-    pub(crate) fn walk(
-        &self,
-        tx: &Tx<'_>,
-        from: Option<&[u8]>,
-        to: Option<&[u8]>,
-        reverse: bool,
-        each: &mut dyn FnMut(&[u8], Header, &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Fault> {
-        self.walk_stored(tx, from, to, reverse, &mut |name, member| match member {
-            Some((header, value)) => each(name, header, value),
-            None => ControlFlow::Continue(()),
-        })
-    }
-
-    /// As [`Members::walk`], and includes members that have expired and are not yet
-    /// removed, without their values: bounded walks count them.
+    /// Walks the sortkeys of stored members within bounds (`from` in, `to` out), until
+    /// `each` breaks. It includes members that have expired and are not yet removed,
+    /// without their values: bounded walks count them.
     pub(crate) fn walk_stored(
         &self,
         tx: &Tx<'_>,
@@ -135,8 +107,8 @@ impl Members {
         reverse: bool,
         each: &mut dyn FnMut(&[u8], StoredMember<'_>) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
-        let from = self.key(from.unwrap_or_default());
-        let to = to.map_or_else(|| key::after_prefix(&self.prefix), |to| self.key(to));
+        let from = self.key_at(from.unwrap_or_default());
+        let to = to.map_or_else(|| key::after_prefix(&self.prefix), |to| self.key_at(to));
         if from >= to {
             return Ok(());
         }
@@ -155,48 +127,127 @@ impl Members {
         })?;
         fault.map_or(Ok(()), Err)
     }
+}
 
-    /// Walks the expiries from the floor on by time, past or not, until `each` breaks.
-    pub(crate) fn walk_expiries(
+impl<K: NamedMembers> Members<K> {
+    fn key(&self, name: &[u8]) -> KeyBuf {
+        let mut out = self.prefix.clone();
+        K::push_sortkey(&mut out, self.head.generation, name);
+        out
+    }
+
+    /// A live member.
+    pub(crate) fn get(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
+        let stored =
+            tx.get(Family::Cell, &self.key(name))?.map(|bytes| Cell::decode(&bytes)).transpose()?;
+        Ok(stored.filter(|cell| !tx.is_expired(cell.header.expires_at_ms)))
+    }
+
+    /// The header of a member as stored, expired or not.
+    fn header(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Header>, Fault> {
+        tx.metadata(Family::Cell, &self.key(name))?
+            .map(|bytes| Ok(Cell::decode_slice(&bytes)?.0))
+            .transpose()
+    }
+
+    /// Walks the names of all live members, their headers and values in the order of
+    /// their sortkeys, until `each` breaks.
+    pub(crate) fn walk(
         &self,
         tx: &Tx<'_>,
-        each: &mut dyn FnMut(MemberExpiry) -> ControlFlow<()>,
+        each: &mut dyn FnMut(&[u8], Header, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
-        let space = self.space();
-        tx.range(
-            Family::Cell,
-            &expiry_key(&space, &self.hash.expiries.floor),
-            &key::after_prefix(&space),
-            false,
-            &mut |key, _| match key[space.len()..].split_first_chunk() {
-                Some((at, name)) => each(MemberExpiry::of(u64::from_be_bytes(*at), name)),
-                None => ControlFlow::Continue(()),
-            },
-        )
+        self.walk_stored(tx, None, None, false, &mut |sortkey, member| match member {
+            Some((header, value)) => each(K::name_of(sortkey), header, value),
+            None => ControlFlow::Continue(()),
+        })
+    }
+
+    /// Deletes a member's cell; its expiry has already been removed.
+    fn delete_cell(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<(), Fault> {
+        tx.delete(Family::Cell, Bytes::copy_from_slice(&self.key(name)));
+        self.head.count = self
+            .head
+            .count
+            .checked_sub(1)
+            .ok_or_else(|| Fault("a row has more members than its count".into()))?;
+        Ok(())
+    }
+
+    fn expiry_key(&self, at: u64, name: &[u8]) -> Bytes {
+        let mut out = self.expiry_space();
+        out.extend_from_slice(&at.to_be_bytes());
+        out.extend_from_slice(name);
+        Bytes::copy_from_slice(&out)
+    }
+
+    fn expiries_mut(&mut self) -> Result<&mut Expiries, Fault> {
+        self.head
+            .own
+            .expiries_mut()
+            .ok_or_else(|| Fault(format!("a member of a {:?} expires", K::KIND)))
+    }
+
+    /// Deletes and uncounts a member's expiry.
+    fn remove_expiry(&mut self, tx: &mut Tx<'_>, at: u64, name: &[u8]) -> Result<(), Fault> {
+        tx.delete(Family::Cell, self.expiry_key(at, name));
+        self.expiries_mut()?.remove()
+    }
+
+    /// Collects one item of each live member, in the order of their sortkeys. The bytes
+    /// of names and values must pass `check`.
+    pub(crate) fn collect<T>(
+        &self,
+        tx: &Tx<'_>,
+        check: CheckSize<'_>,
+        item: impl Fn(&[u8], Header, &[u8]) -> T,
+    ) -> Result<Vec<T>, EvalError> {
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        self.walk(tx, &mut |name, header, value| {
+            bytes += name.len() + value.len();
+            items.push(item(name, header, value));
+            if check(bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        check(bytes)?;
+        Ok(items)
+    }
+
+    /// The approximate size of all members on disk, bytes: that of the first `samples`
+    /// (0 = all), scaled to the number of members.
+    pub(crate) fn sampled_bytes(&self, tx: &Tx<'_>, samples: u64) -> Result<u64, Fault> {
+        let (mut seen, mut bytes) = (0u64, 0u64);
+        self.walk_stored(tx, None, None, false, &mut |sortkey, member| {
+            let Some((_, value)) = member else { return ControlFlow::Continue(()) };
+            seen += 1;
+            bytes +=
+                (self.prefix.len() + sortkey.len() + Header::BYTES_MAX - 8 + value.len()) as u64;
+            if seen == samples { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok((u128::from(bytes) * u128::from(self.head.count) / u128::from(seen.max(1))) as u64)
     }
 }
 
-/// A hash being written. Nothing is edited before the first [`put`](Writer::put) or
+/// A collection being written. Nothing is edited before the first [`put`](Writer::put) or
 /// [`remove`](Writer::remove), so an op may still refuse after opening it. Every writer
 /// that has edited ends with [`save`](Writer::save).
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct Writer<K> {
     row: Row,
     /// `None` until the first put of a row that is new or replaces a dead one.
-    members: Option<Members>,
+    members: Option<Members<K>>,
     fresh: bool,
 }
 
-impl Writer {
+impl<K: Collection> Writer<K> {
     /// Opens a row for writing; refuses other kinds. A missing row begins without
     /// members.
-    pub(crate) fn open(row: Row) -> Result<Writer, Refusal> {
+    pub(crate) fn open(row: Row) -> Result<Writer<K>, Refusal> {
         let members = Members::of(&row)?;
         Ok(Writer { fresh: members.is_none(), members, row })
     }
 
-    /// A hash that replaces whatever the row was.
-    pub(crate) fn replace(row: Row) -> Writer {
+    /// A collection that replaces whatever the row was.
+    pub(crate) fn replace(row: Row) -> Writer<K> {
         Writer { row, members: None, fresh: true }
     }
 
@@ -205,6 +256,41 @@ impl Writer {
         self.members.is_some()
     }
 
+    /// The members; under a new generation if the row is new.
+    fn members_mut(&mut self, tx: &mut Tx<'_>) -> Result<&mut Members<K>, Fault> {
+        Ok(match &mut self.members {
+            Some(members) => members,
+            none => {
+                let (generation, own) = (tx.next_generation()?, K::default());
+                none.insert(Members::new(&self.row, CollectionHead { generation, count: 0, own }))
+            }
+        })
+    }
+
+    /// Writes the head, if anything in it changed. A row without members is none and
+    /// is deleted; a new row gets the table's expiry.
+    pub(crate) fn save(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        let expires_at_ms = if self.fresh { tx.default_expiry() } else { self.row.expires_at_ms() };
+        self.save_until(tx, expires_at_ms)
+    }
+
+    /// As [`Writer::save`], with the given expiry of the row.
+    pub(crate) fn save_until(
+        self,
+        tx: &mut Tx<'_>,
+        expires_at_ms: Option<u64>,
+    ) -> Result<(), Fault> {
+        let Some(Members { head, .. }) = self.members else { return Ok(()) };
+        if head.count == 0 {
+            return self.row.remove(tx);
+        }
+        let is_unchanged = self.row.expires_at_ms() == expires_at_ms
+            && self.row.head().and_then(|old| K::head_in(&old.body)) == Some(&head);
+        if is_unchanged { Ok(()) } else { self.row.write(tx, expires_at_ms, K::body_of(head)) }
+    }
+}
+
+impl<K: NamedMembers> Writer<K> {
     /// A live member.
     pub(crate) fn get(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
         match &self.members {
@@ -221,31 +307,22 @@ impl Writer {
         value: Bytes,
         expires_at_ms: Option<u64>,
     ) -> Result<bool, Fault> {
-        if self.members.is_none() {
-            let hash = HashHead {
-                generation: tx.next_generation()?,
-                count: 0,
-                expiries: Expiries::default(),
-            };
-            self.members = Some(Members::new(&self.row, hash));
-        }
-        let members = self.members.as_mut().expect("made above");
+        let fresh = self.fresh;
+        let members = self.members_mut(tx)?;
         // A new generation has only the cells that this writer put: the first put need
         // not read the view below.
-        let old =
-            if self.fresh && members.hash.count == 0 { None } else { members.header(tx, name)? };
+        let old = if fresh && members.head.count == 0 { None } else { members.header(tx, name)? };
         let old_expiry = old.and_then(|header| header.expires_at_ms);
         if old_expiry != expires_at_ms {
             if let Some(at) = old_expiry {
-                tx.delete(Family::Cell, members.expiry_key(at, name));
-                members.hash.expiries.remove()?;
+                members.remove_expiry(tx, at, name)?;
             }
             if let Some(at) = expires_at_ms {
                 tx.put(Family::Cell, members.expiry_key(at, name), Bytes::new());
-                members.hash.expiries.add(at);
+                members.expiries_mut()?.add(at);
             }
         }
-        members.hash.count += u64::from(old.is_none());
+        members.head.count += u64::from(old.is_none());
         let cell = Cell { header: tx.header(expires_at_ms), value };
         tx.put(Family::Cell, Bytes::copy_from_slice(&members.key(name)), cell.encode());
         Ok(old.is_none_or(|header| tx.is_expired(header.expires_at_ms)))
@@ -256,8 +333,7 @@ impl Writer {
         let Some(members) = &mut self.members else { return Ok(false) };
         let Some(old) = members.header(tx, name)? else { return Ok(false) };
         if let Some(at) = old.expires_at_ms {
-            tx.delete(Family::Cell, members.expiry_key(at, name));
-            members.hash.expiries.remove()?;
+            members.remove_expiry(tx, at, name)?;
         }
         members.delete_cell(tx, name)?;
         Ok(!tx.is_expired(old.expires_at_ms))
@@ -272,7 +348,7 @@ impl Writer {
             return Ok(false);
         }
         tx.delete(Family::Cell, key);
-        members.hash.expiries.remove()?;
+        members.expiries_mut()?.remove()?;
         members.delete_cell(tx, &expiry.name)?;
         Ok(true)
     }
@@ -285,38 +361,34 @@ impl Writer {
         from: &MemberExpiry,
         to: Option<&MemberExpiry>,
     ) {
-        if let Some(members) =
-            self.members.as_mut().filter(|members| members.hash.expiries.floor == *from)
-        {
-            members.hash.expiries.raise(to, tx.stamp.now_ms);
+        let expiries = self.members.as_mut().and_then(|members| members.head.own.expiries_mut());
+        if let Some(expiries) = expiries.filter(|expiries| expiries.floor == *from) {
+            expiries.raise(to, tx.stamp.now_ms);
         }
     }
 
     /// The earliest time at which a member may expire, ms.
     pub(crate) fn due_ms(&self) -> Option<u64> {
-        self.members.as_ref().and_then(|members| members.hash.expiries.due_ms())
+        self.members.as_ref().and_then(|members| members.head.own.expiries()?.due_ms())
     }
+}
 
-    /// Writes the head, if anything in it changed. A hash without members is no row and
-    /// is deleted; a new row gets the table's expiry.
-    pub(crate) fn save(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
-        let expires_at_ms = if self.fresh { tx.default_expiry() } else { self.row.expires_at_ms() };
-        self.save_until(tx, expires_at_ms)
+/// Replaces a row by a collection of members: name, value, expiry. Those that have
+/// expired are left out, and without members there is no row.
+pub(crate) fn replace<K: NamedMembers>(
+    tx: &mut Tx<'_>,
+    row: Row,
+    expires_at_ms: Option<u64>,
+    members: impl Iterator<Item = (Bytes, Bytes, Option<u64>)>,
+) -> Result<(), Fault> {
+    let now_ms = tx.stamp.now_ms;
+    let mut members = members.filter(|(_, _, at)| at.is_none_or(|at| at > now_ms)).peekable();
+    if members.peek().is_none() || tx.is_expired(expires_at_ms) {
+        return row.remove(tx);
     }
-
-    /// As [`Writer::save`], with the given expiry of the row.
-    pub(crate) fn save_until(
-        self,
-        tx: &mut Tx<'_>,
-        expires_at_ms: Option<u64>,
-    ) -> Result<(), Fault> {
-        let Some(members) = &self.members else { return Ok(()) };
-        if members.hash.count == 0 {
-            return self.row.remove(tx);
-        }
-        let body = Body::Hash(members.hash.clone());
-        let unchanged = self.row.head().is_some_and(|head| head.body == body)
-            && self.row.expires_at_ms() == expires_at_ms;
-        if unchanged { Ok(()) } else { self.row.write(tx, expires_at_ms, body) }
+    let mut writer = Writer::<K>::replace(row);
+    for (name, value, at) in members {
+        writer.put(tx, &name, value, at)?;
     }
+    writer.save_until(tx, expires_at_ms)
 }

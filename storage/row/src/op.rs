@@ -28,6 +28,9 @@ pub enum RowKind {
     String = 1,
     /// Fields to values, kept in cells.
     Hash = 2,
+    /// A second kind of collections (`members/tests.rs`).
+    #[cfg(test)]
+    Tags = 15,
 }
 
 /// The latest field expiry of the HEXPIRE family, as in Redis: 46 bits of ms, in the year

@@ -3,10 +3,9 @@
 use bytes::Bytes;
 
 use crate::eval::EvalResult;
-use crate::hash;
-use crate::hash_range::contains;
+use crate::filter::contains;
+use crate::hash::{self, HashWriter};
 use crate::head::Row;
-use crate::members::Writer;
 use crate::number;
 use crate::op::{Answer, Check, Mutation, Refusal};
 use crate::view::Tx;
@@ -21,7 +20,7 @@ pub(crate) fn check_and_mutate(
     want_value: bool,
 ) -> EvalResult {
     tx.rules.check_write(key.len() + mutations.iter().map(Mutation::bytes).sum::<usize>())?;
-    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut hash = HashWriter::open(Row::load(tx, key)?)?;
     let value = hash.get(tx, check_sortkey)?.map(|cell| cell.value);
     let done = holds(check, operand, value.as_ref())?;
     if done {
@@ -33,7 +32,7 @@ pub(crate) fn check_and_mutate(
     Ok(Answer::Checked { done, value: want_value.then_some(value) })
 }
 
-fn mutate(tx: &mut Tx<'_>, hash: &mut Writer, mutation: &Mutation) -> Result<(), crate::Fault> {
+fn mutate(tx: &mut Tx<'_>, hash: &mut HashWriter, mutation: &Mutation) -> Result<(), crate::Fault> {
     let (name, put) = match mutation {
         Mutation::Put { sortkey, value, ttl } => {
             (sortkey, Some((value, hash::field_expiry(tx, hash, sortkey, *ttl)?)))

@@ -1,14 +1,16 @@
 //! Ops on strings, which are stored in the head.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::eval::EvalResult;
+use crate::eval::{EvalError, EvalResult};
+use crate::expire::{DueMembers, ExpiryStep};
+use crate::form::{CheckSize, Form};
 use crate::head::{Row, RowMetadata};
 use crate::number::{self, LongDouble};
-use crate::op::{Answer, Refusal, Ttl, WriteCondition};
+use crate::op::{Answer, Refusal, RowContent, RowKind, Ttl, WriteCondition};
 use crate::ops;
 use crate::registry::{AnswerSize, Key};
-use crate::value::Body;
+use crate::value::{Body, CollectionSummary};
 use crate::view::{Fault, Tx};
 
 ops! {
@@ -57,6 +59,61 @@ fn part_size(start: i64, end: i64) -> AnswerSize {
 /// The longest string that a write may grow if the table sets no limit, bytes; Redis's
 /// `proto-max-bulk-len`.
 const STRING_BYTES_MAX: u64 = 512 << 20;
+
+/// The longest string that Redis keeps as `embstr`.
+const EMBSTR_MAX: usize = 44;
+
+/// A whole string.
+impl Form for Bytes {
+    const KIND: RowKind = RowKind::String;
+    const IS_VALUE: bool = true;
+
+    fn encoded_len(&self) -> usize {
+        self.len()
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_slice(self);
+    }
+
+    fn decode(rest: &[u8], keep: impl Fn(&[u8]) -> Bytes) -> Option<Bytes> {
+        Some(keep(rest))
+    }
+
+    fn len(&self) -> u64 {
+        Bytes::len(self) as u64
+    }
+
+    fn collection(&self) -> Option<CollectionSummary<'_>> {
+        None
+    }
+
+    fn cells_bytes(&self, _: &Tx<'_>, _: &Row, _: u64) -> Result<u64, Fault> {
+        Ok(0)
+    }
+
+    fn content(&self, _: &Tx<'_>, _: &Row, check: CheckSize<'_>) -> Result<RowContent, EvalError> {
+        check(Bytes::len(self))?;
+        Ok(RowContent::String(self.clone()))
+    }
+
+    fn encoding(&self, _: &Tx<'_>, _: &Row) -> Result<&'static str, Fault> {
+        Ok(match Bytes::len(self) {
+            _ if number::parse_int(self).is_some() => "int",
+            ..=EMBSTR_MAX => "embstr",
+            _ => "raw",
+        })
+    }
+
+    fn expire_members(
+        _: &mut Tx<'_>,
+        _: &mut ExpiryStep,
+        _: Row,
+        found: &DueMembers,
+    ) -> Result<usize, EvalError> {
+        Ok(found.expiries.len()) // it has none
+    }
+}
 
 pub(crate) fn get(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;

@@ -9,8 +9,8 @@ use row::key::{self, CellKey, ExpiryTarget};
 use row::memory::Memory;
 use row::op::{Answer, Deadline, Ttl, WriteCondition};
 use row::value::{
-    Body, Cell, DefaultTtl, Expiries, HashHead, Head, Header, MemberExpiry, decode_counter,
-    encode_counter,
+    Body, Cell, CollectionHead, DefaultTtl, Expiries, Hash, Head, Header, MemberExpiry,
+    decode_counter, encode_counter,
 };
 use row::view::Rules;
 use row::{Edits, Family, HashOp, Op, Stamp, Tx, eval};
@@ -48,11 +48,11 @@ fn keys_are_frozen() {
         ("head foo", key::head(b"foo").to_vec()),
         ("head of the empty key", key::head(b"").to_vec()),
         ("head {tag}foo", key::head(b"{tag}foo").to_vec()),
-        ("members of foo, generation 7", key::cells(b"foo", 7, key::MEMBERS).to_vec()),
-        ("expiries of foo, generation 7", key::cells(b"foo", 7, key::EXPIRIES).to_vec()),
+        ("members of foo, generation 7", key::cells(b"foo", 7, key::Space::Members).to_vec()),
+        ("expiries of foo, generation 7", key::cells(b"foo", 7, key::Space::Expiries).to_vec()),
         (
             "members of 300 times k, generation 2^63",
-            key::cells(&long, 1 << 63, key::MEMBERS).to_vec(),
+            key::cells(&long, 1 << 63, key::Space::Members).to_vec(),
         ),
         (
             "time index, row foo at 1700000000000",
@@ -74,7 +74,8 @@ fn keys_are_frozen() {
 fn values_are_frozen() {
     let header = Header { timetag: 0x018b_cfe5_6800_0203, expires_at_ms: None };
     let expiring = Header { expires_at_ms: Some(1_700_000_000_000), ..header };
-    let hash = |expiries| Body::Hash(HashHead { generation: 7, count: 3, expiries });
+    let hash =
+        |expiries| Body::Hash(CollectionHead { generation: 7, count: 3, own: Hash { expiries } });
     let expiries = Expiries {
         expiring: 2,
         floor: MemberExpiry::of(1_600_000_000_000, b"field"),
@@ -188,7 +189,7 @@ fn bad_records_are_faults_that_show_them() {
         let expiries = Expiries { expiring, floor: MemberExpiry::of(5, name), soonest_ms: 0 };
         Head {
             header: Header::default(),
-            body: Body::Hash(HashHead { generation: 1, count, expiries }),
+            body: Body::Hash(CollectionHead { generation: 1, count, own: Hash { expiries } }),
         }
         .encode()
     };
@@ -226,7 +227,9 @@ proptest! {
     ) {
         let floor = MemberExpiry::of(at_ms, &name[..name.len().min(256)]);
         let expiries = Expiries { expiring: count, floor, soonest_ms };
-        let hash = |expiries| Body::Hash(HashHead { generation, count, expiries });
+        let hash = |expiries| {
+            Body::Hash(CollectionHead { generation, count, own: Hash { expiries } })
+        };
         for body in [Body::String(value.into()), hash(Expiries::default()), hash(expiries)] {
             let head = Head { header, body };
             prop_assert_eq!(Head::decode(&head.encode()), Ok(head));
@@ -253,7 +256,7 @@ proptest! {
         let first = key::cursor_position(cursor);
         prop_assert!(first.is_some_and(|first| first <= key::position(&hashkey)));
         prop_assert!(key::position(&hashkey) >> 62 == 0 && head_key[..] < *key::END);
-        let prefix = key::cells(&hashkey, generation, key::MEMBERS);
+        let prefix = key::cells(&hashkey, generation, key::Space::Members);
         let cell = |sortkey: &[u8]| [&prefix[..], sortkey].concat();
         prop_assert_eq!(cell(&sortkey).cmp(&cell(&other)), sortkey.cmp(&other));
         prop_assert!(cell(&sortkey)[..] < key::after_prefix(&prefix)[..]);
@@ -261,7 +264,7 @@ proptest! {
         let parsed = CellKey::parse(&whole).expect("a cell key");
         prop_assert_eq!(
             (parsed.hashkey, parsed.generation, parsed.space, parsed.sortkey),
-            (&hashkey[..], generation, key::MEMBERS, &sortkey[..])
+            (&hashkey[..], generation, key::Space::Members, &sortkey[..])
         );
         prop_assert_eq!(parsed.head(), head_key.clone());
         let entry = key::time_index(at, ExpiryTarget::Field, &head_key);

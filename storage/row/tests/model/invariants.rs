@@ -44,7 +44,7 @@ pub(crate) fn check(memory: &Memory) {
                 if (cell_key.hashkey, cell_key.generation) != (hashkey, hash.generation) {
                     continue;
                 }
-                if cell_key.space == key::MEMBERS {
+                if cell_key.space == key::Space::Members {
                     members.insert(
                         cell_key.sortkey.to_vec(),
                         Cell::decode(value).expect("a cell").header.expires_at_ms,
@@ -61,13 +61,13 @@ pub(crate) fn check(memory: &Memory) {
             assert_eq!(hash.count, members.len() as u64, "count of {hashkey:?}");
             assert_eq!(expiries, expected, "expiries of {hashkey:?}");
             assert_eq!(
-                hash.expiries.expiring,
+                hash.own.expiries.expiring,
                 expiries.len() as u64,
                 "how many members of {hashkey:?} expire"
             );
-            assert_eq!(hash.expiries.due_ms().is_some(), !expiries.is_empty());
-            if let (Some(first), Some(due_ms)) = (expiries.first(), hash.expiries.due_ms()) {
-                let floor = [&due_ms.to_be_bytes()[..], &hash.expiries.floor.name].concat();
+            assert_eq!(hash.own.expiries.due_ms().is_some(), !expiries.is_empty());
+            if let (Some(first), Some(due_ms)) = (expiries.first(), hash.own.expiries.due_ms()) {
+                let floor = [&due_ms.to_be_bytes()[..], &hash.own.expiries.floor.name].concat();
                 assert!(floor <= *first, "an expiry of {hashkey:?} lies below the floor");
                 index.insert(key::time_index(due_ms, ExpiryTarget::Field, head_key));
             }

@@ -73,13 +73,13 @@ fn show_key(family: Family, key: &[u8]) -> String {
         Family::Cell => {
             let cell = CellKey::parse(key).expect("a cell key");
             match cell.space {
-                key::MEMBERS => format!(
+                key::Space::Members => format!(
                     "cell {} generation {} {}",
                     text(cell.hashkey),
                     cell.generation,
                     text(cell.sortkey)
                 ),
-                _ => {
+                key::Space::Expiries => {
                     let (at, name) = cell.sortkey.split_first_chunk().expect("an expiry");
                     format!(
                         "cell {} generation {} expiry {} {}",
@@ -89,6 +89,7 @@ fn show_key(family: Family, key: &[u8]) -> String {
                         text(name)
                     )
                 }
+                other => panic!("no kind has cells in {other:?}"),
             }
         }
         Family::State => match key::parse_time_index(key) {
@@ -120,7 +121,7 @@ fn show_value(family: Family, value: &Bytes) -> String {
                 Body::Hash(hash) => {
                     let mut text =
                         format!("hash generation {} count {}", hash.generation, hash.count);
-                    let Expiries { expiring, floor, soonest_ms } = &hash.expiries;
+                    let Expiries { expiring, floor, soonest_ms } = &hash.own.expiries;
                     if *expiring > 0 {
                         write!(text, " expiring {expiring} from {}", floor.at_ms)
                             .expect("a string takes all");
