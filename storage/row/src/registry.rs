@@ -234,6 +234,22 @@ impl Field for Key {
     }
 }
 
+impl Field for Vec<Key> {
+    type Arg<'a> = &'a [Key];
+
+    fn arg(&self) -> &[Key] {
+        self
+    }
+
+    fn add_keys<'a>(&'a self, keys: &mut Keys<'a>) {
+        keys.extend(self.iter().map(|key| &key.0));
+    }
+
+    fn payload(&self) -> Payload {
+        Payload { bytes: self.iter().map(|key| key.len()).sum(), items: self.len() }
+    }
+}
+
 impl Field for Vec<(Key, Bytes)> {
     type Arg<'a> = &'a [(Key, Bytes)];
 
@@ -313,7 +329,7 @@ pub fn decode_fields<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> postcard::Re
 macro_rules! ops {
     (
         $(#[$about:meta])*
-        pub enum $Family:ident {
+        $vis:vis enum $Family:ident {
             $(
                 $(#[$doc:meta])*
                 $number:literal $Op:ident $({ $($field:ident: $ty:ty),* $(,)? })?
@@ -324,7 +340,7 @@ macro_rules! ops {
         $(#[$about])*
         #[allow(missing_docs, reason = "an op's line says what its fields are")]
         #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-        pub enum $Family {
+        $vis enum $Family {
             $(
                 $(#[$doc])*
                 $Op $({ $($field: $ty),* })?,

@@ -7,12 +7,14 @@
 //! below it are what came of it: the answer, and the records that the op put (`+`) and deleted (`-`). Write the
 //! ops, run with `BLESS=1`, and read what was filled in before you believe it.
 
+mod dummy;
 mod words;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use row::eval::EvalResult;
 use row::key::{self, CellKey};
 use row::memory::{Memory, Reader};
 use row::op::{Check, Mutation, Ttl};
@@ -158,6 +160,33 @@ fn show_edits(before: &Edits, after: &Edits, out: &mut String) {
     }
 }
 
+/// An op, and the number of pieces of work after which the view is spent.
+struct ScriptOp {
+    eval: Box<dyn Fn(&mut Tx<'_>) -> EvalResult>,
+    pieces: u64,
+}
+
+impl From<Op> for ScriptOp {
+    fn from(op: Op) -> ScriptOp {
+        ScriptOp { eval: Box::new(move |tx| eval(&op, tx)), pieces: u64::MAX }
+    }
+}
+
+/// The op of a line.
+fn op_of(line: &str, memory: &Memory, stamp: Stamp, rules: Rules) -> ScriptOp {
+    match line.split_whitespace().next() {
+        Some("expire_due") => {
+            let (op, pieces) = expire_due(line, memory, stamp, rules);
+            ScriptOp { pieces, ..op.into() }
+        }
+        Some("set_if_absent") => set_if_absent(line).into(),
+        _ => words::op(line)
+            .map(ScriptOp::from)
+            .or_else(|| dummy::op(line))
+            .expect("the name of an op"),
+    }
+}
+
 /// Runs a script: the same text, with what really came out.
 fn run(script: &str) -> String {
     let mut out = String::new();
@@ -167,13 +196,9 @@ fn run(script: &str) -> String {
         if let Some(words) = line.strip_prefix("> ") {
             let before = edits.clone();
             let stamp = Stamp { now_ms, timetag: now_ms << 16 };
-            let (op, pieces) = match words.split_whitespace().next() {
-                Some("expire_due") => expire_due(words, &memory, stamp, rules),
-                Some("set_if_absent") => (set_if_absent(words), u64::MAX),
-                _ => (words::op(words).expect("the name of an op"), u64::MAX),
-            };
-            let view = Reader::new(&memory).spent_after(pieces);
-            let answer = eval(&op, &mut Tx { view: &view, edits: &mut edits, stamp, rules });
+            let op = op_of(words, &memory, stamp, rules);
+            let view = Reader::new(&memory).spent_after(op.pieces);
+            let answer = (op.eval)(&mut Tx { view: &view, edits: &mut edits, stamp, rules });
             writeln!(out, "{line}").expect("a string takes all");
             match answer {
                 Ok(answer) => writeln!(out, "{answer:?}"),

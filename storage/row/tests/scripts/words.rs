@@ -131,21 +131,27 @@ pub(crate) fn op(line: &str) -> Option<Op> {
     let name = words.word();
     let words = Rc::new(RefCell::new(words));
     match name.split_once('_') {
-        Some(("string", name)) => family::<StringOp>(name, &words),
-        Some(("hash", name)) => family::<HashOp>(name, &words),
-        _ => family::<RowOp>(name, &words).or_else(|| family::<PartitionOp>(name, &words)),
+        Some(("string", name)) => family::<StringOp>(name, &words).map(Op::String),
+        Some(("hash", name)) => family::<HashOp>(name, &words).map(Op::Hash),
+        _ => None
+            .or_else(|| family::<RowOp>(name, &words).map(Op::Row))
+            .or_else(|| family::<PartitionOp>(name, &words).map(Op::Partition)),
     }
 }
 
+/// The op of a line, if it is one of a family with this prefix.
+pub(crate) fn op_of<'a, F: OpFamily + Deserialize<'a>>(prefix: &str, line: &'a str) -> Option<F> {
+    let mut words = Words::of(line);
+    let name = words.word().strip_prefix(prefix)?;
+    family(name, &Rc::new(RefCell::new(words)))
+}
+
 /// The op of a family with this name, such as `get_range`.
-pub(crate) fn family<'a, F>(name: &str, words: &Rc<RefCell<Words<'a>>>) -> Option<Op>
-where
-    F: OpFamily + Deserialize<'a> + Into<Op>,
-{
+fn family<'a, F: OpFamily + Deserialize<'a>>(name: &str, words: &Shared<'a>) -> Option<F> {
     let (_, name) = F::OPS.iter().find(|(_, known)| snake_case(known) == name)?;
     let op = F::deserialize(OpWords { name, words: words.clone() }).expect("the words of the op");
     assert!(words.borrow().left.is_empty(), "more words than {name} takes");
-    Some(op.into())
+    Some(op)
 }
 
 fn snake_case(name: &str) -> String {
