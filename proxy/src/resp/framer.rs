@@ -376,7 +376,7 @@ impl Framer {
             };
         };
         let end = self.searched + found + 1;
-        super::inline::words(&bytes[self.start..end], &mut self.args)
+        super::inline::split(&bytes[self.start..end], &mut self.args)
             .ok_or(malformed("unbalanced quotes in request"))?;
         let span = self.complete(end, true);
         Ok(Some((span.argc > 0).then_some(span)))

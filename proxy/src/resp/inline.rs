@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 /// Appends the ranges of a line's arguments, quotes included; `None` when quotes are
 /// unbalanced. A NUL ends the line, as it ends Redis's C string.
-pub(super) fn words(line: &[u8], ranges: &mut Vec<Range<usize>>) -> Option<()> {
+pub(super) fn split(line: &[u8], ranges: &mut Vec<Range<usize>>) -> Option<()> {
     let end = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
     let line = line[..end].strip_suffix(b"\n").unwrap_or(&line[..end]);
     let mut at = 0;
@@ -132,7 +132,7 @@ mod tests {
 
     fn argv(line: &str) -> Option<Vec<String>> {
         let mut ranges = Vec::new();
-        words(line.as_bytes(), &mut ranges)?;
+        split(line.as_bytes(), &mut ranges)?;
         let word = |range| unquoted(Bytes::copy_from_slice(&line.as_bytes()[range]));
         let text = |word: Bytes| word.iter().map(|&byte| char::from(byte)).collect();
         Some(ranges.into_iter().map(|range| text(word(range))).collect())
