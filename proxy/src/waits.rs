@@ -2,9 +2,9 @@
 //!
 //! A connection records the partitions that it writes to ([`WrittenPartitions`]). WAITAOF
 //! asks the leader of each, in whatever process, to sync its log up to the current commit
-//! ([`Op::Partition(PartitionOp::Sync)`]), and, when replicas are wanted, the other replicas to sync theirs up to
-//! the same entry. So the reply rests on these syncs and not on the configuration of this
-//! process.
+//! ([`PartitionOp::Sync`]), and, when replicas are wanted, the other replicas to sync
+//! theirs up to the same entry. So the reply rests on these syncs and not on the
+//! configuration of this process.
 //!
 //! # Invariants
 //! - A disk is claimed only after the leader of every written partition has synced, or

@@ -67,7 +67,7 @@ mod tests {
     use row::op::{Answer, Deadline, ExpireCondition, Op, Ttl, WriteCondition};
     use row::view::{Fault, Rules};
     use row::{Edits, EvalError, Stamp, Tx, View, eval};
-    use row::{HashOp, PartitionOp, RowOp, StringOp};
+    use row::{HashOp, Key, PartitionOp, RowOp, StringOp};
 
     use super::*;
     use crate::batch;
@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn op() -> impl Strategy<Value = Op> {
-        let key = || prop::sample::select(vec!["a", "b", "c"]).prop_map(Bytes::from);
+        let key = || prop::sample::select(vec!["a", "b", "c"]).prop_map(Key::from);
         let ttl = || {
             prop_oneof![
                 1 => Just(Ttl::Never),
@@ -159,26 +159,35 @@ mod tests {
                 1..3,
             )
         };
+        let set = |(key, ttl)| StringOp::Set {
+            key,
+            value: "a longer value".into(),
+            ttl,
+            only: WriteCondition::Always,
+            want_old: false,
+        };
+        let put = |(key, pairs)| HashOp::Put {
+            key,
+            pairs,
+            only: WriteCondition::Always,
+            ttl: Ttl::Default,
+        };
+        let expire = |(key, ms)| RowOp::Expire {
+            key,
+            until: Deadline::In(ms),
+            only: ExpireCondition::default(),
+        };
+        let copy = |(from, to)| RowOp::Copy { from, to, replace: true };
         prop_oneof![
-            3 => (key(), ttl())
-                .prop_map(|(key, ttl)|
-                    Op::String(StringOp::Set {
-                        key: key.into(), value: "a longer value".into(), ttl, only: WriteCondition::Always,
-                        want_old: false,
-                    })
-                ),
-            3 => (key(), pairs())
-                .prop_map(|(key, pairs)|
-                    Op::Hash(HashOp::Put { key: key.into(), pairs, only: WriteCondition::Always, ttl: Ttl::Default })
-                ),
-            4 => (key(), 1..40i64)
-                .prop_map(|(key, ms)|
-                    Op::Row(RowOp::Expire { key: key.into(), until: Deadline::In(ms), only: ExpireCondition::default() })
-                ),
-            2 => key().prop_map(|key| Op::Row(RowOp::Persist { key: key.into() })),
-            1 => key().prop_map(|key| Op::Row(RowOp::Delete { key: key.into() })),
-            1 => (key(), ttl()).prop_map(|(key, ttl)| Op::String(StringOp::GetExpire { key: key.into(), ttl })),
-            1 => (key(), key()).prop_map(|(from, to)| Op::Row(RowOp::Copy { from: from.into(), to: to.into(), replace: true })),
+            3 => (key(), ttl()).prop_map(set).prop_map(Op::from),
+            3 => (key(), pairs()).prop_map(put).prop_map(Op::from),
+            4 => (key(), 1..40i64).prop_map(expire).prop_map(Op::from),
+            2 => key().prop_map(|key| RowOp::Persist { key }).prop_map(Op::from),
+            1 => key().prop_map(|key| RowOp::Delete { key }).prop_map(Op::from),
+            1 => (key(), ttl())
+                .prop_map(|(key, ttl)| StringOp::GetExpire { key, ttl })
+                .prop_map(Op::from),
+            1 => (key(), key()).prop_map(copy).prop_map(Op::from),
         ]
     }
 

@@ -528,7 +528,7 @@ mod tests {
     use std::sync::Arc;
 
     use cluster::CallPartition;
-    use row::key::Space;
+    use row::key::KeySpace;
     use row::op::{Ttl, WriteCondition};
     use row::{HashOp, RowOp};
 
@@ -580,7 +580,7 @@ mod tests {
             if !ops.is_empty() {
                 write(ops.clone()).await;
             }
-            let mut cell = key::cells(KEY, generation, Space::Members);
+            let mut cell = key::cells(KEY, generation, KeySpace::Members);
             cell.extend_from_slice(b"field");
             view.get(Family::Cell, &cell).unwrap();
             assert_eq!(view.is_consistent(KEY).unwrap(), is_one, "{ops:?}");

@@ -7,10 +7,10 @@
 //! # Two halves
 //! [`find`] and [`find_old`] look for due items in a snapshot of the state, outside the
 //! partition's writer: deleted records leave tombstones, and walking past those may take
-//! long. [`Op::Partition(PartitionOp::ExpireDue)`](crate::Op::Partition(PartitionOp::ExpireDue)) is then a step of the writer. It checks
-//! each item again by its own head or expiry, as it may have changed since, and deletes
-//! it if it has expired. It walks no range, so that each piece of its work is small, and
-//! it ends as soon as the view [is spent](crate::View::is_spent).
+//! long. [`ExpireDue`](crate::PartitionOp::ExpireDue) is then a step of the writer. It
+//! checks each item again by its own head or expiry, as it may have changed since, and
+//! deletes it if it has expired. It walks no range, so that each piece of its work is
+//! small, and it ends as soon as the view [is spent](crate::View::is_spent).
 //!
 //! A row that has expired, or whose members all have, is deleted without reading its
 //! members.
@@ -24,7 +24,7 @@ use crate::edits::Family;
 use crate::eval::{EvalError, EvalResult};
 use crate::form::{self, CollectionSummary, NamedMembers};
 use crate::head::{Row, due_at, walk_expiries};
-use crate::key::{self, ExpiryTarget, KeyBuf, Space};
+use crate::key::{self, ExpiryTarget, KeyBuf, KeySpace};
 use crate::members::Writer;
 use crate::op::Answer;
 use crate::scan::{self, STEP_ROWS_MAX};
@@ -200,7 +200,7 @@ fn due_members(
     else {
         return Ok(found(0, MemberExpiry::at(at_ms), Vec::new(), None));
     };
-    let space = key::cells(row.hashkey(), generation, Space::Expiries);
+    let space = key::cells(row.hashkey(), generation, KeySpace::Expiries);
     let (mut expiries, mut next) = (Vec::new(), None);
     walk_expiries(tx, &space, &floor, &mut |expiry| {
         if expiry.at_ms > tx.stamp.now_ms || expiries.len() >= max || *bytes >= FOUND_BYTES_MAX {

@@ -21,7 +21,7 @@ use crate::eval::EvalError;
 use crate::expire::{DueMembers, ExpiryStep};
 use crate::hash::Hash;
 use crate::head::Row;
-use crate::key::{KeyBuf, Space};
+use crate::key::{KeyBuf, KeySpace};
 #[cfg(test)]
 use crate::members::tests::Tags;
 use crate::members::{Members, Writer};
@@ -261,7 +261,7 @@ pub(crate) trait Collection: InBody + Clone + Default + PartialEq {
     const KIND: RowKind;
 
     /// The space of its members, or of the cells that hold them.
-    const SPACE: Space;
+    const SPACE: KeySpace;
 
     /// The exact size of the encoding, bytes.
     fn encoded_len(&self) -> usize;

@@ -9,7 +9,7 @@ use crate::eval::{EvalError, EvalResult};
 use crate::expire::{DueMembers, ExpiryStep};
 use crate::form::{CheckSize, Collection, NamedMembers};
 use crate::head::Row;
-use crate::key::{KeyBuf, Space};
+use crate::key::{KeyBuf, KeySpace};
 use crate::members::{self, Members, Writer};
 use crate::number::{self, LongDouble};
 use crate::op::{
@@ -110,7 +110,7 @@ pub(crate) type HashWriter = Writer<Hash>;
 
 impl Collection for Hash {
     const KIND: RowKind = RowKind::Hash;
-    const SPACE: Space = Space::Members;
+    const SPACE: KeySpace = KeySpace::Members;
 
     fn encoded_len(&self) -> usize {
         self.expiries.encoded_len()

@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Deref};
 use crate::edits::Family;
 use crate::eval::EvalError;
 use crate::form::{Collection, CollectionHead, CollectionSummary};
-use crate::key::{self, ExpiryTarget, KeyBuf, Space};
+use crate::key::{self, ExpiryTarget, KeyBuf, KeySpace};
 use crate::op::{Refusal, RowKind};
 use crate::value::{Body, Expiries, Head, MemberExpiry};
 use crate::view::{Fault, Tx};
@@ -97,7 +97,7 @@ impl RowMetadata {
                 Some(CollectionSummary { generation, count, expiries: Some(expiries) }) => {
                     let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
                     has_live_member(tx, count, expiries, || {
-                        key::cells(hashkey, generation, Space::Expiries)
+                        key::cells(hashkey, generation, KeySpace::Expiries)
                     })?
                 }
                 Some(CollectionSummary { expiries: None, .. }) | None => true,

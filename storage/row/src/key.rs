@@ -11,7 +11,7 @@
 //! ```text
 //! head         slot u16 | hash48 | hashkey
 //! cell         slot u16 | hash48 | hashkey length u16 | hashkey
-//!                | generation u64 | space u8 | sortkey            (see [`Space`])
+//!                | generation u64 | space u8 | sortkey            (see [`KeySpace`])
 //! time index   'x' | expires_at_ms u64 | target u8 | head key     (value: empty)
 //! counters     "rows", "expiring", "generation"                   (value: u64)
 //! rule         "default_ttl"                                      (value: see `value.rs`)
@@ -129,7 +129,7 @@ pub fn head_hashkey(head_key: &[u8]) -> Option<&[u8]> {
 /// Numbers are given once; those of kinds to come are reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Space {
+pub enum KeySpace {
     /// Hash: a field's name. The field's value.
     Members = 0,
     /// Hash, for fields that expire: expires_at_ms u64, name. Empty.
@@ -158,41 +158,41 @@ pub enum Space {
     Fragments = 12,
 }
 
-impl Space {
+impl KeySpace {
     /// All, by number.
-    const ALL: [Space; 13] = [
-        Space::Members,
-        Space::Expiries,
-        Space::Hashed,
-        Space::Order,
-        Space::Fences,
-        Space::Counts,
-        Space::Leaves,
-        Space::Nodes,
-        Space::Entries,
-        Space::Groups,
-        Space::Consumers,
-        Space::Pending,
-        Space::Fragments,
+    const ALL: [KeySpace; 13] = [
+        KeySpace::Members,
+        KeySpace::Expiries,
+        KeySpace::Hashed,
+        KeySpace::Order,
+        KeySpace::Fences,
+        KeySpace::Counts,
+        KeySpace::Leaves,
+        KeySpace::Nodes,
+        KeySpace::Entries,
+        KeySpace::Groups,
+        KeySpace::Consumers,
+        KeySpace::Pending,
+        KeySpace::Fragments,
     ];
 
     /// The space with a number; `None` if there is none.
-    fn of(number: u8) -> Option<Space> {
-        Space::ALL.get(usize::from(number)).copied()
+    fn of(number: u8) -> Option<KeySpace> {
+        KeySpace::ALL.get(usize::from(number)).copied()
     }
 }
 
 const _: () = {
     let mut number = 0;
-    while number < Space::ALL.len() {
-        assert!(Space::ALL[number] as usize == number, "the table is in order of numbers");
+    while number < KeySpace::ALL.len() {
+        assert!(KeySpace::ALL[number] as usize == number, "the table is in order of numbers");
         number += 1;
     }
 };
 
 /// The prefix of all cells of one space of one generation of a row. The hashkey must not
 /// be longer than [`HASHKEY_BYTES_MAX`].
-pub fn cells(key: &[u8], generation: u64, space: Space) -> KeyBuf {
+pub fn cells(key: &[u8], generation: u64, space: KeySpace) -> KeyBuf {
     let len = u16::try_from(key.len()).expect("ops refuse hashkeys longer than a u16");
     let mut out = KeyBuf::with_capacity(8 + 2 + key.len() + 9 + 64);
     out.extend_from_slice(&position(key).to_be_bytes());
@@ -213,7 +213,7 @@ pub struct CellKey<'a> {
     /// The generation of the row that the cell belongs to.
     pub generation: u64,
     /// The space of the row's cells that it is in.
-    pub space: Space,
+    pub space: KeySpace,
     /// The rest, as the space has it.
     pub sortkey: &'a [u8],
 }
@@ -231,7 +231,7 @@ impl<'a> CellKey<'a> {
             position: u64::from_be_bytes(*position),
             hashkey,
             generation: u64::from_be_bytes(*generation),
-            space: Space::of(space)?,
+            space: KeySpace::of(space)?,
             sortkey,
         })
     }

@@ -19,7 +19,7 @@ use crate::edits::Family;
 use crate::eval::EvalError;
 use crate::form::{CheckSize, Collection, CollectionHead, NamedMembers};
 use crate::head::{Row, expired_members};
-use crate::key::{self, KeyBuf, Space};
+use crate::key::{self, KeyBuf, KeySpace};
 use crate::op::Refusal;
 use crate::value::{Cell, Expiries, Header, MemberExpiry};
 use crate::view::{Fault, Tx};
@@ -92,7 +92,7 @@ impl<K: Collection> Members<K> {
     /// The prefix of the keys of all members' expiries.
     fn expiry_space(&self) -> KeyBuf {
         let mut out = self.prefix.clone();
-        *out.last_mut().expect("a prefix ends with the space") = Space::Expiries as u8;
+        *out.last_mut().expect("a prefix ends with the space") = KeySpace::Expiries as u8;
         out
     }
 

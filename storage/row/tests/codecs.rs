@@ -48,11 +48,11 @@ fn keys_are_frozen() {
         ("head foo", key::head(b"foo").to_vec()),
         ("head of the empty key", key::head(b"").to_vec()),
         ("head {tag}foo", key::head(b"{tag}foo").to_vec()),
-        ("members of foo, generation 7", key::cells(b"foo", 7, key::Space::Members).to_vec()),
-        ("expiries of foo, generation 7", key::cells(b"foo", 7, key::Space::Expiries).to_vec()),
+        ("members of foo, generation 7", key::cells(b"foo", 7, key::KeySpace::Members).to_vec()),
+        ("expiries of foo, generation 7", key::cells(b"foo", 7, key::KeySpace::Expiries).to_vec()),
         (
             "members of 300 times k, generation 2^63",
-            key::cells(&long, 1 << 63, key::Space::Members).to_vec(),
+            key::cells(&long, 1 << 63, key::KeySpace::Members).to_vec(),
         ),
         (
             "time index, row foo at 1700000000000",
@@ -256,7 +256,7 @@ proptest! {
         let first = key::cursor_position(cursor);
         prop_assert!(first.is_some_and(|first| first <= key::position(&hashkey)));
         prop_assert!(key::position(&hashkey) >> 62 == 0 && head_key[..] < *key::END);
-        let prefix = key::cells(&hashkey, generation, key::Space::Members);
+        let prefix = key::cells(&hashkey, generation, key::KeySpace::Members);
         let cell = |sortkey: &[u8]| [&prefix[..], sortkey].concat();
         prop_assert_eq!(cell(&sortkey).cmp(&cell(&other)), sortkey.cmp(&other));
         prop_assert!(cell(&sortkey)[..] < key::after_prefix(&prefix)[..]);
@@ -264,7 +264,7 @@ proptest! {
         let parsed = CellKey::parse(&whole).expect("a cell key");
         prop_assert_eq!(
             (parsed.hashkey, parsed.generation, parsed.space, parsed.sortkey),
-            (&hashkey[..], generation, key::Space::Members, &sortkey[..])
+            (&hashkey[..], generation, key::KeySpace::Members, &sortkey[..])
         );
         prop_assert_eq!(parsed.head(), head_key.clone());
         let entry = key::time_index(at, ExpiryTarget::Field, &head_key);

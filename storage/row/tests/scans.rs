@@ -64,7 +64,8 @@ proptest! {
         let mut churn = churn.into_iter();
         let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
         loop {
-            let (answer, _) = ask(&memory, &Op::Partition(PartitionOp::Scan { cursor, count, glob: None, kind: None }));
+            let scan = PartitionOp::Scan { cursor, count, glob: None, kind: None };
+            let (answer, _) = ask(&memory, &scan.into());
             let Answer::Page { keys, next, .. } = answer else { panic!("{answer:?}") };
             prop_assert!(keys.len() as u64 <= count);
             seen.extend(keys);
@@ -74,7 +75,8 @@ proptest! {
                 break;
             }
             if let Some((comes, n)) = churn.next() {
-                change(&mut memory, &if comes { set(n) } else { Op::Row(RowOp::Delete { key: name(n).into() }) });
+                let delete = || RowOp::Delete { key: name(n).into() }.into();
+                change(&mut memory, &if comes { set(n) } else { delete() });
             }
         }
         prop_assert!((0..stays).all(|n| seen.contains(&name(n))));

@@ -13,7 +13,7 @@ use crate::eval::{EvalError, EvalResult};
 use crate::expire::{DueMembers, ExpiryStep};
 use crate::form::{CheckSize, Collection, CollectionHead, NamedMembers};
 use crate::head::Row;
-use crate::key::{CellKey, KeyBuf, Space};
+use crate::key::{CellKey, KeyBuf, KeySpace};
 use crate::memory::Memory;
 use crate::op::{Answer, Deadline, Refusal, RowContent, RowInfo, RowKind, Ttl, WriteCondition};
 use crate::value::{self, Body, Expiries, Head, Header};
@@ -29,7 +29,7 @@ pub struct Tags {
 
 impl Collection for Tags {
     const KIND: RowKind = RowKind::Tags;
-    const SPACE: Space = Space::Hashed;
+    const SPACE: KeySpace = KeySpace::Hashed;
 
     fn encoded_len(&self) -> usize {
         self.last.len()
@@ -273,7 +273,7 @@ fn records_of_a_second_kind_are_judged_as_those_of_the_first() {
             }
             Family::Cell => {
                 let cell = CellKey::parse(key).expect("a cell key");
-                assert_eq!((cell.generation, cell.space), (1, Space::Hashed));
+                assert_eq!((cell.generation, cell.space), (1, KeySpace::Hashed));
                 assert_eq!(Tags::name_of(cell.sortkey), b"a");
             }
         }

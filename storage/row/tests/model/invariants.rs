@@ -5,7 +5,7 @@ mod hash;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use row::key::{self, CellKey, ExpiryTarget, Space};
+use row::key::{self, CellKey, ExpiryTarget, KeySpace};
 use row::memory::Memory;
 use row::op::{Answer, RowContent};
 use row::value::{Body, Head, decode_counter};
@@ -13,7 +13,7 @@ use row::view::Rules;
 use row::{Edits, Family, Op, PartitionOp, RowOp, Stamp, Tx, View, eval};
 
 /// The cells of one generation of a row, by space and sortkey.
-type Spaces = BTreeMap<Space, BTreeMap<Bytes, Bytes>>;
+type Spaces = BTreeMap<KeySpace, BTreeMap<Bytes, Bytes>>;
 
 fn spaces(memory: &Memory, hashkey: &[u8], generation: u64) -> Spaces {
     let mut spaces = Spaces::new();

@@ -4,8 +4,9 @@
 //! A script is `tests/scripts/<family>/<name>.script`; its first line says what it shows.
 //! `at MS` begins a batch (and applies the one before), `rules NAME=N ...` sets the
 //! table's rules, `> op words` evaluates an op ([`words`] has the notation), and the lines
-//! below it are what came of it: the answer, and the records that the op put (`+`) and deleted (`-`). Write the
-//! ops, run with `BLESS=1`, and read what was filled in before you believe it.
+//! below it are what came of it: the answer, and the records that the op put (`+`) and
+//! deleted (`-`). Write the ops, run with `BLESS=1`, and read what was filled in before
+//! you believe it.
 
 mod dummy;
 mod words;
@@ -75,13 +76,13 @@ fn show_key(family: Family, key: &[u8]) -> String {
         Family::Cell => {
             let cell = CellKey::parse(key).expect("a cell key");
             match cell.space {
-                key::Space::Members => format!(
+                key::KeySpace::Members => format!(
                     "cell {} generation {} {}",
                     text(cell.hashkey),
                     cell.generation,
                     text(cell.sortkey)
                 ),
-                key::Space::Expiries => {
+                key::KeySpace::Expiries => {
                     let (at, name) = cell.sortkey.split_first_chunk().expect("an expiry");
                     format!(
                         "cell {} generation {} expiry {} {}",

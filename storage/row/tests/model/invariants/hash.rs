@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use row::key::Space;
+use row::key::KeySpace;
 use row::value::{Cell, CollectionHead, Hash};
 
 use super::Spaces;
@@ -14,8 +14,8 @@ pub(super) fn check(
     head: &CollectionHead<Hash>,
     mut spaces: Spaces,
 ) -> Option<u64> {
-    let fields = spaces.remove(&Space::Members).unwrap_or_default();
-    let stored = spaces.remove(&Space::Expiries).unwrap_or_default();
+    let fields = spaces.remove(&KeySpace::Members).unwrap_or_default();
+    let stored = spaces.remove(&KeySpace::Expiries).unwrap_or_default();
     assert!(spaces.is_empty(), "{hashkey:?} has cells in spaces of other kinds");
     assert!(stored.values().all(|value| value.is_empty()));
     let stored: BTreeSet<_> = stored.into_keys().map(Vec::from).collect();
