@@ -12,10 +12,12 @@ const MIB: usize = 1 << 20;
 /// Replies are made up to this size before the client must read.
 const OUTPUT_HIGH: usize = 8 * MIB;
 
-/// The maximum memory of all clients until a client has been idle for a while.
+/// The maximum memory of all clients until it has not grown for a while. On a busy
+/// machine it may take longer until it grows at all.
 async fn peak(server: &Server) -> usize {
     let (mut peak, mut last) = (0, Instant::now());
-    while last.elapsed() < Duration::from_millis(400) {
+    let patience = |peak| Duration::from_millis(if peak < MIB { 10_000 } else { 400 });
+    while last.elapsed() < patience(peak) {
         let held = server.proxy.clients.used_bytes();
         if held > peak {
             (peak, last) = (held, Instant::now());
