@@ -20,7 +20,6 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use command::Effect;
 use memory_usage::{SharedUsage, TotalUsage};
 pub use registry::{Clients, Pause};
 

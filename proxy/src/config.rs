@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use commands::Reply;
 use commands::args::integer;
+use commands::config::ConfigCommand;
 use parking_lot::Mutex;
 
 use crate::errors::one_line;
@@ -221,8 +222,18 @@ fn path(text: &[u8]) -> Result<PathBuf, String> {
 /// Limit of a password's length.
 const PASSWORD_BYTES_MAX: usize = 1024;
 
+/// Runs a CONFIG command.
+pub(crate) fn run(proxy: &Proxy, command: ConfigCommand) -> Reply {
+    match command {
+        ConfigCommand::Get { globs } => get(proxy, &globs),
+        ConfigCommand::Set { pairs } => set(proxy, &pairs),
+        ConfigCommand::ResetStat => reset_stat(proxy),
+        ConfigCommand::Rewrite => rewrite(proxy),
+    }
+}
+
 /// CONFIG GET: settings whose names match any of the globs, sorted by name.
-pub fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
+fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
     let settings = proxy.settings.load();
     let mut shown: Vec<(&str, String)> = fixed(proxy, &settings);
     shown.extend(SETTINGS.iter().map(|setting| (setting.name, (setting.get)(&settings))));
@@ -241,7 +252,7 @@ pub fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
 }
 
 /// CONFIG SET: sets all of these, or none with an error.
-pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
+fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
     let mut changed = proxy.changes.0.lock();
     let now = proxy.settings.load();
     let applied =
@@ -286,7 +297,7 @@ fn first_of(names: &[&'static str], these: &[&str]) -> Option<&'static str> {
 }
 
 /// CONFIG REWRITE: writes the changed settings into the configuration file.
-pub fn rewrite(proxy: &Proxy) -> Reply {
+fn rewrite(proxy: &Proxy) -> Reply {
     let mut changed = proxy.changes.0.lock();
     let settings = proxy.settings.load();
     let setting = |setting: &&Setting| changed.contains(setting.name);
@@ -310,7 +321,7 @@ pub fn rewrite(proxy: &Proxy) -> Reply {
 }
 
 /// CONFIG RESETSTAT.
-pub fn reset_stat(proxy: &Proxy) -> Reply {
+fn reset_stat(proxy: &Proxy) -> Reply {
     proxy.stats.reset();
     Reply::OK
 }

@@ -27,6 +27,8 @@
 //!   kept as a slice of it.
 //! - When the server stops, commands that have arrived completely are answered first.
 
+mod command;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

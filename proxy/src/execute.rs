@@ -3,19 +3,19 @@
 use bytes::BytesMut;
 use cluster::{Boxed, CallError, blocking};
 use commands::args::Argv;
-use commands::plan::ClientCommand;
 use commands::table::{flags, lookup};
-use commands::{Args, Command, LocalCommand, Plan, PlanResult, Reply, ReplyBuilder, RowPlan};
+use commands::{Command, Plan, PlanResult, Reply, ReplyBuilder, RowPlan};
 use row::op::Op;
 use smallvec::SmallVec;
 
 use crate::client::memory_usage::MemoryUse;
-use crate::pipeline::chunk::{NextStep, PendingReply, ReplyState, SLICE_COMMANDS};
+use crate::local::LocalReply;
+use crate::pipeline::chunk::{NextStep, PendingReply, ReplyState};
 use crate::resp::{self, ChunkBytes, CommandSpan, Encoder};
 use crate::router::{self, Batches, Outcome};
-use crate::session::{ReplySuppression, Session};
+use crate::session::{Session, TableRef};
 use crate::stats::{CommandIndex, ResolvedCommand, Stats};
-use crate::{errors, lookups, server, waits};
+use crate::{errors, lookups};
 
 /// Plans of commands with this many arguments, or this many bytes if
 /// [`flags::LONG_PLAN`], are made while other tasks run.
@@ -53,7 +53,7 @@ impl Session {
             return self.reject(Some(resolved), span, Reply::error(errors::NOAUTH));
         }
         let writes = resolved.command.is(flags::WRITE)
-            || (resolved.command.name == "exec" && self.transaction.writes());
+            || (resolved.command.is(flags::RUNS_QUEUE) && self.transaction.writes());
         if self.proxy.clients.paused_until(writes).is_some() && !self.proxy.shutdown.is_cancelled()
         {
             self.held = Some(writes);
@@ -66,12 +66,7 @@ impl Session {
     fn plan(&mut self, argv: Argv, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
         let shown = (self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command))
             .then(|| argv.clone());
-        let is_queued = self.transaction.is_open()
-            && !matches!(
-                resolved.command.name,
-                "exec" | "discard" | "multi" | "watch" | "quit" | "reset"
-            );
-        if is_queued {
+        if self.transaction.is_open() && !resolved.command.is(flags::RUNS_IN_MULTI) {
             let bytes_max = self.proxy.settings.load().query_max();
             let reply = self.transaction.queue(resolved, &argv, bytes_max);
             self.track_memory(MemoryUse::Transaction, self.transaction.bytes());
@@ -81,18 +76,25 @@ impl Session {
         let plan = plan_command(resolved.command, argv, span.end - span.start, seed);
         let next = match plan {
             Err(reply) => self.reject(Some(resolved), span, reply),
-            Ok(Plan::Reply(reply)) => {
-                // This may be the documentation of all commands.
-                self.chunk.slice_commands += SLICE_COMMANDS;
-                self.ready(resolved, span, reply)
-            }
+            Ok(Plan::Reply(reply)) => self.ready(resolved, span, reply),
             Ok(Plan::Rows(rows)) => self.route(rows, resolved, span),
-            Ok(Plan::Local(call)) => self.answer_at_once(call, resolved, span),
+            Ok(Plan::Select(arg)) => match self.resolve_table_now(&arg) {
+                Some(table) => {
+                    let reply = self.select(table);
+                    self.ready(resolved, span, reply)
+                }
+                None => NextStep::Select(arg, resolved),
+            },
+            Ok(Plan::Exec) => NextStep::Exec(resolved),
+            Ok(Plan::Local(command)) if resolved.command.is(flags::AT_ONCE) => {
+                NextStep::AtOnce(command, resolved)
+            }
+            Ok(Plan::Local(command)) => NextStep::Local(command, resolved),
         };
-        // A local command is shown to monitors once it has run; SELECT with the new
-        // table.
-        if let Some(argv) = shown.filter(|_| !matches!(next, NextStep::Local(..))) {
-            self.show(&argv);
+        // A command that runs later is shown to monitors once it has run; SELECT with the
+        // new table.
+        if let Some(argv) = shown.filter(|_| !next.is_local()) {
+            self.show(resolved.command, &argv);
         }
         next
     }
@@ -118,8 +120,9 @@ impl Session {
             }
         }
         let Some(table) = self.table.as_deref() else { return NextStep::NoTable(rows, resolved) };
-        rows.ops.iter().for_each(|op| self.chunk.note(op));
-        let is_lookup = rows.ops.first().is_some_and(lookups::is_lookup);
+        let copies = if rows.all_partitions { table.partitions as usize } else { 1 };
+        self.chunk.note(&rows.ops, copies, span.end - span.start);
+        let is_lookup = rows.is_lookup;
         let mut indexes = SmallVec::new();
         if rows.all_partitions {
             for partition in router::partitions(table) {
@@ -150,38 +153,7 @@ impl Session {
         NextStep::Done
     }
 
-    /// Answers commands that need neither rows nor waiting.
-    fn answer_at_once(
-        &mut self,
-        call: LocalCommand,
-        resolved: ResolvedCommand,
-        span: CommandSpan,
-    ) -> NextStep {
-        let reply = match call {
-            LocalCommand::Ping(None) => Reply::Status("PONG".into()),
-            LocalCommand::Ping(Some(arg)) | LocalCommand::Echo(arg) => Reply::Bulk(arg),
-            LocalCommand::Select(arg) => match self.resolve_table_now(&arg) {
-                Some(named) => self.select(named),
-                None => return NextStep::Local(LocalCommand::Select(arg), resolved),
-            },
-            LocalCommand::Multi => self.transaction.open(),
-            LocalCommand::Discard => self.transaction.discard(),
-            LocalCommand::Unwatch => {
-                self.transaction.unwatch();
-                Reply::OK
-            }
-            LocalCommand::Client(
-                call @ (ClientCommand::Id
-                | ClientCommand::GetName
-                | ClientCommand::SetName(_)
-                | ClientCommand::SetInfo { .. }),
-            ) => self.proxy.clients.call(&self.client, call).0,
-            call => return NextStep::Local(call, resolved),
-        };
-        self.ready(resolved, span, reply)
-    }
-
-    /// Completes a command after everything before it.
+    /// Completes a command, mostly after everything before it.
     pub(crate) async fn complete(
         &mut self,
         next: NextStep,
@@ -189,13 +161,19 @@ impl Session {
         bytes: ChunkBytes<'_>,
         out: &mut BytesMut,
     ) {
-        self.flush(bytes, out).await;
-        if self.chunk.is_owed {
-            self.chunk.stalled = Some((next, span));
-            return;
+        if !matches!(next, NextStep::AtOnce(..)) {
+            self.flush(bytes, out).await;
+            if self.chunk.is_owed {
+                self.chunk.stalled = Some((next, span));
+                return;
+            }
         }
         match next {
             NextStep::Done | NextStep::Pause => {}
+            NextStep::AtOnce(command, resolved) => {
+                let reply = self.run_local(command, true).await;
+                self.finish_local(reply, resolved, span, bytes);
+            }
             NextStep::NoTable(rows, resolved) => {
                 let placed: Boxed<'_, NextStep> =
                     Box::pin(self.without_table(rows, resolved, span));
@@ -203,131 +181,76 @@ impl Session {
                     self.reject(Some(resolved), span, errors::call_error(&CallError::NoTable));
                 }
             }
-            NextStep::Local(call, resolved) => {
+            NextStep::Select(arg, resolved) => {
+                let found: Boxed<'_, Result<TableRef, Reply>> = Box::pin(self.resolve_table(&arg));
+                let found = found.await;
+                let reply = found.map_or_else(|reply| reply, |table| self.select(table));
+                self.finish_local(reply.into(), resolved, span, bytes);
+            }
+            NextStep::Local(command, resolved) => {
                 self.client.info.lock().last_command = Some(resolved.command.name);
-                let is_reply_mode = matches!(call, LocalCommand::Client(ClientCommand::Reply(_)));
-                // Administrators' commands may reply with long lists, and may have long
-                // arguments.
-                let may_be_long = resolved.command.is(flags::ADMIN) || span.argc >= LONG_PLAN_ARGS;
+                let is_long = resolved.command.is(flags::LONG_RUN) || span.argc >= LONG_PLAN_ARGS;
+                let reply = match is_long {
+                    true => blocking::poll_in_place(self.run_local(command, true)).await,
+                    false => self.run_local(command, true).await,
+                };
+                self.finish_local(reply, resolved, span, bytes);
+                self.end_local(bytes, out).await;
+            }
+            NextStep::Exec(resolved) => {
+                self.client.info.lock().last_command = Some(resolved.command.name);
                 let bytes_max = self.proxy.settings.load().answer_max();
                 let start = out.len();
                 let mut reply = Encoder::new(out, self.protocol, bytes_max.bytes);
-                let is_answered = match may_be_long {
-                    true => blocking::poll_in_place(self.call(call, &mut reply)).await,
-                    false => self.call(call, &mut reply).await,
-                };
+                let exec: Boxed<'_, ()> = Box::pin(self.exec(&mut reply));
+                exec.await;
                 if reply.is_too_large() {
                     reply.replace(&errors::answer_too_large(bytes_max));
                 }
-                if self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command) {
-                    self.show(&resp::argv(bytes, span));
-                }
-                self.yield_if_due().await;
-                self.chunk.absent = None;
-                if is_answered {
-                    // CLIENT REPLY ON is answered; OFF and SKIP suppress their own reply
-                    // as well.
-                    let silent = if is_reply_mode {
-                        self.silence != ReplySuppression::None
-                    } else {
-                        self.is_silent()
-                    };
-                    self.chunk.entries.push_back(PendingReply {
-                        resolved: Some(resolved),
-                        span,
-                        silent,
-                        state: ReplyState::InOutput(start),
-                    });
-                }
-                // The following commands may depend on it: protocol version,
-                // authentication, reply suppression.
-                self.flush(bytes, out).await;
+                self.show_executed(resolved, span, bytes);
+                let silent = self.is_silent();
+                self.chunk.entries.push_back(PendingReply {
+                    resolved: Some(resolved),
+                    span,
+                    silent,
+                    state: ReplyState::InOutput(start),
+                });
+                self.end_local(bytes, out).await;
             }
         }
     }
 
-    /// Runs a local command after everything before it, and writes its reply. `false`:
-    /// there is none. Boxed because it is rare and large, which keeps the common path
-    /// small, and because EXEC calls it for its commands.
-    pub(crate) fn call<'a>(
-        &'a mut self,
-        call: LocalCommand,
-        reply: &'a mut Encoder<'_>,
-    ) -> Boxed<'a, bool> {
-        Box::pin(self.run_local_unboxed(call, reply))
+    /// The commands after a local command may depend on it: protocol version,
+    /// authentication, reply suppression, tables. So its reply is written before them.
+    async fn end_local(&mut self, bytes: ChunkBytes<'_>, out: &mut BytesMut) {
+        self.yield_if_due().await;
+        self.chunk.absent = None;
+        self.flush(bytes, out).await;
     }
 
-    async fn run_local_unboxed(&mut self, call: LocalCommand, reply: &mut Encoder<'_>) -> bool {
-        let made = match call {
-            LocalCommand::Ping(None) => Reply::Status("PONG".into()),
-            LocalCommand::Ping(Some(arg)) | LocalCommand::Echo(arg) => Reply::Bulk(arg),
-            LocalCommand::Select(arg) => match self.resolve_table(&arg).await {
-                Ok(named) => self.select(named),
-                Err(reply) => reply,
-            },
-            LocalCommand::Quit => {
-                self.closing = true;
-                Reply::OK
+    /// Shows a command that has run to monitors.
+    fn show_executed(&self, resolved: ResolvedCommand, span: CommandSpan, bytes: ChunkBytes<'_>) {
+        if self.proxy.monitors.is_active() && crate::monitor::is_shown(resolved.command) {
+            self.show(resolved.command, &resp::argv(bytes, span));
+        }
+    }
+
+    /// A local command has run: shows it to monitors, and queues its reply.
+    fn finish_local(
+        &mut self,
+        reply: LocalReply,
+        resolved: ResolvedCommand,
+        span: CommandSpan,
+        bytes: ChunkBytes<'_>,
+    ) {
+        self.show_executed(resolved, span, bytes);
+        match reply {
+            LocalReply::Sent(reply) => {
+                self.ready(resolved, span, reply);
             }
-            LocalCommand::Reset => self.reset(),
-            LocalCommand::Hello(hello) => self.hello(hello),
-            LocalCommand::Auth { user, password } => self.authenticate(user.as_deref(), &password),
-            LocalCommand::Client(call) => {
-                let (reply, effect) = self.proxy.clients.call(&self.client, call);
-                self.follow(effect);
-                reply
-            }
-            LocalCommand::Exec => {
-                self.exec(reply).await;
-                return true;
-            }
-            LocalCommand::Watch(keys) => self.watch(keys).await,
-            LocalCommand::Multi => self.transaction.open(),
-            LocalCommand::Discard => self.transaction.discard(),
-            LocalCommand::Unwatch => {
-                self.transaction.unwatch();
-                Reply::OK
-            }
-            LocalCommand::Keys { glob } => self.keys(glob).await,
-            LocalCommand::Scan { cursor, count, glob, kind, none } => {
-                self.scan(cursor, count, glob, kind, none).await
-            }
-            LocalCommand::RandomKey => self.random_key().await,
-            LocalCommand::Move { key, table } => self.move_row(key, &table).await,
-            LocalCommand::CopyTo { from, to, table, replace } => {
-                self.copy_row(from, to, &table, replace).await
-            }
-            LocalCommand::Wait { .. } => self.wait_for_copies(),
-            LocalCommand::WaitAof { local, replicas, timeout_ms } => {
-                self.wait_for_disks(local, replicas, waits::deadline(timeout_ms)).await
-            }
-            LocalCommand::FlushAll => {
-                let reply = server::flush_all(&self.proxy).await;
-                let tables = self.proxy.catalogue.tables();
-                tables
-                    .iter()
-                    .flat_map(|table| router::partitions(table))
-                    .for_each(|partition| self.written.note(partition));
-                reply
-            }
-            other => match (Box::pin(server::call(&self.proxy, &self.client, other))
-                as Boxed<'_, server::ServerOutcome>)
-                .await
-            {
-                server::ServerOutcome::Reply(reply) => reply,
-                server::ServerOutcome::Close => {
-                    self.closing = true;
-                    return false;
-                }
-                server::ServerOutcome::NotHandled => commands::errors::no_answer(),
-            },
-        };
-        // HELLO and RESET change it.
-        reply.speak(self.protocol);
-        let source = ReplySource::Reply(made);
-        let work_ns = source.work_ns();
-        source.write(work_ns, reply).await;
-        true
+            LocalReply::Suppressed(reply) => self.add_reply(Some(resolved), span, reply, true),
+            LocalReply::None => {}
+        }
     }
 }
 
@@ -340,8 +263,7 @@ pub(crate) fn plan_command(
 ) -> PlanResult {
     let is_long =
         argv.len() >= LONG_PLAN_ARGS || command.is(flags::LONG_PLAN) && bytes >= LONG_PLAN_BYTES;
-    let name_args = 1 + usize::from(command.parts().is_some());
-    let plan = move || (command.plan)(Args::new(argv, name_args, seed));
+    let plan = move || command.plan_call(argv, seed);
     if is_long { blocking::block_in_place(plan) } else { plan() }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cluster::{CallError, PartitionId, Table};
+use cluster::{Boxed, CallError, PartitionId, Table};
+use commands::generic::KeyspaceCommand;
 use commands::{Reply, ReplyWriter, replies};
 use row::key;
 use row::op::{
@@ -133,8 +134,25 @@ fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
 }
 
 impl Session {
+    /// Runs a command on rows that takes several calls.
+    pub(crate) fn run_keyspace(&mut self, command: KeyspaceCommand) -> Boxed<'_, Reply> {
+        Box::pin(async move {
+            match command {
+                KeyspaceCommand::Keys { glob } => self.keys(glob).await,
+                KeyspaceCommand::Scan { cursor, count, glob, kind, none } => {
+                    self.scan(cursor, count, glob, kind, none).await
+                }
+                KeyspaceCommand::RandomKey => self.random_key().await,
+                KeyspaceCommand::Move { key, table } => self.move_row(key, &table).await,
+                KeyspaceCommand::CopyTo { from, to, table, replace } => {
+                    self.copy_row(from, to, &table, replace).await
+                }
+            }
+        })
+    }
+
     /// KEYS: every page of every partition, up to the limit of one answer.
-    pub(crate) async fn keys(&mut self, glob: Bytes) -> Reply {
+    async fn keys(&mut self, glob: Bytes) -> Reply {
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => return Reply::Array(Vec::new()),
@@ -169,7 +187,7 @@ impl Session {
     }
 
     /// SCAN: about `count` rows from the cursor, continuing in the next partition.
-    pub(crate) async fn scan(
+    async fn scan(
         &mut self,
         cursor: u64,
         count: u64,
@@ -232,7 +250,7 @@ impl Session {
     /// behind a random position, or of all rows if they are few. If many of these share
     /// its slot (by a common hash tag), the row next to a random position in the slot.
     /// Partitions without live rows are skipped.
-    pub(crate) async fn random_key(&mut self) -> Reply {
+    async fn random_key(&mut self) -> Reply {
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => return Reply::Nil,
@@ -317,13 +335,7 @@ impl Session {
     }
 
     /// COPY source destination DB n.
-    pub(crate) async fn copy_row(
-        &mut self,
-        from: Bytes,
-        to: Bytes,
-        table: &[u8],
-        replace: bool,
-    ) -> Reply {
+    async fn copy_row(&mut self, from: Bytes, to: Bytes, table: &[u8], replace: bool) -> Reply {
         let name = match self.resolve_table(table).await {
             Ok(TableRef::Table(name)) => name,
             Ok(TableRef::Unknown(reply)) | Err(reply) => return reply,
@@ -355,7 +367,7 @@ impl Session {
 
     /// MOVE key db: copies the row, then deletes it if no other client has touched it.
     /// For a moment a reader may find the key in both tables.
-    pub(crate) async fn move_row(&mut self, key: Bytes, table: &[u8]) -> Reply {
+    async fn move_row(&mut self, key: Bytes, table: &[u8]) -> Reply {
         let name = match self.resolve_table(table).await {
             Ok(TableRef::Table(name)) => name,
             Ok(TableRef::Unknown(reply)) | Err(reply) => return reply,

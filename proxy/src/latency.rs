@@ -15,8 +15,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use commands::Reply;
+use commands::latency::LatencyCommand;
 use parking_lot::Mutex;
 
+use crate::Proxy;
 use crate::stats::{CommandStats, Stats};
 
 /// Samples kept per event. Redis's number.
@@ -31,6 +33,17 @@ struct LatencyEvent {
     max_ms: u64,
     /// (second since the epoch, ms), oldest first.
     samples: VecDeque<(u64, u64)>,
+}
+
+/// Runs a LATENCY command.
+pub(crate) fn run(proxy: &Proxy, command: LatencyCommand) -> Reply {
+    match command {
+        LatencyCommand::Latest => proxy.latency.latest(),
+        LatencyCommand::History { event } => proxy.latency.history(&event),
+        LatencyCommand::Reset { events } => proxy.latency.reset(&events),
+        LatencyCommand::Doctor => proxy.latency.doctor(proxy.settings.load().latency_threshold_ms),
+        LatencyCommand::Histogram { names } => histogram(&proxy.stats, &names),
+    }
 }
 
 impl Latency {
@@ -58,7 +71,7 @@ impl Latency {
     }
 
     /// LATENCY LATEST: each event's name, last time, last and largest latency.
-    pub fn latest(&self) -> Reply {
+    fn latest(&self) -> Reply {
         let events = self.0.lock();
         let row = |(name, event): (&&'static str, &LatencyEvent)| {
             let (at, ms) = *event.samples.back()?;
@@ -73,7 +86,7 @@ impl Latency {
     }
 
     /// LATENCY HISTORY: an event's samples, oldest first.
-    pub fn history(&self, event: &[u8]) -> Reply {
+    fn history(&self, event: &[u8]) -> Reply {
         let events = self.0.lock();
         let samples = std::str::from_utf8(event)
             .ok()
@@ -86,7 +99,7 @@ impl Latency {
     }
 
     /// LATENCY RESET: removes these events, or all; returns the number of removed events.
-    pub fn reset(&self, names: &[Bytes]) -> Reply {
+    fn reset(&self, names: &[Bytes]) -> Reply {
         let mut events = self.0.lock();
         let before = events.len();
         let named = |event: &str| {
@@ -97,7 +110,7 @@ impl Latency {
     }
 
     /// LATENCY DOCTOR: slow events in words, with common remedies.
-    pub fn doctor(&self, threshold_ms: u64) -> Reply {
+    fn doctor(&self, threshold_ms: u64) -> Reply {
         if threshold_ms == 0 {
             return Reply::Text(OFF.into());
         }
@@ -184,7 +197,7 @@ impl Spikes {
 
 /// LATENCY HISTOGRAM: of these commands (a container's name stands for its subcommands),
 /// or of all commands that were called.
-pub fn histogram(stats: &Stats, names: &[Bytes]) -> Reply {
+fn histogram(stats: &Stats, names: &[Bytes]) -> Reply {
     let named = |name: &str, wanted: &Bytes| {
         let container = name.split('|').next().unwrap_or_default();
         [name, container].iter().any(|name| wanted.eq_ignore_ascii_case(name.as_bytes()))

@@ -41,6 +41,7 @@ mod buffers;
 pub mod client;
 pub mod config;
 mod connection;
+mod debug;
 mod errors;
 mod execute;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub mod host;
 pub mod info;
 pub mod latency;
 mod listener;
+mod local;
 mod lookups;
 pub mod memory;
 pub mod metrics;

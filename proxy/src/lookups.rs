@@ -2,35 +2,13 @@
 //!
 //! A command that reads a key counts, by key and not by field: HGET of a missing field of
 //! an existing hash is a hit, and so is a key of the wrong type. Commands that only write
-//! do not count, nor do commands about the server itself (MEMORY USAGE, SCAN, WATCH).
+//! do not count, nor do commands about the server itself (MEMORY USAGE, SCAN, WATCH). The
+//! command table says which ones count ([`commands::table::flags::LOOKUP`]).
 
-use row::op::{Answer, Op, Refusal};
-use row::{HashOp, RowOp, StringOp};
+use row::op::{Answer, Refusal};
 
 use crate::router::Outcome;
 use crate::stats::Stats;
-
-/// `true` for ops that count as a look-up of a key.
-pub(crate) fn is_lookup(op: &Op) -> bool {
-    match op {
-        Op::Row(RowOp::Inspect { .. })
-        | Op::Row(RowOp::Encoding { .. })
-        | Op::Row(RowOp::Dump { .. })
-        | Op::Row(RowOp::Copy { .. }) => true,
-        Op::String(StringOp::Get { .. })
-        | Op::String(StringOp::GetRange { .. })
-        | Op::String(StringOp::Len { .. })
-        | Op::String(StringOp::GetDelete { .. })
-        | Op::String(StringOp::GetExpire { .. }) => true,
-        Op::String(StringOp::Set { want_old, .. }) => *want_old,
-        Op::Hash(HashOp::Get { .. })
-        | Op::Hash(HashOp::Len { .. })
-        | Op::Hash(HashOp::Range { .. })
-        | Op::Hash(HashOp::Scan { .. }) => true,
-        Op::Hash(HashOp::Random { .. }) | Op::Hash(HashOp::Expiry { .. }) => true,
-        _ => false,
-    }
-}
 
 /// `true` if the key was found.
 fn is_hit(outcome: &Outcome) -> bool {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use commands::Reply;
+use commands::server::MemoryCommand;
 
 use crate::Proxy;
 use crate::host::ProcessMemory;
@@ -71,9 +72,17 @@ pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
+/// Runs a MEMORY command about the process.
+pub(crate) fn run(proxy: &Proxy, command: MemoryCommand) -> Reply {
+    match command {
+        MemoryCommand::Doctor => doctor(proxy),
+        MemoryCommand::Stats => stats(proxy),
+    }
+}
+
 /// MEMORY STATS: Redis's names where Bridle has a counterpart, followed by Bridle's own
 /// parts.
-pub fn stats(proxy: &Proxy) -> Reply {
+fn stats(proxy: &Proxy) -> Reply {
     let memory = MemoryStats::of(proxy);
     let rows: u64 = proxy.host.tables().iter().map(|table| table.rows).sum();
     let dataset = memory.dataset();
@@ -119,7 +128,7 @@ pub fn stats(proxy: &Proxy) -> Reply {
 }
 
 /// MEMORY DOCTOR: unusual memory use, in words.
-pub fn doctor(proxy: &Proxy) -> Reply {
+fn doctor(proxy: &Proxy) -> Reply {
     Reply::Text(diagnose(&MemoryStats::of(proxy), proxy.clients.len() as u64))
 }
 

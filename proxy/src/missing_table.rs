@@ -28,7 +28,7 @@ impl Session {
         let found = match eval_on_empty(&rows.ops) {
             Ok(Some(outcomes)) => match self.find_table().await {
                 Ok(None) => {
-                    if rows.ops.first().is_some_and(lookups::is_lookup) {
+                    if rows.is_lookup {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
                     return self.answered(resolved, span, rows.builder, outcomes);

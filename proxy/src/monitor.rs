@@ -53,10 +53,17 @@ impl Monitors {
 
     /// Sends a command of the client `from`, on table number `table`, to all other
     /// monitors. At most `bytes_max` may be pending for each.
-    pub fn feed(&self, from: &Client, table: u32, argv: &[Bytes], bytes_max: usize) {
+    pub fn feed(
+        &self,
+        from: &Client,
+        table: u32,
+        command: &Command,
+        argv: &[Bytes],
+        bytes_max: usize,
+    ) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line =
-            line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.monitored(), argv);
+        let (argv, address) = (redacted(command, argv), from.endpoint.monitored());
+        let line = line(now.as_secs(), now.subsec_micros(), table, &address, argv);
         self.keep(|client| client.id == from.id || client.push(line.as_bytes(), bytes_max), None);
     }
 
@@ -69,9 +76,15 @@ impl Monitors {
 }
 
 /// `+1339518083.107412 [0 127.0.0.1:60866] "keys" "*"` with its line end.
-fn line(seconds: u64, micros: u32, table: u32, address: &str, argv: &[Bytes]) -> String {
+fn line(
+    seconds: u64,
+    micros: u32,
+    table: u32,
+    address: &str,
+    argv: impl Iterator<Item = Bytes>,
+) -> String {
     let mut line = format!("+{seconds}.{micros:06} [{table} {address}]");
-    for word in redacted(argv) {
+    for word in argv {
         line.push(' ');
         quote(&word, &mut line);
     }
@@ -112,7 +125,11 @@ mod tests {
         let argv = argv(&[b"set", b"a\"\\\n\r\t\x07\x08\x00\xff", b"v v"]);
         let expected =
             concat!(r#"+12.000034 [0 127.0.0.1:5] "set" "a\"\\\n\r\t\a\b\x00\xff" "v v""#, "\r\n");
-        assert_eq!(line(12, 34, 0, "127.0.0.1:5", &argv), expected);
+        assert_eq!(line(12, 34, 0, "127.0.0.1:5", argv.into_iter()), expected);
+    }
+
+    fn command(name: &str) -> &'static Command {
+        commands::find(name.as_bytes(), None).expect("it is in the table")
     }
 
     fn pushed(client: &Client) -> String {
@@ -128,7 +145,7 @@ mod tests {
         monitors.add(&one);
         monitors.add(&one);
         monitors.add(&two);
-        monitors.feed(&other, 17, &argv(&[b"AUTH", b"hunter2"]), 1000);
+        monitors.feed(&other, 17, command("auth"), &argv(&[b"AUTH", b"hunter2"]), 1000);
         for client in [&one, &two] {
             let line = pushed(client);
             assert!(
@@ -138,12 +155,12 @@ mod tests {
             );
         }
         monitors.remove(&one);
-        monitors.feed(&other, 17, &argv(&[b"PING"]), 1000);
+        monitors.feed(&other, 17, command("ping"), &argv(&[b"PING"]), 1000);
         assert_eq!((pushed(&one).lines().count(), pushed(&two).lines().count()), (0, 1));
-        monitors.feed(&two, 17, &argv(&[b"PING"]), 1000);
+        monitors.feed(&two, 17, command("ping"), &argv(&[b"PING"]), 1000);
         assert_eq!(pushed(&two), "", "its own commands are not shown");
         drop(two);
-        monitors.feed(&other, 17, &argv(&[b"PING"]), 1000);
+        monitors.feed(&other, 17, command("ping"), &argv(&[b"PING"]), 1000);
         assert!(!monitors.is_active());
     }
 
@@ -152,7 +169,7 @@ mod tests {
         let (monitors, slow, other) = (Monitors::default(), client(1), client(3));
         monitors.add(&slow);
         for _ in 0..10 {
-            monitors.feed(&other, 0, &argv(&[b"PING"]), 100);
+            monitors.feed(&other, 0, command("ping"), &argv(&[b"PING"]), 100);
         }
         assert!(!monitors.is_active());
         assert!(slow.is_killed());

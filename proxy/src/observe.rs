@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use commands::Command;
 use commands::table::flags;
 use smallvec::SmallVec;
 
+use crate::redact::redacted;
 use crate::resp::{self, ChunkBytes, CommandSpan};
 use crate::session::Session;
 use crate::settings::Settings;
@@ -17,9 +19,10 @@ const SLOW_ENTRIES_MAX: usize = 16;
 
 impl Session {
     /// Shows an executed command to the monitors.
-    pub(crate) fn show(&self, argv: &[Bytes]) {
+    pub(crate) fn show(&self, command: &Command, argv: &[Bytes]) {
         let bytes_max = self.proxy.settings.load().output_max().bytes;
-        self.proxy.monitors.feed(&self.client, self.client.database(), argv, bytes_max);
+        let table = self.client.database();
+        self.proxy.monitors.feed(&self.client, table, command, argv, bytes_max);
     }
 
     /// Adds the slow ones of these commands, which took `took` together, to the slow log, and
@@ -39,14 +42,13 @@ impl Session {
         if crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) {
             let name = self.client.name();
             let all_fast = entries.iter().all(is_fast);
-            let is_noted = |entry: &&(Option<ResolvedCommand>, CommandSpan)| {
-                (all_fast || !is_fast(entry))
-                    && entry.0.is_some_and(|resolved| !resolved.command.is(flags::SKIP_SLOWLOG))
-            };
-            for (_, span) in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
+            let noted = entries.iter().filter(|entry| all_fast || !is_fast(entry));
+            let noted = noted.filter_map(|(resolved, span)| Some(((*resolved)?.command, span)));
+            let noted = noted.filter(|(command, _)| !command.is(flags::SKIP_SLOWLOG));
+            for (command, span) in noted.take(SLOW_ENTRIES_MAX) {
                 let argv = resp::argv(bytes, *span);
                 self.proxy.slowlog.add(
-                    &argv,
+                    redacted(command, &argv),
                     took,
                     &self.client.endpoint.address,
                     &name,

@@ -2,9 +2,9 @@
 //!
 //! A chunk is the complete commands of one read. They are looked up and planned one after
 //! another; ops on rows are only added to the [`Batches`], so a pipeline of any length
-//! costs few calls. Commands that need no rows (PING, SELECT) are answered immediately;
-//! all other local commands first execute everything queued before them
-//! ([`Session::flush`]).
+//! costs few calls. Commands that need no rows (PING), and those whose entry says so
+//! ([`flags::AT_ONCE`]), are answered immediately; all other local commands first execute
+//! everything queued before them ([`Session::flush`]).
 //!
 //! # Memory
 //! Replies are bounded as they are made: with [`Session::replies_max`] bytes pending,
@@ -28,11 +28,14 @@ use crate::resp::{self, ChunkBytes, CommandSpan};
 use crate::router::Outcome;
 use crate::session::{ReplySuppression, Session};
 use crate::stats::ResolvedCommand;
-use chunk::{NextStep, PendingReply, ReplyState};
+use chunk::{NextStep, PendingReply, ReplyState, SLICE_COMMANDS};
 
 /// A client's commands run this long before other clients get the thread.
 const SLICE: Duration = Duration::from_millis(1);
 const SLICE_NS: u64 = 1_000_000;
+/// After a reply of this size, such as the documentation of all commands, the clock is
+/// read.
+const LONG_REPLY_BYTES: usize = 16 * 1024;
 /// Estimated cost of a command besides its own work.
 const ENTRY_NS: u64 = 500;
 
@@ -194,13 +197,7 @@ impl Session {
         reply: Reply,
     ) -> NextStep {
         let silent = self.is_silent();
-        self.chunk.reply_bytes += reply.bytes();
-        self.chunk.entries.push_back(PendingReply {
-            resolved: Some(resolved),
-            span,
-            silent,
-            state: ReplyState::Ready(reply),
-        });
+        self.add_reply(Some(resolved), span, reply, silent);
         NextStep::Done
     }
 
@@ -223,6 +220,23 @@ impl Session {
         NextStep::Done
     }
 
+    /// Adds the next reply; `resolved` if the command counts as executed.
+    pub(crate) fn add_reply(
+        &mut self,
+        resolved: Option<ResolvedCommand>,
+        span: CommandSpan,
+        reply: Reply,
+        silent: bool,
+    ) {
+        let bytes = reply.bytes();
+        if bytes >= LONG_REPLY_BYTES {
+            self.chunk.slice_commands += SLICE_COMMANDS;
+        }
+        self.chunk.reply_bytes += bytes;
+        let state = ReplyState::Ready(reply);
+        self.chunk.entries.push_back(PendingReply { resolved, span, silent, state });
+    }
+
     /// Answers with an error before anything ran. A transaction that is being queued is
     /// aborted.
     pub(crate) fn reject(
@@ -232,8 +246,8 @@ impl Session {
         mut reply: Reply,
     ) -> NextStep {
         self.transaction.mark_dirty();
-        if let (Some("exec"), Reply::Error(line)) =
-            (resolved.map(|resolved| resolved.command.name), &reply)
+        if let Reply::Error(line) = &reply
+            && resolved.is_some_and(|resolved| resolved.command.is(flags::RUNS_QUEUE))
         {
             // EXEC ends the transaction even if it cannot be executed.
             let why = line.strip_prefix("ERR ").unwrap_or(line);
@@ -244,13 +258,7 @@ impl Session {
             self.proxy.stats.rejected(resolved.and_then(|resolved| resolved.index), line);
         }
         let silent = self.is_silent();
-        self.chunk.reply_bytes += reply.bytes();
-        self.chunk.entries.push_back(PendingReply {
-            resolved: None,
-            span,
-            silent,
-            state: ReplyState::Ready(reply),
-        });
+        self.add_reply(None, span, reply, silent);
         NextStep::Done
     }
 }

@@ -1,18 +1,19 @@
-//! Server commands: TIME, SHUTDOWN, FLUSHALL, DEBUG and others.
-//!
-//! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own, which
-//! `call` leads to. WAIT and WAITAOF are in `waits`.
+//! Commands about the server: TIME, SHUTDOWN, FLUSHALL, MONITOR and others; and its
+//! periodic work.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{CallError, PartitionId};
-use commands::{LocalCommand, Reply};
+use cluster::{Boxed, CallError, PartitionId};
+use commands::Reply;
+use commands::server::ServerCommand;
 use row::PartitionOp;
 use row::op::{Op, Request};
 
-use crate::{Client, Proxy, REDIS_VERSION, config, errors, info, latency, memory, router};
+use crate::local::LocalReply;
+use crate::session::Session;
+use crate::{Proxy, REDIS_VERSION, errors, info, memory, router};
 
 /// Partitions that FLUSHALL clears concurrently.
 const FLUSH_CONCURRENCY: usize = 16;
@@ -23,60 +24,69 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(125);
 /// per this many ticks.
 const PEAK_TICKS: u64 = 40;
 
-/// Maximum of DEBUG SLEEP: longer than any test of a client's timeouts.
-const SLEEP_MAX: Duration = Duration::from_secs(3600);
+impl Session {
+    /// Runs a command about the server. In a transaction it `may_block` nobody, so that
+    /// MONITOR is refused.
+    pub(crate) fn run_server(
+        &mut self,
+        command: ServerCommand,
+        may_block: bool,
+    ) -> Boxed<'_, LocalReply> {
+        Box::pin(async move {
+            LocalReply::Sent(match command {
+                ServerCommand::Info { sections } => info::info(&self.proxy, &sections).await,
+                ServerCommand::Time => time(),
+                ServerCommand::FlushAll => self.flush_all().await,
+                ServerCommand::Shutdown { save, now: _, force, abort } => {
+                    return self.shut_down(save, force, abort).await;
+                }
+                ServerCommand::Monitor if !may_block => {
+                    Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client")
+                }
+                ServerCommand::Monitor => {
+                    self.client.info.lock().monitors = true;
+                    self.proxy.monitors.add(&self.client);
+                    Reply::OK
+                }
+                ServerCommand::Lolwut { version: _ } => lolwut(&self.proxy),
+            })
+        })
+    }
 
-/// Result of a server command for the connection.
-#[derive(Debug)]
-pub(crate) enum ServerOutcome {
-    /// Send this reply.
-    Reply(Reply),
-    /// Close without a reply (SHUTDOWN).
-    Close,
-    /// Not a server command; nothing was done.
-    NotHandled,
-}
+    async fn flush_all(&mut self) -> Reply {
+        let reply = flush_all(&self.proxy).await;
+        let tables = self.proxy.catalogue.tables();
+        tables
+            .iter()
+            .flat_map(|table| router::partitions(table))
+            .for_each(|partition| self.written.note(partition));
+        reply
+    }
 
-/// Executes a server command for `client`.
-pub(crate) async fn call(
-    proxy: &Arc<Proxy>,
-    client: &Arc<Client>,
-    call: LocalCommand,
-) -> ServerOutcome {
-    let settings = proxy.settings.load_full();
-    ServerOutcome::Reply(match call {
-        LocalCommand::Info(sections) => info::info(proxy, &sections).await,
-        LocalCommand::ConfigGet(globs) => config::get(proxy, &globs),
-        LocalCommand::ConfigSet(pairs) => config::set(proxy, &pairs),
-        LocalCommand::ConfigResetStat => config::reset_stat(proxy),
-        LocalCommand::ConfigRewrite => config::rewrite(proxy),
-        LocalCommand::Time => time(),
-        LocalCommand::Shutdown { save, force, abort, .. } => {
-            return shutdown(proxy, save, force, abort).await;
+    /// Stops the server gracefully. All acknowledged data is written to disk first, with
+    /// SAVE or without: there is no snapshot that NOSAVE could skip, as in a Redis with an
+    /// append-only file only. FORCE stops even if writing fails. NOW has no effect, as
+    /// there are no replicas to wait for; and as the stop begins immediately, there is
+    /// never one to ABORT.
+    async fn shut_down(&mut self, save: Option<bool>, force: bool, abort: bool) -> LocalReply {
+        if abort {
+            return Reply::error("ERR No shutdown in progress.").into();
         }
-        LocalCommand::SlowlogGet(count) => proxy.slowlog.get(count),
-        LocalCommand::SlowlogLen => proxy.slowlog.len(),
-        LocalCommand::SlowlogReset => proxy.slowlog.reset(),
-        LocalCommand::LatencyLatest => proxy.latency.latest(),
-        LocalCommand::LatencyHistory(event) => proxy.latency.history(&event),
-        LocalCommand::LatencyReset(events) => proxy.latency.reset(&events),
-        LocalCommand::LatencyDoctor => proxy.latency.doctor(settings.latency_threshold_ms),
-        LocalCommand::LatencyHistogram(names) => latency::histogram(&proxy.stats, &names),
-        LocalCommand::MemoryDoctor => memory::doctor(proxy),
-        LocalCommand::MemoryStats => memory::stats(proxy),
-        LocalCommand::Monitor => {
-            client.info.lock().monitors = true;
-            proxy.monitors.add(client);
-            Reply::OK
+        tracing::info!(?save, force, "SHUTDOWN from a client");
+        match self.proxy.host.sync().await {
+            Err(error) if !force => {
+                tracing::error!(%error, "flush to disk failed; the server does not shut down");
+                return Reply::error("ERR Errors trying to SHUTDOWN. Check logs.").into();
+            }
+            Err(error) => {
+                tracing::error!(%error, "flush to disk failed; shutting down anyway (FORCE)")
+            }
+            Ok(()) => (),
         }
-        LocalCommand::Lolwut(_) => lolwut(proxy),
-        LocalCommand::DebugSleep { seconds } => sleep(proxy, client, seconds).await,
-        LocalCommand::DebugActiveExpire(on) => {
-            proxy.host.set_active_expire(on);
-            Reply::OK
-        }
-        _ => return ServerOutcome::NotHandled,
-    })
+        self.proxy.shutdown.cancel();
+        self.closing = true;
+        LocalReply::None
+    }
 }
 
 /// Periodic work: rates and the memory peak. Ends with the server. One loop runs per
@@ -104,35 +114,9 @@ fn time() -> Reply {
     Reply::Array(vec![bulk(now.as_secs()), bulk(u64::from(now.subsec_micros()))])
 }
 
-/// Stops the server gracefully. All acknowledged data is written to disk first, with SAVE
-/// or without: there is no snapshot that NOSAVE could skip, as in a Redis with an
-/// append-only file only. FORCE stops even if writing fails. NOW has no effect, as there
-/// are no replicas to wait for; and as the stop begins immediately, there is never one to
-/// ABORT.
-async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -> ServerOutcome {
-    if abort {
-        return ServerOutcome::Reply(Reply::error("ERR No shutdown in progress."));
-    }
-    tracing::info!(?save, force, "SHUTDOWN from a client");
-    match proxy.host.sync().await {
-        Err(error) if !force => {
-            tracing::error!(%error, "flush to disk failed; the server does not shut down");
-            return ServerOutcome::Reply(Reply::error(
-                "ERR Errors trying to SHUTDOWN. Check logs.",
-            ));
-        }
-        Err(error) => {
-            tracing::error!(%error, "flush to disk failed; shutting down anyway (FORCE)")
-        }
-        Ok(()) => (),
-    }
-    proxy.shutdown.cancel();
-    ServerOutcome::Close
-}
-
 /// Clears every partition of every table. Atomic per partition; Redis's is atomic for the
 /// server.
-pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
+async fn flush_all(proxy: &Proxy) -> Reply {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
     // Includes tables that this proxy does not know yet.
     let tables = match router::find_all(proxy).await {
@@ -175,23 +159,6 @@ async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Resu
     }
 }
 
-/// DEBUG SLEEP. Only this connection sleeps, as the server has other threads. It ends
-/// when the client is killed or leaves.
-async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
-    tokio::select! {
-        () = tokio::time::sleep(sleep_time(seconds)) => {}
-        () = client.killed() => {}
-        () = proxy.shutdown.cancelled() => {}
-    }
-    Reply::OK
-}
-
-/// Clamps a number of seconds to a duration; NaN and negative numbers are zero.
-fn sleep_time(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds.clamp(0.0, SLEEP_MAX.as_secs_f64()))
-        .unwrap_or(Duration::ZERO)
-}
-
 /// LOLWUT, in any version: a bridled horse. Tests of client libraries look for Redis's
 /// version in the last line.
 fn lolwut(proxy: &Proxy) -> Reply {
@@ -227,53 +194,33 @@ mod tests {
         assert!(number(&parts[0]) > 1_600_000_000 && number(&parts[1]) < 1_000_000);
     }
 
-    #[test]
-    fn sleep_takes_any_number() {
-        for (seconds, time) in [
-            (0.0, Duration::ZERO),
-            (-1.0, Duration::ZERO),
-            (0.5, Duration::from_millis(500)),
-            (f64::NAN, Duration::ZERO),
-        ] {
-            assert_eq!(sleep_time(seconds), time, "{seconds}");
-        }
-        assert_eq!((sleep_time(1e300), sleep_time(f64::INFINITY)), (SLEEP_MAX, SLEEP_MAX));
-    }
-
-    async fn done(
-        backend: FakeBackend,
-        call: LocalCommand,
-    ) -> (ServerOutcome, Arc<FakeBackend>, Arc<Proxy>) {
-        let backend = Arc::new(backend);
-        let proxy = fakes::proxy(&backend);
-        let outcome = super::call(&proxy, &fakes::client(1), call).await;
-        (outcome, backend, proxy)
-    }
-
-    fn reply(outcome: ServerOutcome) -> Reply {
-        if let ServerOutcome::Reply(reply) = outcome { reply } else { panic!("{outcome:?}") }
-    }
-
-    fn stop(force: bool, abort: bool) -> LocalCommand {
-        LocalCommand::Shutdown { save: None, now: false, force, abort }
+    /// Stops a proxy on this backend; `true` if it stops then.
+    async fn stop(backend: FakeBackend, force: bool, abort: bool) -> (LocalReply, bool) {
+        let proxy = fakes::proxy(&Arc::new(backend));
+        let mut session = Session::new(proxy.clone(), fakes::client(1));
+        let command = ServerCommand::Shutdown { save: None, now: false, force, abort };
+        let reply = session.run_server(command, true).await;
+        assert_eq!(session.closing, proxy.shutdown.is_cancelled());
+        (reply, session.closing)
     }
 
     #[tokio::test]
     async fn shutdown_stops_once_everything_is_on_disk() {
-        let (outcome, _, proxy) = done(FakeBackend::default(), stop(false, false)).await;
-        assert!(matches!(outcome, ServerOutcome::Close) && proxy.shutdown.is_cancelled());
-        let (outcome, _, proxy) =
-            done(FakeBackend { disk_fails: true, ..FakeBackend::default() }, stop(false, false))
-                .await;
-        assert_eq!(reply(outcome), Reply::error("ERR Errors trying to SHUTDOWN. Check logs."));
-        assert!(!proxy.shutdown.is_cancelled());
-        let (outcome, _, proxy) =
-            done(FakeBackend { disk_fails: true, ..FakeBackend::default() }, stop(true, false))
-                .await;
-        assert!(matches!(outcome, ServerOutcome::Close) && proxy.shutdown.is_cancelled());
-        let (outcome, _, proxy) = done(FakeBackend::default(), stop(false, true)).await;
-        assert_eq!(reply(outcome), Reply::error("ERR No shutdown in progress."));
-        assert!(!proxy.shutdown.is_cancelled());
+        let broken = || FakeBackend { disk_fails: true, ..FakeBackend::default() };
+        for (backend, force, abort, refused) in [
+            (FakeBackend::default(), false, false, None),
+            (broken(), false, false, Some("ERR Errors trying to SHUTDOWN. Check logs.")),
+            (broken(), true, false, None),
+            (FakeBackend::default(), false, true, Some("ERR No shutdown in progress.")),
+        ] {
+            match (stop(backend, force, abort).await, refused) {
+                ((LocalReply::None, true), None) => {}
+                ((LocalReply::Sent(reply), false), Some(text)) => {
+                    assert_eq!(reply, Reply::error(text))
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[tokio::test]
@@ -284,11 +231,5 @@ mod tests {
             (reply, backend.called.load(std::sync::atomic::Ordering::Relaxed)),
             (Reply::OK, 8)
         );
-    }
-
-    #[tokio::test]
-    async fn other_families_are_left_alone() {
-        let (outcome, ..) = done(FakeBackend::default(), LocalCommand::Multi).await;
-        assert!(matches!(outcome, ServerOutcome::NotHandled));
     }
 }

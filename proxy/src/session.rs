@@ -2,27 +2,25 @@
 //! transaction, reply mode.
 //!
 //! Its main loop, [`Session::run`], is here; the other methods of [`Session`] are in
-//! `pipeline`, `execute`, `observe`, `missing_table`, `transactions`, `generic` and `waits`.
-//! These use this module, and it uses only the parts of them that know no session.
+//! `pipeline`, `execute`, `observe`, `missing_table`, and in the files of the families of
+//! local commands ([`crate::local`]). These use this module, and it uses only the parts of
+//! them that know no session.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use cluster::Table;
 use commands::Reply;
-use commands::plan::{Hello, ReplyMode};
-use subtle::ConstantTimeEq;
 
 use crate::buffers::OUTPUT_HIGH;
+use crate::client::Client;
 use crate::client::memory_usage::{MemoryUse, UsageTracker};
-use crate::client::{Client, Effect};
 use crate::pipeline::chunk::{Chunk, NextStep, SLICE_COMMANDS};
 use crate::resp::{self, ChunkBytes, CommandSpan, Protocol};
 use crate::transactions::queue::Transaction;
 use crate::waits::written::WrittenPartitions;
-use crate::{Proxy, REDIS_VERSION, errors, router};
+use crate::{Proxy, errors, router};
 
 /// The table that is selected at first.
 pub(crate) const FIRST_TABLE: &str = "db0";
@@ -334,7 +332,7 @@ impl Session {
         Ok(all.into_iter().find(|table| table.number == number))
     }
 
-    /// SELECT.
+    /// SELECT of a table that has been looked up.
     pub(crate) fn select(&mut self, named: TableRef) -> Reply {
         match named {
             TableRef::Table(name) => {
@@ -371,91 +369,9 @@ impl Session {
         Instant::now() + Duration::from_millis(self.proxy.settings.load().call_deadline_ms)
     }
 
-    /// AUTH.
-    pub(crate) fn authenticate(&mut self, user: Option<&[u8]>, password: &[u8]) -> Reply {
-        let settings = self.proxy.settings.load();
-        let is_right = match &settings.password {
-            None if user.is_none() => return Reply::error(errors::NO_PASSWORD),
-            // As Redis's default user without a password: any password is accepted.
-            None => true,
-            // Timing reveals at most the length of the password.
-            Some(right) => bool::from(right.as_ref().ct_eq(password)),
-        };
-        if !is_right || user.is_some_and(|user| user != b"default") {
-            self.proxy.stats.auth_failures.add(1);
-            return Reply::error(errors::WRONGPASS);
-        }
-        self.authenticated = true;
-        Reply::OK
-    }
-
     /// `true` while the client must authenticate before other commands.
     pub(crate) fn is_unauthenticated(&self) -> bool {
         !self.authenticated && self.proxy.settings.load().password.is_some()
-    }
-
-    /// HELLO.
-    pub(crate) fn hello(&mut self, hello: Hello) -> Reply {
-        if let Some((user, password)) = &hello.auth {
-            let reply = self.authenticate(Some(user), password);
-            if reply != Reply::OK {
-                return reply;
-            }
-        } else if self.is_unauthenticated() {
-            return Reply::error(errors::NOAUTH_HELLO);
-        }
-        if let Some(version) = hello.protocol {
-            self.protocol = if version == 3 { Protocol::Resp3 } else { Protocol::Resp2 };
-        }
-        let version = if self.protocol == Protocol::Resp3 { 3 } else { 2 };
-        {
-            let mut shown = self.client.info.lock();
-            shown.protocol = version;
-            if let Some(name) = hello.name {
-                shown.name = Bytes::copy_from_slice(&name);
-            }
-        }
-        let bulk = |text: &str| Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()));
-        Reply::Map(vec![
-            (bulk("server"), bulk("redis")),
-            (bulk("version"), bulk(REDIS_VERSION)),
-            (bulk("proto"), Reply::Int(i64::from(version))),
-            (bulk("id"), Reply::Int(self.client.id as i64)),
-            (bulk("mode"), bulk("standalone")),
-            (bulk("role"), bulk("master")),
-            (bulk("modules"), Reply::Array(Vec::new())),
-        ])
-    }
-
-    /// RESET: the state of a new connection.
-    pub(crate) fn reset(&mut self) -> Reply {
-        self.transaction = Transaction::default();
-        self.proxy.monitors.remove(&self.client);
-        self.use_table(FIRST_TABLE.into());
-        self.protocol = Protocol::Resp2;
-        self.silence = ReplySuppression::None;
-        self.authenticated = self.proxy.settings.load().password.is_none();
-        let mut shown = self.client.info.lock();
-        shown.protocol = 2;
-        shown.name = Bytes::new();
-        shown.monitors = false;
-        self.client.no_evict.store(false, Ordering::Relaxed);
-        shown.no_touch = false;
-        Reply::Status("RESET".into())
-    }
-
-    /// Applies the effect of a CLIENT command on this connection.
-    pub(crate) fn follow(&mut self, effect: Effect) {
-        match effect {
-            Effect::None => {}
-            Effect::Close => self.closing = true,
-            Effect::Mode(ReplyMode::On) => self.silence = ReplySuppression::None,
-            Effect::Mode(ReplyMode::Off) => self.silence = ReplySuppression::All,
-            Effect::Mode(ReplyMode::Skip) if self.silence == ReplySuppression::None => {
-                self.silence = ReplySuppression::NextReply
-            }
-            Effect::Mode(ReplyMode::Skip) => {}
-        }
     }
 }
 

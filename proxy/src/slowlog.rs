@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! - At most `slowlog-max-len` entries of at most [`ENTRY_ARGS_MAX`] arguments of
-//!   [`ENTRY_ARG_BYTES_MAX`] bytes; secrets are replaced (tests
+//!   [`ENTRY_ARG_BYTES_MAX`] bytes; secrets are replaced ([`crate::redact`]; tests
 //!   `long_commands_are_cut_as_redis_cuts_them`, `the_oldest_entries_go`).
 
 use std::collections::VecDeque;
@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use commands::Reply;
+use commands::latency::SlowlogCommand;
 use parking_lot::Mutex;
-
-use crate::redact::redacted;
 
 /// Arguments kept per command; the last one says how many are left out. Redis's number.
 pub const ENTRY_ARGS_MAX: usize = 32;
@@ -40,10 +39,26 @@ struct SlowlogEntry {
     name: Bytes,
 }
 
+/// Runs a SLOWLOG command.
+pub(crate) fn run(slowlog: &Slowlog, command: SlowlogCommand) -> Reply {
+    match command {
+        SlowlogCommand::Get { count } => slowlog.get(count),
+        SlowlogCommand::Len => slowlog.len(),
+        SlowlogCommand::Reset => slowlog.reset(),
+    }
+}
+
 impl Slowlog {
-    /// Adds a command that took `took`. The caller checks [`is_slow`] first, so that fast
+    /// Adds a command, without its secrets, that took `took`. The caller checks [`is_slow`] first, so that fast
     /// commands cost no copy.
-    pub fn add(&self, argv: &[Bytes], took: Duration, address: &str, name: &Bytes, len_max: usize) {
+    pub fn add(
+        &self,
+        argv: impl ExactSizeIterator<Item = Bytes>,
+        took: Duration,
+        address: &str,
+        name: &Bytes,
+        len_max: usize,
+    ) {
         let (address, name, argv) = (address.to_owned(), Bytes::copy_from_slice(name), kept(argv));
         let mut log = self.0.lock();
         let id = log.next_id;
@@ -82,12 +97,12 @@ impl Slowlog {
     }
 
     /// SLOWLOG LEN.
-    pub fn len(&self) -> Reply {
+    fn len(&self) -> Reply {
         Reply::Int(self.0.lock().entries.len() as i64)
     }
 
     /// SLOWLOG RESET. Ids continue.
-    pub fn reset(&self) -> Reply {
+    fn reset(&self) -> Reply {
         self.0.lock().entries.clear();
         Reply::OK
     }
@@ -101,17 +116,18 @@ pub fn is_slow(took: Duration, slower_than_us: i64) -> bool {
 
 /// The arguments of a command as the log keeps them. Copied, because a slice would keep
 /// the whole read buffer alive.
-fn kept(argv: &[Bytes]) -> Vec<Bytes> {
-    let whole = if argv.len() > ENTRY_ARGS_MAX { ENTRY_ARGS_MAX - 1 } else { argv.len() };
+fn kept(argv: impl ExactSizeIterator<Item = Bytes>) -> Vec<Bytes> {
+    let args = argv.len();
+    let whole = if args > ENTRY_ARGS_MAX { ENTRY_ARGS_MAX - 1 } else { args };
     let cut = |arg: Bytes| match arg.len().checked_sub(ENTRY_ARG_BYTES_MAX) {
         None | Some(0) => Bytes::copy_from_slice(&arg),
         Some(more) => [&arg[..ENTRY_ARG_BYTES_MAX], format!("... ({more} more bytes)").as_bytes()]
             .concat()
             .into(),
     };
-    let mut kept: Vec<Bytes> = redacted(argv).take(whole).map(cut).collect();
-    if whole < argv.len() {
-        kept.push(format!("... ({} more arguments)", argv.len() - whole).into());
+    let mut kept: Vec<Bytes> = argv.take(whole).map(cut).collect();
+    if whole < args {
+        kept.push(format!("... ({} more arguments)", args - whole).into());
     }
     kept
 }
@@ -120,8 +136,9 @@ fn kept(argv: &[Bytes]) -> Vec<Bytes> {
 mod tests {
     use super::*;
 
-    fn argv(argv: &[&str]) -> Vec<Bytes> {
-        argv.iter().map(|arg| Bytes::copy_from_slice(arg.as_bytes())).collect()
+    fn argv(argv: &[&str]) -> std::vec::IntoIter<Bytes> {
+        let argv = argv.iter().map(|arg| Bytes::copy_from_slice(arg.as_bytes()));
+        argv.collect::<Vec<_>>().into_iter()
     }
 
     fn rows(reply: Reply) -> Vec<Vec<Reply>> {
@@ -134,7 +151,7 @@ mod tests {
     fn an_entry_tells_what_redis_tells() {
         let log = Slowlog::default();
         log.add(
-            &argv(&["AUTH", "hunter2"]),
+            argv(&["GET", "k"]),
             Duration::from_micros(12_345),
             "127.0.0.1:5",
             &"me".into(),
@@ -153,7 +170,7 @@ mod tests {
             panic!("{rows:?}")
         };
         assert!(*at > 1_600_000_000);
-        assert_eq!(kept, &[Reply::Bulk("AUTH".into()), Reply::Bulk("(redacted)".into())]);
+        assert_eq!(kept, &[Reply::Bulk("GET".into()), Reply::Bulk("k".into())]);
         assert_eq!((&address[..], &name[..]), (&b"127.0.0.1:5"[..], &b"me"[..]));
     }
 
@@ -161,7 +178,7 @@ mod tests {
     fn the_oldest_entries_go() {
         let log = Slowlog::default();
         for n in 0..10 {
-            log.add(&argv(&["get", &n.to_string()]), Duration::ZERO, "", &Bytes::new(), 3);
+            log.add(argv(&["get", &n.to_string()]), Duration::ZERO, "", &Bytes::new(), 3);
         }
         let ids: Vec<_> = rows(log.get(-1)).into_iter().map(|row| row[0].clone()).collect();
         assert_eq!(ids, [Reply::Int(9), Reply::Int(8), Reply::Int(7)]);
@@ -170,17 +187,17 @@ mod tests {
         assert_eq!(log.len(), Reply::Int(1));
         log.reset();
         assert_eq!(log.len(), Reply::Int(0));
-        log.add(&argv(&["get"]), Duration::ZERO, "", &Bytes::new(), 0);
+        log.add(argv(&["get"]), Duration::ZERO, "", &Bytes::new(), 0);
         assert_eq!(log.len(), Reply::Int(0));
     }
 
     #[test]
     fn long_commands_are_cut_as_redis_cuts_them() {
         let long = "x".repeat(ENTRY_ARG_BYTES_MAX + 5);
-        let kept_arg = kept(&argv(&["set", "k", &long]));
+        let kept_arg = kept(argv(&["set", "k", &long]));
         assert_eq!(kept_arg[2], format!("{}... (5 more bytes)", &long[..ENTRY_ARG_BYTES_MAX]));
-        assert_eq!(kept(&argv(&["x"; 32])).len(), 32);
-        let many = kept(&argv(&["x"; 40]));
+        assert_eq!(kept(argv(&["x"; 32])).len(), 32);
+        let many = kept(argv(&["x"; 40]));
         assert_eq!((many.len(), &many[31][..]), (32, &b"... (9 more arguments)"[..]));
     }
 

@@ -16,18 +16,18 @@ pub(crate) mod queue;
 mod request;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use bytes::Bytes;
-use cluster::{CallError, PartitionId};
+use cluster::{Boxed, CallError, PartitionId};
 use commands::args::Argv;
-use commands::plan::ClientCommand;
-use commands::{LocalCommand, Plan, Reply, ReplyWriter};
+use commands::transactions::TransactionCommand;
+use commands::{Command, Plan, Reply, ReplyWriter};
 use row::RowOp;
 use row::op::{Answer, Op, Request, Response, WatchToken};
 
 use crate::client::memory_usage::MemoryUse;
 use crate::execute::ReplySource;
+use crate::local::LocalReply;
 use crate::resp::Encoder;
 use crate::router::{self, Batches, Outcome};
 use crate::session::Session;
@@ -39,8 +39,24 @@ use request::{ExecStep, TransactionRequest, plan_queued};
 const WATCHED_BYTES: usize = 256;
 
 impl Session {
+    /// Runs a command about transactions.
+    pub(crate) async fn run_transaction(&mut self, command: TransactionCommand) -> Reply {
+        match command {
+            TransactionCommand::Multi => self.transaction.open(),
+            TransactionCommand::Discard => self.transaction.discard(),
+            TransactionCommand::Watch { keys } => {
+                let watched: Boxed<'_, Reply> = Box::pin(self.watch(keys));
+                watched.await
+            }
+            TransactionCommand::Unwatch => {
+                self.transaction.unwatch();
+                Reply::OK
+            }
+        }
+    }
+
     /// WATCH.
-    pub(crate) async fn watch(&mut self, keys: Vec<Bytes>) -> Reply {
+    async fn watch(&mut self, keys: Vec<Bytes>) -> Reply {
         if self.transaction.is_open() {
             return Reply::error("ERR WATCH inside MULTI is not allowed");
         }
@@ -110,7 +126,8 @@ impl Session {
         let table_before = self.table_name.clone();
         // Monitors see the commands when they run.
         let is_shown = |queued: &QueuedCommand| {
-            crate::monitor::is_shown(queued.resolved.command).then(|| queued.argv())
+            let command = queued.resolved.command;
+            crate::monitor::is_shown(command).then(|| (command, queued.argv()))
         };
         let shown = if self.proxy.monitors.is_active() {
             queue.iter().map(is_shown).collect()
@@ -194,7 +211,7 @@ impl Session {
         &mut self,
         steps: Vec<ExecStep>,
         outcomes: Vec<Outcome>,
-        shown: Vec<Option<Argv>>,
+        shown: Vec<Option<(&Command, Argv)>>,
         reply: &mut Encoder<'_>,
     ) {
         let (mut outcomes, mut shown) = (outcomes.into_iter(), shown.into_iter());
@@ -219,24 +236,14 @@ impl Session {
                     self.use_table(name);
                     ReplySource::Reply(Reply::OK)
                 }
-                ExecStep::Local(LocalCommand::Client(ClientCommand::Reply(mode))) => {
-                    self.follow(crate::client::Effect::Mode(mode));
-                    ReplySource::Reply(Reply::OK)
-                }
-                // Nothing blocks in a transaction, as in Redis: WAITAOF reports the
-                // current state.
-                ExecStep::Local(LocalCommand::WaitAof { .. }) => {
-                    ReplySource::Reply(self.wait_for_disks(0, 0, Instant::now()).await)
-                }
-                ExecStep::Local(LocalCommand::Monitor) => ReplySource::Reply(Reply::error(
-                    "ERR MONITOR isn't allowed for DENY BLOCKING client",
-                )),
-                ExecStep::Local(call) => {
-                    if !self.call(call, reply).await {
-                        Reply::OK.write(reply);
-                    }
-                    self.executed(shown.next().flatten(), reply);
-                    continue;
+                ExecStep::Local(command) => {
+                    let made = match self.run_local(command, false).await {
+                        LocalReply::Sent(made) | LocalReply::Suppressed(made) => made,
+                        LocalReply::None => Reply::OK,
+                    };
+                    // HELLO and RESET change it.
+                    reply.speak(self.protocol);
+                    ReplySource::Reply(made)
                 }
             };
             let work_ns = source.work_ns();
@@ -253,9 +260,9 @@ impl Session {
     }
 
     /// A command of a transaction has been executed.
-    fn executed(&mut self, shown: Option<Argv>, reply: &Encoder<'_>) {
-        if let Some(argv) = shown {
-            self.show(&argv);
+    fn executed(&mut self, shown: Option<(&Command, Argv)>, reply: &Encoder<'_>) {
+        if let Some((command, argv)) = shown {
+            self.show(command, &argv);
         }
         if !reply.is_too_large() {
             self.track_memory(MemoryUse::Answers, reply.bytes());

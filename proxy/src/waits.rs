@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use cluster::{Boxed, CallError, PartitionId};
 use commands::Reply;
+use commands::generic::WaitCommand;
 use row::PartitionOp;
 use row::op::{Answer, Op, Request, Response};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,7 @@ const WAIT_MAX: Duration = Duration::from_secs(1 << 30);
 const SYNC_CONCURRENCY: usize = 16;
 
 /// The end of a wait of this many ms; 0 = never.
-pub(crate) fn deadline(timeout_ms: u64) -> Instant {
+fn deadline(timeout_ms: u64) -> Instant {
     Instant::now()
         + if timeout_ms == 0 { WAIT_MAX } else { Duration::from_millis(timeout_ms).min(WAIT_MAX) }
 }
@@ -56,6 +57,20 @@ impl WaitRequest {
 }
 
 impl Session {
+    /// Runs WAIT or WAITAOF. In a transaction nothing `may_block`, as in Redis: WAITAOF
+    /// reports the current state.
+    pub(crate) fn run_wait(&mut self, command: WaitCommand, may_block: bool) -> Boxed<'_, Reply> {
+        Box::pin(async move {
+            match command {
+                WaitCommand::Replicas { replicas: _, timeout_ms: _ } => self.wait_for_copies(),
+                WaitCommand::Disks { local, replicas, timeout_ms } if may_block => {
+                    self.wait_for_disks(local, replicas, deadline(timeout_ms)).await
+                }
+                WaitCommand::Disks { .. } => self.wait_for_disks(0, 0, Instant::now()).await,
+            }
+        })
+    }
+
     /// The partitions of a wait: the written ones, or else those of the selected table.
     fn waited_for(&mut self) -> Vec<PartitionId> {
         if !self.written.partitions.is_empty() {
@@ -67,19 +82,14 @@ impl Session {
     /// WAIT: the number of copies besides the leader's that have every write acknowledged
     /// to this client. Replies immediately: an acknowledged write already is on all
     /// replicas that will be counted, so waiting adds no copy.
-    pub(crate) fn wait_for_copies(&mut self) -> Reply {
+    fn wait_for_copies(&mut self) -> Reply {
         let partitions = self.waited_for();
         Reply::Int(i64::from(copies(&self.proxy, &partitions)))
     }
 
     /// WAITAOF: (synced by all leaders, number of other replicas that have synced). Waits
     /// until the request is met, or for the deadline, as in Redis.
-    pub(crate) async fn wait_for_disks(
-        &mut self,
-        local: i64,
-        replicas: i64,
-        deadline: Instant,
-    ) -> Reply {
+    async fn wait_for_disks(&mut self, local: i64, replicas: i64, deadline: Instant) -> Reply {
         let partitions = self.waited_for();
         let proxy = self.proxy.clone();
         let always = proxy.host.durability() == Durability::Always;

@@ -4,10 +4,60 @@ use bytes::Bytes;
 
 use crate::args::integer;
 use crate::connection::{check_name, is_printable};
-use crate::plan::{ClientCommand, KillFilter, ReplyMode};
-use crate::table::flags::{ADMIN, CONNECTION, CONTAINER, LOADING, NOSCRIPT, STALE};
+use crate::table::flags::{
+    ADMIN, AT_ONCE, CONNECTION, CONTAINER, LOADING, LONG_RUN, NOSCRIPT, STALE,
+};
 use crate::table::{Command, Group, Keys, container, help};
-use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors};
+use crate::{Args, Plan, PlanResult, Reply, errors};
+
+/// CLIENT's subcommands.
+#[allow(missing_docs, reason = "variants are the subcommands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClientCommand {
+    Id,
+    GetName,
+    SetName(Bytes),
+    SetInfo { library_name: Option<Bytes>, library_version: Option<Bytes> },
+    Info,
+    List { kind: Option<Bytes>, ids: Vec<u64> },
+    Kill(KillFilter),
+    NoEvict(bool),
+    NoTouch(bool),
+    Reply(ReplyMode),
+    Pause { ms: u64, writes_only: bool },
+    Unpause,
+    Unblock { id: u64, with_error: bool },
+}
+
+/// Filter of CLIENT KILL; all conditions that are set must hold.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KillFilter {
+    /// `CLIENT KILL addr`: replies OK or an error instead of a count.
+    pub old_form: bool,
+    /// The client with this id.
+    pub id: Option<u64>,
+    /// Clients with this address.
+    pub address: Option<Bytes>,
+    /// Clients connected to this address of the server.
+    pub local_address: Option<Bytes>,
+    /// `normal`, `master`, `replica` (or `slave`) or `pubsub`, in any case.
+    pub kind: Option<Bytes>,
+    /// Clients authenticated as this user.
+    pub user: Option<Bytes>,
+    /// Not the calling connection.
+    pub skip_me: bool,
+    /// Clients connected for at least this many seconds.
+    pub max_age_seconds: Option<u64>,
+}
+
+/// CLIENT REPLY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ReplyMode {
+    On,
+    Off,
+    Skip,
+}
 
 /// CLIENT and its subcommands.
 pub(crate) static TABLE: &[Command] = &[
@@ -38,7 +88,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "client|getname",
         arity: 2,
-        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION | AT_ONCE,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "2.6.9",
@@ -50,7 +100,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "client|id",
         arity: 2,
-        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION | AT_ONCE,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "5.0.0",
@@ -74,7 +124,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "client|kill",
         arity: -3,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "2.4.0",
@@ -90,7 +140,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "client|list",
         arity: -2,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "2.4.0",
@@ -151,7 +201,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "client|setinfo",
         arity: 4,
-        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION | AT_ONCE,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "7.2.0",
@@ -163,7 +213,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "client|setname",
         arity: 3,
-        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION | AT_ONCE,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "2.6.9",
@@ -175,7 +225,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "client|unblock",
         arity: -3,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "5.0.0",
@@ -198,22 +248,18 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn call(call: ClientCommand) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Client(call)))
-}
-
 fn id(_: Args) -> PlanResult {
-    call(ClientCommand::Id)
+    Plan::local(ClientCommand::Id)
 }
 
 fn getname(_: Args) -> PlanResult {
-    call(ClientCommand::GetName)
+    Plan::local(ClientCommand::GetName)
 }
 
 fn setname(mut args: Args) -> PlanResult {
     let name = args.next_arg();
     check_name(&name)?;
-    call(ClientCommand::SetName(name))
+    Plan::local(ClientCommand::SetName(name))
 }
 
 fn setinfo(mut args: Args) -> PlanResult {
@@ -234,11 +280,11 @@ fn setinfo(mut args: Args) -> PlanResult {
             "ERR {what} cannot contain spaces, newlines or special characters."
         )));
     }
-    call(ClientCommand::SetInfo { library_name, library_version })
+    Plan::local(ClientCommand::SetInfo { library_name, library_version })
 }
 
 fn info(_: Args) -> PlanResult {
-    call(ClientCommand::Info)
+    Plan::local(ClientCommand::Info)
 }
 
 fn list(mut args: Args) -> PlanResult {
@@ -254,13 +300,13 @@ fn list(mut args: Args) -> PlanResult {
         ids.iter_mut().for_each(|id| *id = (*id).max(0));
     }
     args.end()?;
-    call(ClientCommand::List { kind, ids: ids.into_iter().map(i64::unsigned_abs).collect() })
+    Plan::local(ClientCommand::List { kind, ids: ids.into_iter().map(i64::unsigned_abs).collect() })
 }
 
 fn kill(mut args: Args) -> PlanResult {
     if args.left() == 1 {
         let old = KillFilter { old_form: true, address: args.try_next(), ..KillFilter::default() };
-        return call(ClientCommand::Kill(old));
+        return Plan::local(ClientCommand::Kill(old));
     }
     let mut filter = KillFilter { skip_me: true, ..KillFilter::default() };
     while args.left() >= 2 {
@@ -286,15 +332,15 @@ fn kill(mut args: Args) -> PlanResult {
         }
     }
     args.end()?;
-    call(ClientCommand::Kill(filter))
+    Plan::local(ClientCommand::Kill(filter))
 }
 
 fn no_evict(mut args: Args) -> PlanResult {
-    call(ClientCommand::NoEvict(yes_or_no(&mut args, "ON", "OFF")?))
+    Plan::local(ClientCommand::NoEvict(yes_or_no(&mut args, "ON", "OFF")?))
 }
 
 fn no_touch(mut args: Args) -> PlanResult {
-    call(ClientCommand::NoTouch(yes_or_no(&mut args, "ON", "OFF")?))
+    Plan::local(ClientCommand::NoTouch(yes_or_no(&mut args, "ON", "OFF")?))
 }
 
 fn reply(mut args: Args) -> PlanResult {
@@ -304,7 +350,7 @@ fn reply(mut args: Args) -> PlanResult {
         () if args.flag("SKIP") => ReplyMode::Skip,
         () => return Err(Args::syntax()),
     };
-    call(ClientCommand::Reply(mode))
+    Plan::local(ClientCommand::Reply(mode))
 }
 
 fn pause(mut args: Args) -> PlanResult {
@@ -316,11 +362,11 @@ fn pause(mut args: Args) -> PlanResult {
     if !writes_only && args.left() > 0 && !args.flag("ALL") {
         return Err(Reply::error("ERR CLIENT PAUSE mode must be WRITE or ALL"));
     }
-    call(ClientCommand::Pause { ms: errors::timeout_ms(&timeout)?, writes_only })
+    Plan::local(ClientCommand::Pause { ms: errors::timeout_ms(&timeout)?, writes_only })
 }
 
 fn unpause(_: Args) -> PlanResult {
-    call(ClientCommand::Unpause)
+    Plan::local(ClientCommand::Unpause)
 }
 
 fn unblock(mut args: Args) -> PlanResult {
@@ -333,7 +379,7 @@ fn unblock(mut args: Args) -> PlanResult {
         return Err(Reply::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"));
     }
     let id = integer(&id).ok_or_else(errors::not_integer)?;
-    call(ClientCommand::Unblock { id: u64::try_from(id).unwrap_or(0), with_error })
+    Plan::local(ClientCommand::Unblock { id: u64::try_from(id).unwrap_or(0), with_error })
 }
 
 /// The next argument as one of two tokens; any other is a syntax error.

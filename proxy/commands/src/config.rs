@@ -1,8 +1,20 @@
 //! CONFIG: runtime settings. The proxy holds the list of settings.
 
-use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
+use bytes::Bytes;
+
+use crate::table::flags::{ADMIN, CONTAINER, LOADING, LONG_RUN, NOSCRIPT, SECRET_SETTINGS, STALE};
 use crate::table::{Command, Group, Keys, container, help};
-use crate::{Args, LocalCommand, Plan, PlanResult};
+use crate::{Args, Plan, PlanResult};
+
+/// CONFIG's subcommands.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum ConfigCommand {
+    Get { globs: Vec<Bytes> },
+    Set { pairs: Vec<(Bytes, Bytes)> },
+    ResetStat,
+    Rewrite,
+}
 
 /// CONFIG and its subcommands.
 pub(crate) static TABLE: &[Command] = &[
@@ -33,7 +45,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "config|get",
         arity: -3,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.0.0",
@@ -45,7 +57,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "config|set",
         arity: -4,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN | SECRET_SETTINGS,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.0.0",
@@ -57,7 +69,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "config|resetstat",
         arity: 2,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.0.0",
@@ -69,7 +81,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "config|rewrite",
         arity: 2,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.8.0",
@@ -81,20 +93,20 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn get(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::ConfigGet(args.rest())))
+    Plan::local(ConfigCommand::Get { globs: args.rest() })
 }
 
 fn set(mut args: Args) -> PlanResult {
     if !args.left().is_multiple_of(2) {
         return Err(Args::syntax());
     }
-    Ok(Plan::Local(LocalCommand::ConfigSet(args.pairs()?)))
+    Plan::local(ConfigCommand::Set { pairs: args.pairs()? })
 }
 
 fn resetstat(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::ConfigResetStat))
+    Plan::local(ConfigCommand::ResetStat)
 }
 
 fn rewrite(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::ConfigRewrite))
+    Plan::local(ConfigCommand::Rewrite)
 }

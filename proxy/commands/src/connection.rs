@@ -4,10 +4,33 @@ use bytes::Bytes;
 
 use crate::args::integer;
 use crate::generic::check_db;
-use crate::plan::Hello;
-use crate::table::flags::{ALLOW_BUSY, CONNECTION, FAST, LOADING, NO_AUTH, NOSCRIPT, STALE};
+use crate::table::flags::{
+    ALLOW_BUSY, CONNECTION, FAST, LOADING, NO_AUTH, NOSCRIPT, RUNS_IN_MULTI, SECRET_ARGS,
+    SECRET_OPTION, STALE,
+};
 use crate::table::{Command, Group, Keys};
-use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors};
+use crate::{Args, Plan, PlanResult, Reply, errors};
+
+/// Connection commands that need the session.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum ConnectionCommand {
+    Hello(Hello),
+    Auth { user: Option<Bytes>, password: Bytes },
+    Quit,
+    Reset,
+}
+
+/// HELLO's arguments.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Hello {
+    /// 2, 3 or unchanged.
+    pub protocol: Option<u8>,
+    /// AUTH user password.
+    pub auth: Option<(Bytes, Bytes)>,
+    /// SETNAME, already checked.
+    pub name: Option<Bytes>,
+}
 
 /// Connection commands.
 pub(crate) static TABLE: &[Command] = &[
@@ -38,7 +61,14 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hello",
         arity: -1,
-        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        flags: NOSCRIPT
+            | LOADING
+            | STALE
+            | FAST
+            | NO_AUTH
+            | ALLOW_BUSY
+            | CONNECTION
+            | SECRET_OPTION,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "6.0.0",
@@ -50,7 +80,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "auth",
         arity: -2,
-        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION | SECRET_ARGS,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "1.0.0",
@@ -75,7 +105,14 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "quit",
         arity: -1,
-        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        flags: NOSCRIPT
+            | LOADING
+            | STALE
+            | FAST
+            | NO_AUTH
+            | ALLOW_BUSY
+            | CONNECTION
+            | RUNS_IN_MULTI,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "1.0.0",
@@ -87,7 +124,14 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "reset",
         arity: 1,
-        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        flags: NOSCRIPT
+            | LOADING
+            | STALE
+            | FAST
+            | NO_AUTH
+            | ALLOW_BUSY
+            | CONNECTION
+            | RUNS_IN_MULTI,
         keys: Keys::NONE,
         group: Group::Connection,
         since: "6.2.0",
@@ -103,11 +147,11 @@ fn ping(mut args: Args) -> PlanResult {
     if args.left() > 0 {
         return Err(args.wrong_number());
     }
-    Ok(Plan::Local(LocalCommand::Ping(message)))
+    Ok(Plan::Reply(message.map_or(Reply::Status("PONG".into()), Reply::Bulk)))
 }
 
 fn echo(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Echo(args.next_arg())))
+    Ok(Plan::Reply(Reply::Bulk(args.next_arg())))
 }
 
 fn hello(mut args: Args) -> PlanResult {
@@ -130,7 +174,7 @@ fn hello(mut args: Args) -> PlanResult {
             return Err(Reply::error(format!("ERR Syntax error in HELLO option '{option}'")));
         }
     }
-    Ok(Plan::Local(LocalCommand::Hello(hello)))
+    Plan::local(ConnectionCommand::Hello(hello))
 }
 
 fn auth(mut args: Args) -> PlanResult {
@@ -140,7 +184,7 @@ fn auth(mut args: Args) -> PlanResult {
         None => (None, first),
     };
     args.end()?;
-    Ok(Plan::Local(LocalCommand::Auth { user, password }))
+    Plan::local(ConnectionCommand::Auth { user, password })
 }
 
 fn select(mut args: Args) -> PlanResult {
@@ -148,15 +192,15 @@ fn select(mut args: Args) -> PlanResult {
     if integer(&table).is_some() {
         check_db(&table)?;
     }
-    Ok(Plan::Local(LocalCommand::Select(table)))
+    Ok(Plan::Select(table))
 }
 
 fn quit(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Quit))
+    Plan::local(ConnectionCommand::Quit)
 }
 
 fn reset(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Reset))
+    Plan::local(ConnectionCommand::Reset)
 }
 
 /// CLIENT LIST separates by spaces and line ends, so a name may contain neither. The

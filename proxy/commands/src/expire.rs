@@ -4,7 +4,7 @@ use row::RowOp;
 use row::op::{Answer, RowInfo};
 
 use crate::args::{ExpiryBase, TimeUnit};
-use crate::table::flags::{FAST, KEYSPACE, READONLY, WRITE};
+use crate::table::flags::{FAST, KEYSPACE, LOOKUP, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, ReplyWriter, replies};
 
@@ -67,7 +67,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "ttl",
         arity: 2,
-        flags: READONLY | FAST | KEYSPACE,
+        flags: READONLY | FAST | KEYSPACE | LOOKUP,
         keys: Keys::ONE,
         group: Group::Generic,
         since: "1.0.0",
@@ -79,7 +79,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "pttl",
         arity: 2,
-        flags: READONLY | FAST | KEYSPACE,
+        flags: READONLY | FAST | KEYSPACE | LOOKUP,
         keys: Keys::ONE,
         group: Group::Generic,
         since: "2.6.0",
@@ -91,7 +91,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "expiretime",
         arity: 2,
-        flags: READONLY | FAST | KEYSPACE,
+        flags: READONLY | FAST | KEYSPACE | LOOKUP,
         keys: Keys::ONE,
         group: Group::Generic,
         since: "7.0.0",
@@ -103,7 +103,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "pexpiretime",
         arity: 2,
-        flags: READONLY | FAST | KEYSPACE,
+        flags: READONLY | FAST | KEYSPACE | LOOKUP,
         keys: Keys::ONE,
         group: Group::Generic,
         since: "7.0.0",

@@ -6,14 +6,54 @@ use row::op::{Answer, Deadline, RowInfo, RowKind, Ttl};
 
 use crate::args::integer;
 use crate::table::flags::{
-    BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, LONG_PLAN,
-    READONLY, STALE, WRITE,
+    BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DB_NOT_IN_PARTITION, DENYOOM, FAST, KEYSPACE,
+    LOADING, LONG_PLAN, LOOKUP, NOT_IN_PARTITION, READONLY, STALE, WRITE,
 };
 use crate::table::{Command, Group, Keys, container, help};
-use crate::{Args, LocalCommand, Plan, PlanResult, Reply, ReplyWriter, errors, rdb, replies};
+use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, rdb, replies};
 
 /// Default COUNT of SCAN.
 const SCAN_COUNT: i64 = 10;
+
+/// Commands on rows that take several calls.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum KeyspaceCommand {
+    Keys {
+        glob: Bytes,
+    },
+    Scan {
+        cursor: u64,
+        count: u64,
+        glob: Option<Bytes>,
+        kind: Option<RowKind>,
+        /// TYPE names a kind that no row can have.
+        none: bool,
+    },
+    RandomKey,
+    /// MOVE key db
+    Move {
+        key: Bytes,
+        table: Bytes,
+    },
+    /// COPY source destination DB n
+    CopyTo {
+        from: Bytes,
+        to: Bytes,
+        table: Bytes,
+        replace: bool,
+    },
+}
+
+/// Commands that wait for the copies of what the connection has written.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum WaitCommand {
+    /// WAIT
+    Replicas { replicas: i64, timeout_ms: u64 },
+    /// WAITAOF
+    Disks { local: i64, replicas: i64, timeout_ms: u64 },
+}
 
 /// Generic commands.
 pub(crate) static TABLE: &[Command] = &[
@@ -44,7 +84,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "exists",
         arity: -2,
-        flags: READONLY | FAST | KEYSPACE,
+        flags: READONLY | FAST | KEYSPACE | LOOKUP,
         keys: Keys::ALL.with("RO"),
         group: Group::Generic,
         since: "1.0.0",
@@ -56,7 +96,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "touch",
         arity: -2,
-        flags: READONLY | FAST | KEYSPACE,
+        flags: READONLY | FAST | KEYSPACE | LOOKUP,
         keys: Keys::ALL.with("RO"),
         group: Group::Generic,
         since: "3.2.1",
@@ -69,7 +109,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "type",
         arity: 2,
-        flags: READONLY | FAST | KEYSPACE,
+        flags: READONLY | FAST | KEYSPACE | LOOKUP,
         keys: Keys::ONE.with("RO"),
         group: Group::Generic,
         since: "1.0.0",
@@ -144,7 +184,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "copy",
         arity: -3,
-        flags: WRITE | DENYOOM | KEYSPACE,
+        flags: WRITE | DENYOOM | KEYSPACE | DB_NOT_IN_PARTITION | LOOKUP,
         keys: Keys::ONE.with("RO access").and(Keys::SECOND.with("OW update")),
         group: Group::Generic,
         since: "6.2.0",
@@ -157,7 +197,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "move",
         arity: 3,
-        flags: WRITE | FAST | KEYSPACE,
+        flags: WRITE | FAST | KEYSPACE | NOT_IN_PARTITION,
         keys: Keys::ONE,
         group: Group::Generic,
         since: "1.0.0",
@@ -169,7 +209,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "dump",
         arity: 2,
-        flags: READONLY | KEYSPACE,
+        flags: READONLY | KEYSPACE | LOOKUP,
         keys: Keys::ONE,
         group: Group::Generic,
         since: "2.6.0",
@@ -217,7 +257,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "object|encoding",
         arity: 3,
-        flags: READONLY | KEYSPACE,
+        flags: READONLY | KEYSPACE | LOOKUP,
         keys: Keys::SECOND.with("RO"),
         group: Group::Generic,
         since: "2.2.3",
@@ -229,7 +269,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "object|freq",
         arity: 3,
-        flags: READONLY | KEYSPACE,
+        flags: READONLY | KEYSPACE | LOOKUP,
         keys: Keys::SECOND.with("RO"),
         group: Group::Generic,
         since: "4.0.0",
@@ -241,7 +281,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "object|idletime",
         arity: 3,
-        flags: READONLY | KEYSPACE,
+        flags: READONLY | KEYSPACE | LOOKUP,
         keys: Keys::SECOND.with("RO"),
         group: Group::Generic,
         since: "2.2.3",
@@ -253,7 +293,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "object|refcount",
         arity: 3,
-        flags: READONLY | KEYSPACE,
+        flags: READONLY | KEYSPACE | LOOKUP,
         keys: Keys::SECOND.with("RO"),
         group: Group::Generic,
         since: "2.2.3",
@@ -325,7 +365,7 @@ pub fn kind_name(kind: RowKind) -> &'static str {
 }
 
 fn keys(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Keys { glob: args.next_arg() }))
+    Plan::local(KeyspaceCommand::Keys { glob: args.next_arg() })
 }
 
 fn scan(mut args: Args) -> PlanResult {
@@ -354,11 +394,11 @@ fn scan(mut args: Args) -> PlanResult {
     };
     let kind = of_kind.as_ref().and_then(named);
     let none = of_kind.is_some() && kind.is_none();
-    Ok(Plan::Local(LocalCommand::Scan { cursor, count: count.unsigned_abs(), glob, kind, none }))
+    Plan::local(KeyspaceCommand::Scan { cursor, count: count.unsigned_abs(), glob, kind, none })
 }
 
 fn randomkey(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::RandomKey))
+    Plan::local(KeyspaceCommand::RandomKey)
 }
 
 fn rename(mut args: Args) -> PlanResult {
@@ -383,7 +423,7 @@ fn copy(mut args: Args) -> PlanResult {
         }
     }
     match table {
-        Some(table) => Ok(Plan::Local(LocalCommand::CopyTo { from, to, table, replace })),
+        Some(table) => Plan::local(KeyspaceCommand::CopyTo { from, to, table, replace }),
         None if from == to => Err(Reply::error("ERR source and destination objects are the same")),
         None => Plan::one(RowOp::Copy { from: from.into(), to: to.into(), replace }, replies::int),
     }
@@ -392,7 +432,7 @@ fn copy(mut args: Args) -> PlanResult {
 fn move_to(mut args: Args) -> PlanResult {
     let (key, table) = (args.key(), args.next_arg());
     check_db(&table)?;
-    Ok(Plan::Local(LocalCommand::Move { key: key.0, table }))
+    Plan::local(KeyspaceCommand::Move { key: key.0, table })
 }
 
 /// Checks that a table is given by its number.
@@ -483,10 +523,8 @@ fn about(mut args: Args, write: fn(RowInfo, &mut dyn ReplyWriter)) -> PlanResult
 
 fn wait(mut args: Args) -> PlanResult {
     let replicas = args.int()?;
-    Ok(Plan::Local(LocalCommand::Wait {
-        replicas,
-        timeout_ms: errors::timeout_ms(&args.next_arg())?,
-    }))
+    let timeout_ms = errors::timeout_ms(&args.next_arg())?;
+    Plan::local(WaitCommand::Replicas { replicas, timeout_ms })
 }
 
 fn waitaof(mut args: Args) -> PlanResult {
@@ -498,9 +536,6 @@ fn waitaof(mut args: Args) -> PlanResult {
     if replicas < 0 {
         return Err(Reply::error("ERR value is out of range, must be positive"));
     }
-    Ok(Plan::Local(LocalCommand::WaitAof {
-        local,
-        replicas,
-        timeout_ms: errors::timeout_ms(&args.next_arg())?,
-    }))
+    let timeout_ms = errors::timeout_ms(&args.next_arg())?;
+    Plan::local(WaitCommand::Disks { local, replicas, timeout_ms })
 }

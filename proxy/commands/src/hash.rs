@@ -7,7 +7,7 @@ use row::op::{Answer, Op, Range, Ttl, WriteCondition};
 use smallvec::{SmallVec, smallvec};
 
 use crate::args::integer;
-use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
+use crate::table::flags::{DENYOOM, FAST, LOOKUP, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, replies};
 
@@ -58,7 +58,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hget",
         arity: 3,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "2.0.0",
@@ -70,7 +70,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hmget",
         arity: -3,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "2.0.0",
@@ -82,7 +82,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hgetall",
         arity: 2,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "2.0.0",
@@ -107,7 +107,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hlen",
         arity: 2,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE.with("RO"),
         group: GROUP,
         since: "2.0.0",
@@ -120,7 +120,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hkeys",
         arity: 2,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "2.0.0",
@@ -132,7 +132,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hvals",
         arity: 2,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "2.0.0",
@@ -144,7 +144,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hexists",
         arity: 3,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE.with("RO"),
         group: GROUP,
         since: "2.0.0",
@@ -156,7 +156,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hstrlen",
         arity: 3,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE.with("RO"),
         group: GROUP,
         since: "3.2.0",
@@ -194,7 +194,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hrandfield",
         arity: -2,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "6.2.0",
@@ -206,7 +206,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hscan",
         arity: -3,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "2.8.0",

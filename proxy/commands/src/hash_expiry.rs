@@ -13,7 +13,7 @@ use smallvec::smallvec;
 use crate::args::{EXPIRY_TOKENS, ExpiryBase, TimeUnit, integer};
 use crate::hash::put_or_zero;
 use crate::plan::ReplyBuilder;
-use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
+use crate::table::flags::{DENYOOM, FAST, LOOKUP, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, replies};
 
@@ -79,7 +79,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "httl",
         arity: -5,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "7.4.0",
@@ -91,7 +91,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hpttl",
         arity: -5,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "7.4.0",
@@ -103,7 +103,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hexpiretime",
         arity: -5,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "7.4.0",
@@ -115,7 +115,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hpexpiretime",
         arity: -5,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "7.4.0",

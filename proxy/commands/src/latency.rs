@@ -1,11 +1,44 @@
 //! SLOWLOG and LATENCY: slow commands and events.
 
-use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
+use bytes::Bytes;
+
+use crate::table::flags::{ADMIN, CONTAINER, LOADING, LONG_RUN, NOSCRIPT, STALE};
 use crate::table::{Command, Group, Keys, container, help};
-use crate::{Args, LocalCommand, Plan, PlanResult};
+use crate::{Args, Plan, PlanResult};
 
 /// Default number of entries of SLOWLOG GET.
 const SLOWLOG_SHOWN: i64 = 10;
+
+/// SLOWLOG's subcommands.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum SlowlogCommand {
+    /// -1: all entries.
+    Get {
+        count: i64,
+    },
+    Len,
+    Reset,
+}
+
+/// LATENCY's subcommands.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum LatencyCommand {
+    Latest,
+    History {
+        event: Bytes,
+    },
+    /// No events: all.
+    Reset {
+        events: Vec<Bytes>,
+    },
+    Doctor,
+    /// No names: all commands.
+    Histogram {
+        names: Vec<Bytes>,
+    },
+}
 
 /// SLOWLOG, LATENCY and their subcommands.
 pub(crate) static TABLE: &[Command] = &[
@@ -36,7 +69,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "slowlog|get",
         arity: -2,
-        flags: ADMIN | LOADING | STALE,
+        flags: ADMIN | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.2.12",
@@ -60,7 +93,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "slowlog|reset",
         arity: 2,
-        flags: ADMIN | LOADING | STALE,
+        flags: ADMIN | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.2.12",
@@ -96,7 +129,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "latency|doctor",
         arity: 2,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.8.13",
@@ -108,7 +141,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "latency|histogram",
         arity: -2,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "7.0.0",
@@ -121,7 +154,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "latency|history",
         arity: 3,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.8.13",
@@ -133,7 +166,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "latency|latest",
         arity: 2,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.8.13",
@@ -145,7 +178,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "latency|reset",
         arity: -2,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "2.8.13",
@@ -162,33 +195,33 @@ fn slowlog_get(mut args: Args) -> PlanResult {
         1 => args.int_at_least(-1, "ERR count should be greater than or equal to -1")?,
         _ => return Err(args.wrong_subcommand()),
     };
-    Ok(Plan::Local(LocalCommand::SlowlogGet(count)))
+    Plan::local(SlowlogCommand::Get { count })
 }
 
 fn slowlog_len(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::SlowlogLen))
+    Plan::local(SlowlogCommand::Len)
 }
 
 fn slowlog_reset(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::SlowlogReset))
+    Plan::local(SlowlogCommand::Reset)
 }
 
 fn latency_latest(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::LatencyLatest))
+    Plan::local(LatencyCommand::Latest)
 }
 
 fn latency_history(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::LatencyHistory(args.next_arg())))
+    Plan::local(LatencyCommand::History { event: args.next_arg() })
 }
 
 fn latency_reset(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::LatencyReset(args.rest())))
+    Plan::local(LatencyCommand::Reset { events: args.rest() })
 }
 
 fn latency_doctor(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::LatencyDoctor))
+    Plan::local(LatencyCommand::Doctor)
 }
 
 fn latency_histogram(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::LatencyHistogram(args.rest())))
+    Plan::local(LatencyCommand::Histogram { names: args.rest() })
 }

@@ -17,31 +17,31 @@
 //! - Every entry is used by a script, and every script passes (`tests/scripts.rs`).
 
 pub mod args;
+pub mod client;
+pub mod config;
+pub mod connection;
 pub mod docs;
 pub mod errors;
 pub mod generic;
+pub mod latency;
 pub mod plan;
 pub mod rdb;
 pub mod replies;
 pub mod reply;
+pub mod server;
 pub mod table;
 pub mod testscript;
 mod tips;
+pub mod transactions;
 
-mod client;
 mod command;
-mod config;
-mod connection;
 mod expire;
 mod hash;
 mod hash_expiry;
-mod latency;
 mod lcs;
 mod pegasus;
-mod server;
 mod sort;
 mod string;
-mod transactions;
 
 pub use args::Args;
 pub use plan::{LocalCommand, Plan, PlanResult, ReplyBuilder, RowPlan};

@@ -83,7 +83,7 @@ use row::HashOp;
 use row::op::{Answer, Check, Filter, Mutation, Range, Ttl};
 
 use crate::args::ExpiryOptions;
-use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
+use crate::table::flags::{DENYOOM, FAST, LOOKUP, READONLY, WRITE};
 use crate::table::{Command, Group, Keys};
 use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, replies};
 
@@ -97,7 +97,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "hrange",
         arity: -4,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "0.1.0",

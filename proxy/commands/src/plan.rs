@@ -1,9 +1,16 @@
 //! Plans: how a command is executed, and how its answers become a reply.
 
 use bytes::Bytes;
-use row::op::{Answer, Op, Refusal, RowContent, RowKind};
+use row::op::{Answer, Op, Refusal, RowContent};
 use smallvec::{SmallVec, smallvec};
 
+use crate::client::ClientCommand;
+use crate::config::ConfigCommand;
+use crate::connection::ConnectionCommand;
+use crate::generic::{KeyspaceCommand, WaitCommand};
+use crate::latency::{LatencyCommand, SlowlogCommand};
+use crate::server::{DebugCommand, MemoryCommand, ServerCommand};
+use crate::transactions::TransactionCommand;
 use crate::{Reply, ReplyWriter, errors};
 
 /// A plan, or the error reply that the client gets immediately (no network call, and the
@@ -17,6 +24,11 @@ pub enum Plan {
     Rows(RowPlan),
     /// By the session and the proxy, with no call to storage or with several.
     Local(LocalCommand),
+    /// SELECT: the argument names the table of the commands after it. `3` is table `db3`;
+    /// an argument that is no number is a table's name.
+    Select(Bytes),
+    /// EXEC: the plans of the commands that MULTI has queued.
+    Exec,
     /// Immediate reply: documentation from the table (COMMAND, HELP), and everything that
     /// needs neither rows nor a session.
     Reply(Reply),
@@ -33,6 +45,9 @@ pub struct RowPlan {
     /// The ops, which name no key, go to every partition of the table; the answers come
     /// in slot order.
     pub all_partitions: bool,
+    /// Counts as a hit or a miss of the key space
+    /// ([`flags::LOOKUP`](crate::table::flags::LOOKUP)).
+    pub is_lookup: bool,
     /// Writes the outcomes of the ops (one per op; one per partition when
     /// `all_partitions`) as the reply: [`ReplyBuilder::write`].
     pub builder: ReplyBuilder,
@@ -93,13 +108,25 @@ impl Plan {
             ops: smallvec![op.into()],
             same_partition: false,
             all_partitions: true,
+            is_lookup: false,
             builder: ReplyBuilder::All(builder),
         }))
     }
 
+    /// A command that the session executes itself.
+    pub fn local(command: impl Into<LocalCommand>) -> PlanResult {
+        Ok(Plan::Local(command.into()))
+    }
+
     /// Ops that need not be in one partition.
     pub fn rows(ops: SmallVec<[Op; 1]>, builder: ReplyBuilder) -> Plan {
-        Plan::Rows(RowPlan { ops, same_partition: false, all_partitions: false, builder })
+        Plan::Rows(RowPlan {
+            ops,
+            same_partition: false,
+            all_partitions: false,
+            is_lookup: false,
+            builder,
+        })
     }
 }
 
@@ -201,155 +228,44 @@ impl std::fmt::Debug for ReplyBuilder {
     }
 }
 
-/// Commands that the session executes itself: parsed here, executed in `proxy`, where the
-/// families' files have the same names.
-#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
-#[derive(Debug, Clone, PartialEq)]
-pub enum LocalCommand {
-    // ---- connection ----
-    Ping(Option<Bytes>),
-    Echo(Bytes),
-    Quit,
-    Reset,
-    Hello(Hello),
-    Auth {
-        user: Option<Bytes>,
-        password: Bytes,
-    },
-    /// `SELECT 3` is table `db3`; any other argument is a table's name.
-    Select(Bytes),
+macro_rules! families {
+    ($($(#[$doc:meta])* $family:ident($command:ty),)*) => {
+        /// Commands that the session executes itself, by family: parsed here, executed in
+        /// `proxy`, where each family has one file, with one function for all of it.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum LocalCommand {
+            $($(#[$doc])* $family($command),)*
+        }
+
+        $(impl From<$command> for LocalCommand {
+            fn from(command: $command) -> LocalCommand {
+                LocalCommand::$family(command)
+            }
+        })*
+    };
+}
+
+families! {
+    /// Authentication, protocol version, the end.
+    Connection(ConnectionCommand),
+    /// CLIENT.
     Client(ClientCommand),
-    // ---- transactions ----
-    Multi,
-    Exec,
-    Discard,
-    Watch(Vec<Bytes>),
-    Unwatch,
-    // ---- server ----
-    Info(Vec<Bytes>),
-    ConfigGet(Vec<Bytes>),
-    ConfigSet(Vec<(Bytes, Bytes)>),
-    ConfigResetStat,
-    ConfigRewrite,
-    FlushAll,
-    Time,
-    Shutdown {
-        save: Option<bool>,
-        now: bool,
-        force: bool,
-        abort: bool,
-    },
-    SlowlogGet(i64),
-    SlowlogLen,
-    SlowlogReset,
-    LatencyLatest,
-    LatencyHistory(Bytes),
-    LatencyReset(Vec<Bytes>),
-    LatencyDoctor,
-    LatencyHistogram(Vec<Bytes>),
-    MemoryDoctor,
-    MemoryStats,
-    Monitor,
-    Lolwut(Option<i64>),
-    DebugSleep {
-        seconds: f64,
-    },
-    /// DEBUG SET-ACTIVE-EXPIRE
-    DebugActiveExpire(bool),
-    /// WAIT: replicas, timeout ms.
-    Wait {
-        replicas: i64,
-        timeout_ms: u64,
-    },
-    /// WAITAOF: local, replicas, timeout ms.
-    WaitAof {
-        local: i64,
-        replicas: i64,
-        timeout_ms: u64,
-    },
-    // ---- keys, with several calls ----
-    Keys {
-        glob: Bytes,
-    },
-    Scan {
-        cursor: u64,
-        count: u64,
-        glob: Option<Bytes>,
-        kind: Option<RowKind>,
-        /// TYPE names a kind that no row can have.
-        none: bool,
-    },
-    RandomKey,
-    /// MOVE key db
-    Move {
-        key: Bytes,
-        table: Bytes,
-    },
-    /// COPY source destination DB n
-    CopyTo {
-        from: Bytes,
-        to: Bytes,
-        table: Bytes,
-        replace: bool,
-    },
-}
-
-/// HELLO's arguments.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Hello {
-    /// 2, 3 or unchanged.
-    pub protocol: Option<u8>,
-    /// AUTH user password.
-    pub auth: Option<(Bytes, Bytes)>,
-    /// SETNAME, already checked.
-    pub name: Option<Bytes>,
-}
-
-/// CLIENT's subcommands.
-#[allow(missing_docs, reason = "variants are the subcommands, fields their arguments")]
-#[derive(Debug, Clone, PartialEq)]
-pub enum ClientCommand {
-    Id,
-    GetName,
-    SetName(Bytes),
-    SetInfo { library_name: Option<Bytes>, library_version: Option<Bytes> },
-    Info,
-    List { kind: Option<Bytes>, ids: Vec<u64> },
-    Kill(KillFilter),
-    NoEvict(bool),
-    NoTouch(bool),
-    Reply(ReplyMode),
-    Pause { ms: u64, writes_only: bool },
-    Unpause,
-    Unblock { id: u64, with_error: bool },
-}
-
-/// Filter of CLIENT KILL; all conditions that are set must hold.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct KillFilter {
-    /// `CLIENT KILL addr`: replies OK or an error instead of a count.
-    pub old_form: bool,
-    /// The client with this id.
-    pub id: Option<u64>,
-    /// Clients with this address.
-    pub address: Option<Bytes>,
-    /// Clients connected to this address of the server.
-    pub local_address: Option<Bytes>,
-    /// `normal`, `master`, `replica` (or `slave`) or `pubsub`, in any case.
-    pub kind: Option<Bytes>,
-    /// Clients authenticated as this user.
-    pub user: Option<Bytes>,
-    /// Not the calling connection.
-    pub skip_me: bool,
-    /// Clients connected for at least this many seconds.
-    pub max_age_seconds: Option<u64>,
-}
-
-/// CLIENT REPLY.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum ReplyMode {
-    On,
-    Off,
-    Skip,
+    /// MULTI, DISCARD, WATCH, UNWATCH.
+    Transaction(TransactionCommand),
+    /// INFO, TIME, SHUTDOWN and others about the server.
+    Server(ServerCommand),
+    /// CONFIG.
+    Config(ConfigCommand),
+    /// MEMORY, but for the size of a row.
+    Memory(MemoryCommand),
+    /// DEBUG, but for rows.
+    Debug(DebugCommand),
+    /// SLOWLOG.
+    Slowlog(SlowlogCommand),
+    /// LATENCY.
+    Latency(LatencyCommand),
+    /// WAIT and WAITAOF.
+    Wait(WaitCommand),
+    /// Commands on rows that take several calls.
+    Keyspace(KeyspaceCommand),
 }

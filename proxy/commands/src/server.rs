@@ -1,20 +1,60 @@
 //! Server commands: all data of a table, statistics, shutdown.
 
+use bytes::Bytes;
 use row::op::{Answer, Op, RowInfo};
 use row::{PartitionOp, RowOp};
 use smallvec::smallvec;
 
 use crate::plan::ReplyBuilder;
 use crate::table::flags::{
-    ADMIN, ALLOW_BUSY, CONTAINER, DANGEROUS, FAST, KEYSPACE, LOADING, NO_MULTI, NOSCRIPT, READONLY,
-    STALE, WRITE,
+    ADMIN, ALLOW_BUSY, CONTAINER, DANGEROUS, FAST, KEYSPACE, LOADING, LONG_RUN, LOOKUP, NO_MULTI,
+    NOSCRIPT, NOT_IN_PARTITION, READONLY, STALE, WRITE,
 };
 use crate::table::{Command, Group, Keys, container, help};
-use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors, replies};
+use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 /// Number of fields sampled to estimate the size of the others, as Redis's
 /// `OBJ_COMPUTE_SIZE_DEF_SAMPLES`.
 const SAMPLES: u64 = 5;
+
+/// Commands about the server.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum ServerCommand {
+    /// No sections: the default ones.
+    Info {
+        sections: Vec<Bytes>,
+    },
+    Time,
+    FlushAll,
+    /// `save`: SAVE or NOSAVE, if either is given.
+    Shutdown {
+        save: Option<bool>,
+        now: bool,
+        force: bool,
+        abort: bool,
+    },
+    Monitor,
+    Lolwut {
+        version: Option<i64>,
+    },
+}
+
+/// MEMORY's subcommands that need the process.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum MemoryCommand {
+    Doctor,
+    Stats,
+}
+
+/// DEBUG's subcommands that need the process.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum DebugCommand {
+    Sleep { seconds: f64 },
+    SetActiveExpire { on: bool },
+}
 
 /// Server commands.
 pub(crate) static TABLE: &[Command] = &[
@@ -45,7 +85,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "flushall",
         arity: -1,
-        flags: WRITE | KEYSPACE | DANGEROUS,
+        flags: WRITE | KEYSPACE | DANGEROUS | NOT_IN_PARTITION,
         keys: Keys::NONE,
         group: Group::Server,
         since: "1.0.0",
@@ -81,7 +121,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "shutdown",
         arity: -1,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE | NO_MULTI | ALLOW_BUSY,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | NO_MULTI | ALLOW_BUSY | LONG_RUN,
         keys: Keys::NONE,
         group: Group::Server,
         since: "1.0.0",
@@ -214,7 +254,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "debug|object",
         arity: 3,
-        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | LOOKUP,
         keys: Keys::SECOND.with("RO"),
         group: Group::Server,
         since: "1.0.0",
@@ -274,7 +314,7 @@ fn flushdb(args: Args) -> PlanResult {
 
 fn flushall(args: Args) -> PlanResult {
     check_flush(args)?;
-    Ok(Plan::Local(LocalCommand::FlushAll))
+    Plan::local(ServerCommand::FlushAll)
 }
 
 /// ASYNC and SYNC do the same: rows are gone immediately and their space is reclaimed
@@ -287,11 +327,11 @@ fn check_flush(mut args: Args) -> Result<(), Reply> {
 }
 
 fn info(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Info(args.rest())))
+    Plan::local(ServerCommand::Info { sections: args.rest() })
 }
 
 fn time(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Time))
+    Plan::local(ServerCommand::Time)
 }
 
 fn shutdown(mut args: Args) -> PlanResult {
@@ -311,25 +351,25 @@ fn shutdown(mut args: Args) -> PlanResult {
         return Err(Args::syntax());
     }
     let save = (no_save || do_save).then_some(do_save);
-    Ok(Plan::Local(LocalCommand::Shutdown { save, now, force, abort }))
+    Plan::local(ServerCommand::Shutdown { save, now, force, abort })
 }
 
 fn monitor(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Monitor))
+    Plan::local(ServerCommand::Monitor)
 }
 
 fn lolwut(mut args: Args) -> PlanResult {
     let version = if args.left() >= 2 && args.flag("VERSION") { Some(args.int()?) } else { None };
     args.end()?;
-    Ok(Plan::Local(LocalCommand::Lolwut(version)))
+    Plan::local(ServerCommand::Lolwut { version })
 }
 
 fn memory_doctor(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::MemoryDoctor))
+    Plan::local(MemoryCommand::Doctor)
 }
 
 fn memory_stats(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::MemoryStats))
+    Plan::local(MemoryCommand::Stats)
 }
 
 fn memory_usage(mut args: Args) -> PlanResult {
@@ -350,7 +390,7 @@ fn debug_sleep(mut args: Args) -> PlanResult {
     if !(0.0..=f64::from(u32::MAX)).contains(&seconds) {
         return Err(errors::out_of_range());
     }
-    Ok(Plan::Local(LocalCommand::DebugSleep { seconds }))
+    Plan::local(DebugCommand::Sleep { seconds })
 }
 
 fn debug_set_active_expire(mut args: Args) -> PlanResult {
@@ -359,7 +399,7 @@ fn debug_set_active_expire(mut args: Args) -> PlanResult {
         1 => true,
         _ => return Err(errors::out_of_bounds(0, 1)),
     };
-    Ok(Plan::Local(LocalCommand::DebugActiveExpire(on)))
+    Plan::local(DebugCommand::SetActiveExpire { on })
 }
 
 fn debug_object(mut args: Args) -> PlanResult {

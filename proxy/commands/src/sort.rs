@@ -8,7 +8,7 @@ use row::op::Answer;
 use smallvec::smallvec;
 
 use crate::args::integer;
-use crate::table::flags::{DANGEROUS, DENYOOM, READONLY, WRITE};
+use crate::table::flags::{DANGEROUS, DENYOOM, LOOKUP, READONLY, WRITE};
 use crate::table::{Category, Command, FoundKey, FoundKeys, Group, KeyFlags, Keys};
 use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
@@ -30,7 +30,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "sort",
         arity: -2,
-        flags: WRITE | DENYOOM | DANGEROUS | SORTED,
+        flags: WRITE | DENYOOM | DANGEROUS | SORTED | LOOKUP,
         keys: Keys::ONE.with("RO access").and(BY_AND_GET).and(STORE).found_by(sort_keys),
         group: Group::Generic,
         since: "1.0.0",
@@ -46,7 +46,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "sort_ro",
         arity: -2,
-        flags: READONLY | DANGEROUS | SORTED,
+        flags: READONLY | DANGEROUS | SORTED | LOOKUP,
         keys: Keys::ONE.and(BY_AND_GET).found_by(sort_ro_keys),
         group: Group::Generic,
         since: "7.0.0",

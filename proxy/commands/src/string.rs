@@ -6,7 +6,7 @@ use row::op::{Answer, Op, Refusal, Ttl, WriteCondition};
 use smallvec::smallvec;
 
 use crate::args::{ExpiryBase, ExpiryOptions, TimeUnit, integer};
-use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
+use crate::table::flags::{DENYOOM, FAST, LOOKUP, READONLY, WRITE};
 use crate::table::{Command, FoundKey, FoundKeys, Group, KeyFlags, Keys};
 use crate::{Args, Plan, PlanResult, Reply, ReplyBuilder, ReplyWriter, RowPlan};
 use crate::{errors, lcs, replies};
@@ -18,7 +18,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "get",
         arity: 2,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "1.0.0",
@@ -85,7 +85,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "getset",
         arity: 3,
-        flags: WRITE | DENYOOM | FAST,
+        flags: WRITE | DENYOOM | FAST | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "1.0.0",
@@ -97,7 +97,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "getdel",
         arity: 2,
-        flags: WRITE | FAST,
+        flags: WRITE | FAST | LOOKUP,
         keys: Keys::ONE.with("RW access delete"),
         group: GROUP,
         since: "6.2.0",
@@ -109,7 +109,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "getex",
         arity: -2,
-        flags: WRITE | FAST,
+        flags: WRITE | FAST | LOOKUP,
         keys: Keys::ONE.noting("RW and UPDATE because it changes the TTL"),
         group: GROUP,
         since: "6.2.0",
@@ -122,7 +122,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "mget",
         arity: -2,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ALL,
         group: GROUP,
         since: "1.0.0",
@@ -173,7 +173,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "strlen",
         arity: 2,
-        flags: READONLY | FAST,
+        flags: READONLY | FAST | LOOKUP,
         keys: Keys::ONE.with("RO"),
         group: GROUP,
         since: "2.2.0",
@@ -250,7 +250,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "getrange",
         arity: 4,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "2.4.0",
@@ -262,7 +262,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "substr",
         arity: 4,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::ONE,
         group: GROUP,
         since: "1.0.0",
@@ -287,7 +287,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "lcs",
         arity: -3,
-        flags: READONLY,
+        flags: READONLY | LOOKUP,
         keys: Keys::TWO,
         group: GROUP,
         since: "7.0.0",
@@ -328,10 +328,14 @@ fn set(mut args: Args) -> PlanResult {
         }
     }
     let ttl = expiry.ttl(Ttl::Default, &args)?;
-    Plan::one(
+    let mut plan = Plan::one(
         StringOp::Set { key, value, ttl, only, want_old },
         if want_old { old } else { set_or_nil },
-    )
+    );
+    if let Ok(Plan::Rows(rows)) = &mut plan {
+        rows.is_lookup = want_old;
+    }
+    plan
 }
 
 fn setnx(mut args: Args) -> PlanResult {
@@ -521,6 +525,7 @@ fn longest_common(mut args: Args) -> PlanResult {
         ops,
         same_partition: true,
         all_partitions: false,
+        is_lookup: true,
         builder: ReplyBuilder::Pairwise(Box::new(write)),
     }))
 }

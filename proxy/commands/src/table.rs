@@ -103,6 +103,31 @@ pub mod flags {
     pub const DANGEROUS: u64 = Category::Dangerous.flag();
     /// Planning takes time proportional to the bytes of the arguments.
     pub const LONG_PLAN: u64 = 1 << 30;
+    /// A local command that neither changes nor asks for anything that a command before it
+    /// may change, and does not wait: it runs at once, without them.
+    pub const AT_ONCE: u64 = 1 << 17;
+    /// Runs while MULTI queues commands, and is not queued.
+    pub const RUNS_IN_MULTI: u64 = 1 << 18;
+    /// Runs the commands that MULTI has queued: it may write if one of them may, and an
+    /// error before it runs discards them.
+    pub const RUNS_QUEUE: u64 = 1 << 19;
+    /// Not allowed in MULTI, although Redis allows it: it does more than a transaction in
+    /// one partition can. ([`NO_MULTI`] is what COMMAND shows.)
+    pub const NOT_IN_PARTITION: u64 = 1 << 20;
+    /// As [`NOT_IN_PARTITION`], if DB is among the arguments behind its two keys.
+    pub const DB_NOT_IN_PARTITION: u64 = 1 << 21;
+    /// Reads a key, so that it counts as a hit or a miss of the key space. (SET with GET
+    /// says so in its plan.)
+    pub const LOOKUP: u64 = 1 << 22;
+    /// A local command whose work or reply has no fixed bound: other clients' threads do not
+    /// wait for it.
+    pub const LONG_RUN: u64 = 1 << 23;
+    /// All its arguments are secrets.
+    pub const SECRET_ARGS: u64 = 1 << 24;
+    /// The two arguments behind AUTH are secrets.
+    pub const SECRET_OPTION: u64 = 1 << 25;
+    /// The values of secret settings are among its arguments.
+    pub const SECRET_SETTINGS: u64 = 1 << 26;
     /// Has subcommands.
     pub const CONTAINER: u64 = 1 << 31;
 
@@ -186,6 +211,25 @@ impl Command {
     pub fn takes(&self, argv: usize) -> bool {
         let arity = isize::from(self.arity);
         if arity < 0 { argv >= arity.unsigned_abs() } else { argv == arity.unsigned_abs() }
+    }
+
+    /// The plan of a call with these arguments, the name included, as many as the arity
+    /// allows. It draws random numbers from `seed`.
+    pub fn plan_call(&self, argv: Argv, seed: u64) -> PlanResult {
+        let name_args = 1 + usize::from(self.parts().is_some());
+        let mut plan = (self.plan)(Args::new(argv, name_args, seed));
+        if let Ok(Plan::Rows(rows)) = &mut plan {
+            rows.is_lookup |= self.is(flags::LOOKUP);
+        }
+        plan
+    }
+
+    /// True if the call may not be queued by MULTI, by its name and arguments alone: it
+    /// would block, or do more than a transaction in one partition can.
+    pub fn is_refused_by_multi(&self, argv: &Argv) -> bool {
+        let names_db = || argv.iter().skip(3).any(|arg| arg.eq_ignore_ascii_case(b"db"));
+        self.is(flags::NO_MULTI | flags::NOT_IN_PARTITION)
+            || (self.is(flags::DB_NOT_IN_PARTITION) && names_db())
     }
 
     /// Its ACL categories.
@@ -278,8 +322,7 @@ pub fn lookup(argv: &[Bytes]) -> Result<&'static Command, LookupError> {
 /// From arguments to a plan. The plan draws random numbers from `seed`.
 pub fn plan(argv: Argv, seed: u64) -> Result<(&'static Command, Plan), LookupError> {
     let command = lookup(&argv)?;
-    let name_args = 1 + usize::from(command.parts().is_some());
-    match (command.plan)(Args::new(argv, name_args, seed)) {
+    match command.plan_call(argv, seed) {
         Ok(plan) => Ok((command, plan)),
         Err(reply) => Err((Some(command), reply)),
     }

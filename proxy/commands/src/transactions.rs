@@ -1,15 +1,29 @@
 //! MULTI and WATCH. The session keeps the queue and the watched keys.
 
-use crate::table::flags::{ALLOW_BUSY, FAST, LOADING, NOSCRIPT, SKIP_SLOWLOG, STALE};
+use bytes::Bytes;
+
+use crate::table::flags::{
+    ALLOW_BUSY, AT_ONCE, FAST, LOADING, NOSCRIPT, RUNS_IN_MULTI, RUNS_QUEUE, SKIP_SLOWLOG, STALE,
+};
 use crate::table::{Command, Group, Keys};
-use crate::{Args, LocalCommand, Plan, PlanResult};
+use crate::{Args, Plan, PlanResult};
+
+/// Transaction commands, but for EXEC, which is a plan of its own.
+#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
+#[derive(Debug, Clone, PartialEq)]
+pub enum TransactionCommand {
+    Multi,
+    Discard,
+    Watch { keys: Vec<Bytes> },
+    Unwatch,
+}
 
 /// Transaction commands.
 pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "multi",
         arity: 1,
-        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
+        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY | AT_ONCE | RUNS_IN_MULTI,
         keys: Keys::NONE,
         group: Group::Transactions,
         since: "1.2.0",
@@ -21,7 +35,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "exec",
         arity: 1,
-        flags: NOSCRIPT | LOADING | STALE | SKIP_SLOWLOG,
+        flags: NOSCRIPT | LOADING | STALE | SKIP_SLOWLOG | RUNS_IN_MULTI | RUNS_QUEUE,
         keys: Keys::NONE,
         group: Group::Transactions,
         since: "1.2.0",
@@ -33,7 +47,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "discard",
         arity: 1,
-        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
+        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY | AT_ONCE | RUNS_IN_MULTI,
         keys: Keys::NONE,
         group: Group::Transactions,
         since: "2.0.0",
@@ -45,7 +59,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "watch",
         arity: -2,
-        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
+        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY | RUNS_IN_MULTI,
         keys: Keys::ALL.with("RO"),
         group: Group::Transactions,
         since: "2.2.0",
@@ -57,7 +71,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "unwatch",
         arity: 1,
-        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
+        flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY | AT_ONCE,
         keys: Keys::NONE,
         group: Group::Transactions,
         since: "2.2.0",
@@ -69,21 +83,21 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn multi(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Multi))
+    Plan::local(TransactionCommand::Multi)
 }
 
 fn exec(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Exec))
+    Ok(Plan::Exec)
 }
 
 fn discard(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Discard))
+    Plan::local(TransactionCommand::Discard)
 }
 
 fn watch(mut args: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Watch(args.rest())))
+    Plan::local(TransactionCommand::Watch { keys: args.rest() })
 }
 
 fn unwatch(_: Args) -> PlanResult {
-    Ok(Plan::Local(LocalCommand::Unwatch))
+    Plan::local(TransactionCommand::Unwatch)
 }

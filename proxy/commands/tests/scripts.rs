@@ -32,7 +32,7 @@ impl World {
                     rows.ops.iter().map(|op| self.eval(op)).collect::<Result<Vec<_>, _>>()?;
                 written(|reply| rows.builder.write(outcomes, reply))
             }
-            Ok((command, Plan::Local(_))) => {
+            Ok((command, Plan::Local(_) | Plan::Select(_) | Plan::Exec)) => {
                 return Err(format!(
                     "{} needs a session: mark the script with a line `# live`",
                     command.name
@@ -136,7 +136,7 @@ fn every_command_is_in_a_script() {
 fn a_script_that_is_wrong_fails() {
     for text in [
         "# Wrong value.\n> SET a 1\n+OK\n> GET a\n\"2\"",
-        "# Needs a session.\n> PING\n+PONG",
+        "# Needs a session.\n> CLIENT ID\n:1",
         "# Wrong kind.\n> GET a\n\"\"",
     ] {
         assert!(World::run(&TestScript::parse(text).unwrap()).is_err(), "{text}");

@@ -6,26 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use commands::Reply;
-use commands::plan::{ClientCommand, KillFilter, ReplyMode};
+use commands::client::{ClientCommand, KillFilter, ReplyMode};
 
 use super::{Client, Clients, Pause};
 use crate::errors::one_line;
+use crate::local::LocalReply;
+use crate::session::{ReplySuppression, Session};
 
-/// Effect of a CLIENT command on the calling connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// Nothing.
-    None,
-    /// Close, once the reply is sent.
-    Close,
-    /// CLIENT REPLY; `Off` and `Skip` suppress their own reply.
-    Mode(ReplyMode),
-}
-
-impl Clients {
-    /// Executes a CLIENT command of the client `me`.
-    pub(crate) fn call(&self, me: &Arc<Client>, call: ClientCommand) -> (Reply, Effect) {
-        let reply = match call {
+impl Session {
+    /// Runs a CLIENT command.
+    pub(crate) fn run_client(&mut self, command: ClientCommand) -> LocalReply {
+        let (me, clients) = (&self.client, &self.proxy.clients);
+        let reply = match command {
             ClientCommand::Id => Reply::Int(me.id as i64),
             ClientCommand::GetName => {
                 let name = me.name();
@@ -46,8 +38,13 @@ impl Clients {
                 Reply::OK
             }
             ClientCommand::Info => Reply::Text(me.line() + "\n"),
-            ClientCommand::List { kind, ids } => self.list(kind, &ids),
-            ClientCommand::Kill(filter) => return self.kill(me, &filter),
+            ClientCommand::List { kind, ids } => clients.list(kind, &ids),
+            ClientCommand::Kill(filter) => {
+                let (reply, is_me) = clients.kill(me, &filter);
+                // The connection closes once the reply is sent.
+                self.closing |= is_me;
+                reply
+            }
             ClientCommand::NoEvict(on) => {
                 me.no_evict.store(on, Ordering::Relaxed);
                 Reply::OK
@@ -56,25 +53,45 @@ impl Clients {
                 me.info.lock().no_touch = on;
                 Reply::OK
             }
-            ClientCommand::Reply(mode) => return (Reply::OK, Effect::Mode(mode)),
+            ClientCommand::Reply(mode) => return self.set_reply_mode(mode),
             ClientCommand::Pause { ms, writes_only } => {
-                self.pause(
+                clients.pause(
                     if writes_only { Pause::Writes } else { Pause::All },
                     Duration::from_millis(ms),
                 );
                 Reply::OK
             }
             ClientCommand::Unpause => {
-                self.unpause();
+                clients.unpause();
                 Reply::OK
             }
             ClientCommand::Unblock { id, with_error } => Reply::Int(i64::from(
-                self.all().iter().any(|client| client.id == id && client.unblock(with_error)),
+                clients.all().iter().any(|client| client.id == id && client.unblock(with_error)),
             )),
         };
-        (reply, Effect::None)
+        LocalReply::Sent(reply)
     }
 
+    /// CLIENT REPLY. ON is answered; OFF and SKIP suppress their own reply as well.
+    fn set_reply_mode(&mut self, mode: ReplyMode) -> LocalReply {
+        self.silence = match mode {
+            ReplyMode::On => ReplySuppression::None,
+            ReplyMode::Off => ReplySuppression::All,
+            ReplyMode::Skip if self.silence == ReplySuppression::None => {
+                ReplySuppression::NextReply
+            }
+            ReplyMode::Skip => self.silence,
+        };
+        match self.silence {
+            ReplySuppression::None => LocalReply::Sent(Reply::OK),
+            ReplySuppression::NextReply | ReplySuppression::All => {
+                LocalReply::Suppressed(Reply::OK)
+            }
+        }
+    }
+}
+
+impl Clients {
     fn list(&self, kind: Option<Bytes>, ids: &[u64]) -> Reply {
         let kind = match kind.as_deref().map(ClientType::parse) {
             None => None,
@@ -94,16 +111,17 @@ impl Clients {
         Reply::Text(lines)
     }
 
-    fn kill(&self, me: &Arc<Client>, filter: &KillFilter) -> (Reply, Effect) {
+    /// CLIENT KILL: the reply, and `true` if `me` is among the killed.
+    fn kill(&self, me: &Arc<Client>, filter: &KillFilter) -> (Reply, bool) {
         let kind = match filter.kind.as_deref().map(ClientType::parse) {
             None => None,
             Some(Ok(kind)) => Some(kind),
-            Some(Err(reply)) => return (reply, Effect::None),
+            Some(Err(reply)) => return (reply, false),
         };
         if let Some(user) = filter.user.as_ref().filter(|user| user.as_ref() != b"default") {
-            return (Reply::error(format!("ERR No such user '{}'", one_line(user))), Effect::None);
+            return (Reply::error(format!("ERR No such user '{}'", one_line(user))), false);
         }
-        let (mut killed, mut effect) = (0, Effect::None);
+        let (mut killed, mut is_me_killed) = (0, false);
         for client in self.all() {
             let is_me = client.id == me.id;
             if (is_me && filter.skip_me && !filter.old_form)
@@ -114,7 +132,7 @@ impl Clients {
             }
             killed += 1;
             if is_me {
-                effect = Effect::Close;
+                is_me_killed = true;
             } else {
                 client.kill();
             }
@@ -124,7 +142,7 @@ impl Clients {
             (true, _) => Reply::OK,
             (false, killed) => Reply::Int(killed),
         };
-        (reply, effect)
+        (reply, is_me_killed)
     }
 }
 

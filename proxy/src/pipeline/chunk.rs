@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use cluster::CallError;
 use commands::{LocalCommand, Reply, ReplyBuilder, RowPlan};
 use row::AnswerSize;
@@ -22,8 +23,6 @@ use crate::stats::{CommandIndex, ResolvedCommand};
 const LARGE_OPS_FIRST: usize = 16;
 const LARGE_OPS_FIRST_WITH_WRITES: usize = 64;
 const DOUBLINGS_MAX: u32 = 8;
-/// Estimated memory of an op and its outcome besides its arguments.
-const PLANNED_BYTES: usize = size_of::<Op>() + size_of::<Outcome>();
 /// Replies of one round up to this size count as small.
 const SMALL_BYTES: usize = 1 << 20;
 
@@ -101,11 +100,17 @@ impl Chunk {
             if bytes <= SMALL_BYTES { (self.doublings + 1).min(DOUBLINGS_MAX) } else { 0 };
     }
 
-    /// Counts an op that is added to the batches.
-    pub(crate) fn note(&mut self, op: &Op) {
-        self.planned_bytes += PLANNED_BYTES;
-        self.large_ops += usize::from(op.answer_size() == AnswerSize::Large);
-        self.writes |= op.is_write();
+    /// Counts the ops of a command, each of which is added to the batches `copies` times.
+    /// Their parts are slices of its arguments, of `args_bytes`, which count as input; what
+    /// they take beyond these is counted here.
+    pub(crate) fn note(&mut self, ops: &[Op], copies: usize, args_bytes: usize) {
+        let mut bytes = 0;
+        for op in ops {
+            bytes += op.memory_bytes() + size_of::<Outcome>();
+            self.large_ops += copies * usize::from(op.answer_size() == AnswerSize::Large);
+            self.writes |= op.is_write();
+        }
+        self.planned_bytes += copies * bytes.saturating_sub(args_bytes);
     }
 
     /// Estimated memory of plans, answers and replies, bytes.
@@ -154,6 +159,25 @@ pub(crate) enum NextStep {
     Pause,
     /// Ops on a table that this proxy does not know.
     NoTable(RowPlan, ResolvedCommand),
+    /// SELECT of a table that this proxy does not know.
+    Select(Bytes, ResolvedCommand),
+    /// EXEC.
+    Exec(ResolvedCommand),
+    /// A local command that need not wait for the commands before it.
+    AtOnce(LocalCommand, ResolvedCommand),
     /// A local command.
     Local(LocalCommand, ResolvedCommand),
+}
+
+impl NextStep {
+    /// True if it does more than ops on rows: monitors see it once it has run.
+    pub(crate) fn is_local(&self) -> bool {
+        match self {
+            NextStep::Done | NextStep::Pause | NextStep::NoTable(..) => false,
+            NextStep::Select(..)
+            | NextStep::Exec(..)
+            | NextStep::AtOnce(..)
+            | NextStep::Local(..) => true,
+        }
+    }
 }

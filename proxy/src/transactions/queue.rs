@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::PartitionId;
+use commands::Reply;
 use commands::args::Argv;
 use commands::table::flags;
-use commands::{Command, Reply};
 use row::op::WatchToken;
 use smallvec::SmallVec;
 
@@ -118,7 +118,7 @@ impl Transaction {
         bytes_max: ByteLimit,
     ) -> Reply {
         let Some(queue) = &mut self.queue else { return commands::errors::no_answer() };
-        if is_forbidden(resolved.command, argv) {
+        if resolved.command.is_refused_by_multi(argv) {
             self.mark_dirty();
             return Reply::error("ERR Command not allowed inside a transaction");
         }
@@ -150,16 +150,6 @@ impl Transaction {
     /// For CLIENT LIST: commands queued, their bytes, rows watched.
     pub(crate) fn figures(&self) -> (Option<usize>, usize, usize) {
         (self.queue.as_ref().map(Vec::len), self.queued_bytes, self.watched.len())
-    }
-}
-
-/// Commands that would block, or do more than a transaction of one partition can. Decided
-/// by name and arguments alone; EXEC reports all other errors.
-fn is_forbidden(command: &Command, argv: &Argv) -> bool {
-    match command.name {
-        "move" | "flushall" => true,
-        "copy" => argv.iter().skip(3).any(|arg| arg.eq_ignore_ascii_case(b"db")),
-        _ => command.is(flags::NO_MULTI),
     }
 }
 

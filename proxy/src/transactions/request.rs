@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cluster::{CallError, PartitionId, Table};
+use commands::generic::KeyspaceCommand;
 use commands::{LocalCommand, Plan, Reply, ReplyBuilder, RowPlan};
 use row::PartitionOp;
 use row::op::Op;
@@ -142,7 +143,7 @@ impl Session {
         for queued in queue {
             self.yield_if_due().await;
             let plan = match plan_queued(&queued, self.next_seed()) {
-                Plan::Local(call) => as_rows(call),
+                Plan::Local(LocalCommand::Keyspace(command)) => as_rows(command),
                 plan => plan,
             };
             resolved_steps.push(match plan {
@@ -162,16 +163,18 @@ impl Session {
                         ExecStep::Ready(reply)
                     })
                 }
-                Plan::Local(LocalCommand::Select(arg)) => {
-                    ResolvedStep::Other(match self.resolve_table(&arg).await? {
-                        TableRef::Table(name) => {
-                            self.use_table(name.clone());
-                            ExecStep::Select(name)
-                        }
-                        TableRef::Unknown(reply) => ExecStep::Ready(reply),
-                    })
+                Plan::Select(arg) => ResolvedStep::Other(match self.resolve_table(&arg).await? {
+                    TableRef::Table(name) => {
+                        self.use_table(name.clone());
+                        ExecStep::Select(name)
+                    }
+                    TableRef::Unknown(reply) => ExecStep::Ready(reply),
+                }),
+                // EXEC is never queued.
+                Plan::Exec => {
+                    ResolvedStep::Other(ExecStep::Ready(Reply::error("ERR EXEC without MULTI")))
                 }
-                Plan::Local(call) => ResolvedStep::Other(ExecStep::Local(call)),
+                Plan::Local(command) => ResolvedStep::Other(ExecStep::Local(command)),
             });
         }
         Ok(resolved_steps)
@@ -224,7 +227,7 @@ impl Session {
             Some(table) => table,
             None => match eval_on_empty(&rows.ops).map_err(fault)? {
                 Some(outcomes) => {
-                    if rows.ops.first().is_some_and(lookups::is_lookup) {
+                    if rows.is_lookup {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
                     return Ok(ExecStep::Answered(rows.builder, outcomes));
@@ -241,11 +244,7 @@ impl Session {
             }
             request.partition = Some(partition);
         }
-        let step = ExecStep::Rows(
-            rows.builder,
-            rows.ops.len(),
-            rows.ops.first().is_some_and(lookups::is_lookup),
-        );
+        let step = ExecStep::Rows(rows.builder, rows.ops.len(), rows.is_lookup);
         request.ops.extend(rows.ops);
         Ok(step)
     }
@@ -307,17 +306,18 @@ fn fault(fault: Fault) -> Reply {
 
 /// Turns commands that normally take several calls into ops on the one partition of a
 /// transaction.
-fn as_rows(call: LocalCommand) -> Plan {
+fn as_rows(command: KeyspaceCommand) -> Plan {
     let rows = |op, builder| {
         Plan::Rows(RowPlan {
             ops: smallvec![op],
             same_partition: true,
             all_partitions: true,
+            is_lookup: false,
             builder,
         })
     };
-    match call {
-        LocalCommand::Keys { glob } => {
+    match command {
+        KeyspaceCommand::Keys { glob } => {
             let all = Op::Partition(PartitionOp::Scan {
                 cursor: 0,
                 count: u64::MAX,
@@ -326,16 +326,19 @@ fn as_rows(call: LocalCommand) -> Plan {
             });
             rows(all, ReplyBuilder::One(generic::names))
         }
-        LocalCommand::Scan { cursor, count, glob, kind, none: false } => rows(
+        KeyspaceCommand::Scan { cursor, count, glob, kind, none: false } => rows(
             Op::Partition(PartitionOp::Scan { cursor, count, glob, kind }),
             ReplyBuilder::One(generic::page),
         ),
-        LocalCommand::RandomKey => rows(
+        KeyspaceCommand::RandomKey => rows(
             Op::Partition(PartitionOp::FirstAtOrAfter {
                 cursor: row::key::cursor(rand::random::<u64>() >> 2),
             }),
             ReplyBuilder::One(generic::drawn),
         ),
-        call => Plan::Local(call),
+        // The empty page of SCAN needs no rows; MOVE and COPY with DB are not queued.
+        command @ (KeyspaceCommand::Scan { none: true, .. }
+        | KeyspaceCommand::Move { .. }
+        | KeyspaceCommand::CopyTo { .. }) => Plan::Local(LocalCommand::Keyspace(command)),
     }
 }
