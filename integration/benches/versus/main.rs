@@ -37,14 +37,17 @@ const KEYSPACES: [usize; 2] = [1, 100_000];
 
 fn main() {
     let settings = Settings::from_args();
+    if settings.other.is_some() {
+        cpu::report(&settings);
+    }
+    if settings.other.is_some() && settings.sections.is_empty() {
+        return;
+    }
     println!(
         "{} cores; redis-benchmark, {CLIENTS} connections, median of {} turns\n",
         cores(),
         settings.rounds()
     );
-    if settings.other.is_some() {
-        cpu::report(&settings);
-    }
     if settings.wants("durable") {
         durable(&settings);
     }
@@ -138,8 +141,7 @@ impl Settings {
     }
 
     fn wants(&self, section: &str) -> bool {
-        let all = self.sections.is_empty() && self.other.is_none();
-        all || self.sections.iter().any(|wanted| wanted == section)
+        self.sections.is_empty() || self.sections.iter().any(|wanted| wanted == section)
     }
 }
 
