@@ -215,13 +215,21 @@ pub fn deltas<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
         before.into_iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key))
     {
         room(&mut deltas, cluster::meta_protocol::encode(key).len());
-        deltas.last_mut().expect("there is one").removed.push(key.clone());
+        deltas
+            .last_mut()
+            .expect("`deltas` begins with one page and only grows")
+            .removed
+            .push(key.clone());
     }
     for (key, value) in now.iter().filter(|(key, value)| !is_known(key, value)) {
         room(&mut deltas, cluster::meta_protocol::encode(&(key, value)).len());
-        deltas.last_mut().expect("there is one").upserts.insert(key.clone(), (**value).clone());
+        deltas
+            .last_mut()
+            .expect("`deltas` begins with one page and only grows")
+            .upserts
+            .insert(key.clone(), (**value).clone());
     }
-    deltas.last_mut().expect("there is one").has_more = false;
+    deltas.last_mut().expect("`deltas` begins with one page and only grows").has_more = false;
     deltas
 }
 

@@ -144,8 +144,10 @@ pub fn place(
             .iter()
             .copied()
             .min_by_key(|server| leading[server])
-            .expect("a partition has a replica");
-        *leading.get_mut(&leader).expect("candidates only") += 1;
+            .expect("a table has a replica, and `healthy` keeps all if none is healthy");
+        *leading
+            .get_mut(&leader)
+            .expect("every replica was placed on a candidate, and `leading` has them all") += 1;
         leaders.push(Some(leader));
     }
     let choices: Vec<&[ServerId]> = able.iter().map(Vec::as_slice).collect();
@@ -154,7 +156,7 @@ pub fn place(
         let first = servers
             .iter()
             .position(|server| Some(*server) == leader)
-            .expect("the leader is one of them");
+            .expect("`equalize` chooses leaders among the partition's replicas only");
         servers[..=first].rotate_right(1);
     }
     Ok(placed)
@@ -243,14 +245,21 @@ fn equalize(
         else {
             return;
         };
-        let (from, to) = (leaders[chain[0].0].expect("it leads it"), chain[chain.len() - 1].1);
+        let (from, to) = (
+            leaders[chain[0].0].expect("a chain passes on partitions with a leader"),
+            chain[chain.len() - 1].1,
+        );
         for (partition, to) in chain {
-            let before = leaders[partition].replace(to).expect("it leads it");
-            leads.get_mut(&before).expect("it leads something").retain(|led| *led != partition);
+            let before =
+                leaders[partition].replace(to).expect("a chain passes on partitions with a leader");
+            leads
+                .get_mut(&before)
+                .expect("`leads` has every server that leads, by its partitions")
+                .retain(|led| *led != partition);
             leads.entry(to).or_default().push(partition);
         }
-        *leading.get_mut(&from).expect("a known server") -= 1;
-        *leading.get_mut(&to).expect("a known server") += 1;
+        *leading.get_mut(&from).expect("chains begin at the servers of `leading`") -= 1;
+        *leading.get_mut(&to).expect("`chain_from` ends at a server of `leading`") += 1;
     }
 }
 

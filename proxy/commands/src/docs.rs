@@ -248,7 +248,7 @@ impl Parser<'_> {
         let (mut lists, mut repeated) = (vec![Vec::<Arg>::new()], false);
         let mut token: Option<String> = None;
         while let Some(word) = self.tokens.next() {
-            let list = lists.last_mut().expect("there is always one list");
+            let list = lists.last_mut().expect("`lists` begins with one list and only grows");
             match word {
                 "]" | ">" => break,
                 "..." => repeated = true,
@@ -279,7 +279,10 @@ impl Parser<'_> {
                 }
             }
         }
-        lists.last_mut().expect("there is always one list").extend(token.map(pure));
+        lists
+            .last_mut()
+            .expect("`lists` begins with one list and only grows")
+            .extend(token.map(pure));
         (lists, repeated)
     }
 }

@@ -109,7 +109,7 @@ fn match_by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
             let (_, rest) = element(left, 0, nocase);
             segments
                 .last_mut()
-                .expect("one was there at the start")
+                .expect("`segments` begins with one and only grows")
                 .push(&left[..left.len() - rest.len()]);
             left = rest;
         }

@@ -300,7 +300,10 @@ impl VisibleLog {
         while self.cache_bytes > keep
             && self.cache.front().is_some_and(|entry| entry.log_id.index < self.written)
         {
-            let entry = self.cache.pop_front().expect("just seen");
+            let entry = self
+                .cache
+                .pop_front()
+                .expect("`front` has just shown an entry, under the same lock");
             self.uncache(&entry, cached);
         }
     }

@@ -242,7 +242,7 @@ pub(crate) fn parse(bytes: &[u8], position: RecordPosition) -> Result<RawRecord<
     }
     let kind = RecordKind::of(claim.kind)
         .ok_or(FormatError::Newer("a record of a kind that this build does not know"))?;
-    let group = u64::from_le_bytes(bytes[13..21].try_into().expect("eight bytes"));
+    let group = u64::from_le_bytes(bytes[13..21].try_into().expect("13..21 are eight bytes"));
     Ok(RawRecord {
         synced: claim.synced,
         kind,

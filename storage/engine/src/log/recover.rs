@@ -81,7 +81,9 @@ pub(crate) fn recover(options: &LogOptions) -> Result<Recovered, LogError> {
     for (i, this) in found.iter().enumerate() {
         segments.push_back(read_segment(options, this, found.get(i + 1), &mut replay)?);
     }
-    let active = segments.pop_back().expect("found is not empty");
+    let active = segments
+        .pop_back()
+        .expect("an empty directory has returned above, and each file is a segment");
     let Replay { groups, suspects } = replay;
     let groups =
         groups.into_iter().map(|(id, replayed)| Ok((id, Arc::new(replayed.finish(dir, id)?))));
