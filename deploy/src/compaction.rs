@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use cluster::{CallError, PartitionId, Table, TableId, meta_protocol};
 use meta::admin::CompactionStatus;
 use parking_lot::Mutex;
-use storage::{Compaction as OfStore, Node};
+use storage::{Compaction as OfStore, CompactionError, Node};
 
 /// The last compaction of each table since the start of the process.
 #[derive(Default)]
@@ -114,7 +114,7 @@ impl CompactionRun {
         let outcomes: Vec<_> = self.stores.iter().filter_map(|store| store.outcome()).collect();
         let failed = outcomes
             .iter()
-            .find_map(|outcome| outcome.as_ref().err().cloned())
+            .find_map(|outcome| outcome.as_ref().err().map(CompactionError::to_string))
             .or(self.refused.clone());
         let elapsed_ms = self.ended.unwrap_or_else(|| self.started.elapsed().as_millis() as u64);
         let status = match (self.is_running(), &failed) {

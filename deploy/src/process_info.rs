@@ -346,9 +346,11 @@ impl proxy::Host for ProcessInfo {
     fn sync(&self) -> Boxed<'_, Result<(), CallError>> {
         Box::pin(async {
             match &self.stores {
-                Some(stores) => {
-                    stores.log.flush().await.map_err(|error| CallError::Fault(error.to_string()))
-                }
+                Some(stores) => stores
+                    .log
+                    .flush()
+                    .await
+                    .map_err(|error| CallError::Fault(storage::log_fault(&error))),
                 None => Ok(()),
             }
         })

@@ -168,8 +168,8 @@ pub(crate) async fn run_instructions(
                             to,
                             "transferred leadership, as instructed by meta"
                         ),
-                        Err(why) => {
-                            tracing::info!(?partition, to, why, "leadership transfer failed")
+                        Err(error) => {
+                            tracing::info!(?partition, to, %error, "leadership transfer failed")
                         }
                     }
                 });

@@ -230,7 +230,7 @@ impl RunningProcess<'_> {
             process.clone(),
             shutdown.clone(),
         );
-        process.proxy.set(Arc::downgrade(&proxy)).expect("set once, here");
+        process.proxy.set(Arc::downgrade(&proxy)).expect("a process opens one proxy");
         if let Some(membership) = &components.membership {
             membership.publish(&process);
         }

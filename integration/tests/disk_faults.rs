@@ -214,6 +214,20 @@ fn damage_found_at_runtime_is_reported_and_stops_writes() {
     );
     let reply = client.run("SET key:0 new");
     assert!(reply.text().starts_with("ERR storage fault: "), "{reply:?}");
+    // A full disk would be MISCONF, for clients and in the statistics.
+    let errors = client.run("INFO errorstats");
+    assert!(
+        errors.text().contains("errorstat_ERR:") && !errors.text().contains("errorstat_MISCONF:"),
+        "{errors:?}"
+    );
+    let output = server.output();
+    let stopped = output.lines().find(|line| line.contains("replica stopped"));
+    assert!(
+        stopped.is_some_and(
+            |line| line.contains("kind=\"damaged\"") && line.contains("is_damaged=true")
+        ),
+        "{stopped:?}"
+    );
     let (ready, why) = server.page("/health/ready");
     assert!(ready == 503 && why.contains("db0 partition 0: "), "{ready} {why}");
     assert!(server.admin_json(&["status"])["faults"].to_string().contains("db0 partition 0: "));

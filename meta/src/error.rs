@@ -1,7 +1,8 @@
 //! Why meta did not do what it was asked.
 
-use cluster::CallError;
-use engine::raft::GroupError;
+use cluster::{CallError, Fault, FaultKind};
+use engine::raft::{GroupError, GroupFault};
+use engine::store;
 
 use crate::state::Refusal;
 
@@ -37,12 +38,35 @@ pub enum MetaError {
     NotYet(String),
     /// I/O failure or corruption.
     #[error("meta storage fault: {0}")]
-    Fault(String),
+    Fault(Fault),
 }
 
-impl MetaError {
-    pub(crate) fn fault(error: impl std::fmt::Display) -> MetaError {
-        MetaError::Fault(error.to_string())
+impl From<store::Fault> for MetaError {
+    fn from(fault: store::Fault) -> Self {
+        MetaError::Fault(Fault::new(kind(fault.kind()), fault.to_string()))
+    }
+}
+
+impl From<GroupFault> for MetaError {
+    fn from(fault: GroupFault) -> Self {
+        MetaError::Fault(Fault::new(kind(fault.kind), fault.why))
+    }
+}
+
+/// A task of meta has panicked.
+impl From<tokio::task::JoinError> for MetaError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        MetaError::Fault(Fault::internal(error.to_string()))
+    }
+}
+
+fn kind(kind: engine::FaultKind) -> FaultKind {
+    match kind {
+        engine::FaultKind::Damaged => FaultKind::Damaged,
+        engine::FaultKind::Full => FaultKind::Full,
+        engine::FaultKind::Stalled => FaultKind::Stalled,
+        engine::FaultKind::Io => FaultKind::Io,
+        engine::FaultKind::Internal => FaultKind::Internal,
     }
 }
 
@@ -56,7 +80,7 @@ impl From<MetaError> for CallError {
             MetaError::NotLeading { .. } => CallError::NoLeader(error.to_string()),
             MetaError::NotNow(why) | MetaError::NotYet(why) => CallError::NoLeader(why),
             MetaError::Unknown(why) => CallError::Unknown(why),
-            MetaError::Fault(why) => CallError::Fault(why),
+            MetaError::Fault(fault) => CallError::Fault(fault),
         }
     }
 }
@@ -66,7 +90,7 @@ impl From<GroupError> for MetaError {
         match error {
             GroupError::NotLeader { .. } => MetaError::NotLeading { leader: None },
             GroupError::Unknown(why) => MetaError::Unknown(why),
-            GroupError::Fatal(why) => MetaError::Fault(why),
+            GroupError::Fatal(fault) => fault.into(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use cluster::meta_protocol::Server;
 use cluster::net::Net;
-use cluster::{ServerId, Table};
+use cluster::{Fault, ServerId, Table};
 use engine::batch::Family;
 use engine::log::Log;
 use engine::raft::{
@@ -126,10 +126,8 @@ impl Meta {
         shared: &SharedResources,
     ) -> Result<Arc<Meta>, MetaError> {
         let (dir, shared) = (options.dir.clone(), shared.clone());
-        let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir))
-            .await
-            .map_err(MetaError::fault)?;
-        let store = store.map_err(MetaError::fault)?;
+        let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir)).await?;
+        let store = store?;
         let (group_log, group_store, mode) =
             (log.group_log(GROUP), store.clone(), options.mode.clone());
         let start = async move {
@@ -158,7 +156,7 @@ impl Meta {
                 }
             }
         };
-        let group = options.raft_runtime.spawn(start).await.map_err(MetaError::fault)??;
+        let group = options.raft_runtime.spawn(start).await??;
         let stamps = StampClock::new(options.clock.clone(), 0);
         let meta = Arc::new_cyclic(|me| Meta {
             me: me.clone(),
@@ -242,18 +240,20 @@ impl Meta {
         let mut state = MetaState::default();
         let mut bad = None;
         // Keys below 0x01 are the store's own.
-        self.store
-            .range(Family::Default, &[1], &[], false, &mut |key, value| match codec::load(
-                &mut state, key, value,
-            ) {
+        self.store.range(
+            Family::Default,
+            &[1],
+            &[],
+            false,
+            &mut |key, value| match codec::load(&mut state, key, value) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(error) => {
                     bad = Some(error);
                     ControlFlow::Break(())
                 }
-            })
-            .map_err(MetaError::fault)?;
-        bad.map_or(Ok(state), |error| Err(MetaError::fault(error)))
+            },
+        )?;
+        bad.map_or(Ok(state), |error| Err(MetaError::Fault(Fault::damaged(error.to_string()))))
     }
 
     fn writable(&self) -> Result<(), MetaError> {
@@ -261,7 +261,7 @@ impl Meta {
         match self.store.health() {
             StoreHealth::Good => Ok(()),
             StoreHealth::DiskFull(why) => Err(MetaError::DiskFull(why)),
-            StoreHealth::Failing(why) => Err(MetaError::Fault(why)),
+            StoreHealth::Failing(fault) => Err(fault.into()),
         }
     }
 
@@ -272,7 +272,7 @@ impl Meta {
         &self,
         command: MetaCommand,
     ) -> Result<Option<Arc<Table>>, MetaError> {
-        let meta = self.me.upgrade().expect("whoever calls us holds us");
+        let meta = self.me.upgrade().expect("`self` is borrowed from the Arc that `me` points to");
         tokio::spawn(async move { meta.decide(command).await })
             .await
             .map_err(|error| MetaError::Unknown(error.to_string()))?
@@ -441,25 +441,23 @@ impl Meta {
         self.resign();
         self.group.shutdown().await;
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.close())
-            .await
-            .map_err(MetaError::fault)?
-            .map_err(MetaError::fault)
+        tokio::task::spawn_blocking(move || store.close()).await??;
+        Ok(())
     }
 }
 
 fn check_members(members: &[String], position: u32) -> Result<(), MetaError> {
     if ![1, 3, 5].contains(&members.len()) {
-        return Err(MetaError::Fault(format!(
+        return Err(MetaError::Fault(Fault::internal(format!(
             "a meta group has 1, 3 or 5 members, and {} are configured",
             members.len()
-        )));
+        ))));
     }
     if position == 0 || position as usize > members.len() {
-        return Err(MetaError::Fault(format!(
+        return Err(MetaError::Fault(Fault::internal(format!(
             "this meta is said to be member {position} of {}",
             members.len()
-        )));
+        ))));
     }
     Ok(())
 }

@@ -261,7 +261,7 @@ impl Meta {
             MetaError::DiskFull(why) => MetaResponse::Refused(why),
             MetaError::NotNow(why) | MetaError::NotYet(why) => MetaResponse::NotNow(why),
             MetaError::Unknown(why) => MetaResponse::Unknown(why),
-            MetaError::Fault(_) => MetaResponse::Unknown(error.to_string()),
+            MetaError::Fault(fault) => MetaResponse::Fault(fault),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Errors of the proxy: Redis's texts where Redis has one; otherwise what was not done,
 //! and the remedy.
 
-use cluster::CallError;
+use cluster::{CallError, Fault, FaultKind};
 use commands::Reply;
 
 use crate::settings::ByteLimit;
@@ -50,7 +50,8 @@ pub(crate) const DENIED: &str = "DENIED Redis is running in protected mode becau
 /// The reply when a call to a partition failed.
 ///
 /// `UNKNOWNOUTCOME` is Bridle's own: the write may or may not have happened, so no client
-/// library may repeat it blindly. All other errors mean that nothing was done.
+/// library may repeat it blindly. All other errors mean that nothing was done. A full disk
+/// is `MISCONF`, as in Redis, however it was noticed; other faults are `ERR`.
 pub(crate) fn call_error(error: &CallError) -> Reply {
     Reply::error(match error {
         CallError::NoLeader(why) => format!(
@@ -74,11 +75,24 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
                 one_line(why.as_bytes())
             )
         }
-        CallError::Fault(why) => format!("ERR storage fault: {}", one_line(why.as_bytes())),
+        CallError::Fault(fault) => {
+            let code = match fault.kind {
+                FaultKind::Full => "MISCONF",
+                FaultKind::Damaged | FaultKind::Stalled | FaultKind::Io | FaultKind::Internal => {
+                    "ERR"
+                }
+            };
+            format!("{code} storage fault: {}", one_line(fault.message.as_bytes()))
+        }
         CallError::TooLarge(why) => {
             format!("ERR The request is too large, nothing was done: {}", one_line(why.as_bytes()))
         }
     })
+}
+
+/// The reply when an op failed on a table that does not exist: no disk is behind it.
+pub(crate) fn op_fault(fault: row::Fault) -> Reply {
+    call_error(&CallError::Fault(Fault::internal(fault.message)))
 }
 
 /// The reply when a write was done in some partitions, and in others it was not or its

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use cluster::{Boxed, CallError, CallPartition, Catalogue, PartitionId, Table, TableId};
+use cluster::{Boxed, CallError, CallPartition, Catalogue, Fault, PartitionId, Table, TableId};
 use parking_lot::Mutex;
 use row::PartitionOp;
 use row::op::{Op, Request, Response};
@@ -52,7 +52,7 @@ impl CallPartition<Request, Response> for FakeBackend {
         let done = match request.ops[..] {
             _ if self.leaderless => Err(CallError::NoLeader("an election".into())),
             [Op::Partition(PartitionOp::Sync)] if self.disk_fails => {
-                Err(CallError::Fault("disk".into()))
+                Err(CallError::Fault(Fault::io("disk")))
             }
             _ => Ok(Response::Done(request.ops.iter().map(answer).collect())),
         };
@@ -146,7 +146,9 @@ impl Host for FakeBackend {
 
     fn sync(&self) -> Boxed<'_, Result<(), CallError>> {
         let fails = self.disk_fails;
-        Box::pin(async move { if fails { Err(CallError::Fault("disk".into())) } else { Ok(()) } })
+        Box::pin(
+            async move { if fails { Err(CallError::Fault(Fault::io("disk"))) } else { Ok(()) } },
+        )
     }
 
     fn memory(&self) -> ProcessMemory {

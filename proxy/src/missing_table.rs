@@ -2,7 +2,7 @@
 //! creates it.
 
 use bytes::Bytes;
-use cluster::{CallError, Table};
+use cluster::Table;
 use commands::{Reply, RowPlan};
 use row::edits::Edits;
 use row::op::{Answer, Op};
@@ -49,7 +49,7 @@ impl Session {
                     Err(reply) => Err(reply),
                 }
             }
-            Err(fault) => Err(errors::call_error(&CallError::Fault(fault.0))),
+            Err(fault) => Err(errors::op_fault(fault)),
         };
         match found {
             Ok(()) => self.route_on_table(rows, resolved, span),

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cluster::{Boxed, CallError, PartitionId, SLOTS, Table, TableId};
+use cluster::{Boxed, CallError, Fault, PartitionId, SLOTS, Table, TableId};
 use commands::{Reply, RowPlan};
 use row::AnswerSize;
 use row::PartitionOp;
@@ -273,7 +273,8 @@ impl Batches {
     /// The outcome of the next op of a batch. Outcomes are taken in the order in which
     /// the ops were added, once they are [available](Batches::has).
     pub(crate) fn take(&mut self, batch: u16) -> Result<Outcome, CallError> {
-        let lost = || CallError::Fault("a node answered fewer ops than it was asked".into());
+        let lost =
+            || CallError::Fault(Fault::internal("a node answered fewer ops than it was asked"));
         let batch = self.batches.get_mut(usize::from(batch)).ok_or_else(lost)?;
         loop {
             match batch.done.front_mut().ok_or_else(lost)? {
@@ -366,7 +367,7 @@ impl PartitionBatch {
             proxy.stats.batch(asked);
             let done = match outcomes {
                 Ok(outcomes) if outcomes.is_empty() && asked > 0 => Err(CallError::Fault(
-                    "a node answered none of the ops that it was asked".to_owned(),
+                    Fault::internal("a node answered none of the ops that it was asked"),
                 )),
                 outcomes => outcomes,
             };
@@ -590,8 +591,8 @@ fn is_transient(error: &CallError) -> bool {
 fn done(response: Response) -> Result<Vec<Outcome>, CallError> {
     match response {
         Response::Done(outcomes) => Ok(outcomes),
-        Response::Touched => {
-            Err(CallError::Fault("a node says that a row was touched which nobody watched".into()))
-        }
+        Response::Touched => Err(CallError::Fault(Fault::internal(
+            "a node says that a row was touched which nobody watched",
+        ))),
     }
 }

@@ -16,7 +16,7 @@ pub(crate) mod written;
 
 use std::time::{Duration, Instant};
 
-use cluster::{Boxed, CallError, PartitionId};
+use cluster::{Boxed, CallError, Fault, PartitionId};
 use commands::Reply;
 use commands::generic::WaitCommand;
 use row::PartitionOp;
@@ -183,15 +183,15 @@ async fn sync_one(
         Ok(Response::Done(outcomes)) => match outcomes[..] {
             [Ok(Answer::Int(index))] => u64::try_from(index).unwrap_or(0),
             _ => {
-                return Err(CallError::Fault(
-                    "a node answered something else than it was asked".into(),
-                ));
+                return Err(CallError::Fault(Fault::internal(
+                    "a node answered something else than it was asked",
+                )));
             }
         },
         Ok(Response::Touched) => {
-            return Err(CallError::Fault(
-                "a node says that a row was touched which nobody watched".into(),
-            ));
+            return Err(CallError::Fault(Fault::internal(
+                "a node says that a row was touched which nobody watched",
+            )));
         }
     };
     let others = match wanted.replicas {

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use cluster::CallError;
+use cluster::{CallError, Fault, FaultKind};
 use kit::{CROSSSLOT, Metas, Server, command};
 use tokio::io::AsyncReadExt;
 
@@ -195,7 +195,11 @@ async fn failed_write_is_never_retried_and_reports_its_outcome() {
             CallError::ReadOnly("disk full".into()),
             "-MISCONF Writes are refused, reads go on: disk full\r\n",
         ),
-        (CallError::Fault("bad block".into()), "-ERR storage fault: bad block\r\n"),
+        (CallError::Fault(Fault::damaged("bad block")), "-ERR storage fault: bad block\r\n"),
+        (
+            CallError::Fault(Fault::new(FaultKind::Full, "no space")),
+            "-MISCONF storage fault: no space\r\n",
+        ),
         (
             CallError::TooLarge("9 bytes".into()),
             "-ERR The request is too large, nothing was done: 9 bytes\r\n",

@@ -4,6 +4,7 @@ mod kit;
 
 use std::time::Duration;
 
+use cluster::{CallError, Fault, FaultKind};
 use kit::{Client, Server, command};
 use row::StringOp;
 
@@ -43,6 +44,24 @@ async fn info_counts_what_clients_do() {
     );
     client.ask("CONFIG RESETSTAT", "+OK\r\n").await;
     assert_eq!(field(&mut client, "stats", "total_error_replies").await, "0");
+}
+
+#[tokio::test]
+async fn a_full_disk_and_a_damaged_record_are_told_apart() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    for error in [
+        CallError::ReadOnly("no space left".into()),
+        CallError::Fault(Fault::new(FaultKind::Full, "no space left")),
+        CallError::Fault(Fault::damaged("not a head record")),
+    ] {
+        server.world.errors.lock().push_back(error);
+    }
+    client.ask("INCR a", "-MISCONF Writes are refused, reads go on: no space left\r\n").await;
+    client.ask("INCR a", "-MISCONF storage fault: no space left\r\n").await;
+    client.ask("INCR a", "-ERR storage fault: not a head record\r\n").await;
+    assert_eq!(field(&mut client, "errorstats", "errorstat_MISCONF").await, "count=2");
+    assert_eq!(field(&mut client, "errorstats", "errorstat_ERR").await, "count=1");
 }
 
 #[tokio::test]
@@ -257,7 +276,7 @@ async fn info_keyspace_of_a_cluster_is_counted_everywhere() {
         other => panic!("{other:?}"),
     };
     assert_eq!(keyspace().await, "# Keyspace\r\ndb0:keys=6,expires=3,avg_ttl=0,subexpiry=0\r\n");
-    world.errors.lock().extend((0..3).map(|_| cluster::CallError::Fault("disk".into())));
+    world.errors.lock().extend((0..3).map(|_| CallError::Fault(Fault::io("disk"))));
     assert_eq!(keyspace().await, "# Keyspace\r\nbridle_uncounted:db0\r\n");
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use engine::store;
 use parking_lot::Mutex;
 
+use crate::error::CompactionError;
 use crate::replica::Replica;
 use crate::tasks;
 
@@ -24,7 +25,7 @@ pub struct Compaction(Mutex<CompactionState>);
 enum CompactionState {
     Waiting,
     Begun(Arc<store::ManualCompaction>),
-    Failed(String),
+    Failed(CompactionError),
 }
 
 impl Compaction {
@@ -34,25 +35,22 @@ impl Compaction {
         let begun = compaction.clone();
         let failed = compaction.clone();
         let begin = async move {
-            let began = wait_until_expired(&replica)
-                .await
-                .and_then(|()| replica.store().compact().map_err(|error| error.to_string()));
+            let began =
+                wait_until_expired(&replica).await.and_then(|()| Ok(replica.store().compact()?));
             *begun.0.lock() = began.map_or_else(CompactionState::Failed, CompactionState::Begun);
         };
         tasks::spawn(begin, move |why| {
             tasks::report_panic("compaction", why);
-            *failed.0.lock() = CompactionState::Failed(format!("it panicked: {why}"));
+            *failed.0.lock() = CompactionState::Failed(CompactionError::Panicked(why.to_owned()));
         });
         compaction
     }
 
     /// The outcome; `None` while it runs.
-    pub fn outcome(&self) -> Option<Result<(), String>> {
+    pub fn outcome(&self) -> Option<Result<(), CompactionError>> {
         match &*self.0.lock() {
             CompactionState::Waiting => None,
-            CompactionState::Begun(compaction) => {
-                compaction.outcome().map(|outcome| outcome.map_err(|error| error.to_string()))
-            }
+            CompactionState::Begun(compaction) => compaction.outcome().map(|outcome| Ok(outcome?)),
             CompactionState::Failed(why) => Some(Err(why.clone())),
         }
     }
@@ -60,12 +58,13 @@ impl Compaction {
 
 /// Waits until nothing is left in the replica's state that is due by now. Where another
 /// replica leads, that one's cycle removes it.
-async fn wait_until_expired(replica: &Arc<Replica>) -> Result<(), String> {
+async fn wait_until_expired(replica: &Arc<Replica>) -> Result<(), CompactionError> {
     let (due_ms, deadline) = (replica.clock.now().now_ms, Instant::now() + EXPIRY_WAIT_MAX);
     while Instant::now() < deadline {
         let looked_at = replica.clone();
         let look = tokio::task::spawn_blocking(move || looked_at.has_due(due_ms));
-        if !look.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
+        let has_due = look.await.map_err(|error| CompactionError::Panicked(error.to_string()))?;
+        if !has_due? {
             return Ok(());
         }
         tokio::time::sleep(POLL_INTERVAL).await;

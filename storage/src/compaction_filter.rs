@@ -76,7 +76,7 @@ mod tests {
 
     impl View for Stored<'_> {
         fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-            self.0.get(batch::of(family), key).map_err(|fault| Fault(fault.to_string()))
+            self.0.get(batch::of(family), key).map_err(|fault| crate::fault::of_view(&fault))
         }
 
         fn range(
@@ -89,7 +89,7 @@ mod tests {
         ) -> Result<(), Fault> {
             self.0
                 .range(batch::of(family), from, to, reverse, each)
-                .map_err(|fault| Fault(fault.to_string()))
+                .map_err(|fault| crate::fault::of_view(&fault))
         }
     }
 

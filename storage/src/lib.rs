@@ -57,8 +57,10 @@ mod compaction;
 mod compaction_filter;
 mod cursors;
 mod dirs;
+mod error;
 mod executor;
 mod expiry;
+mod fault;
 mod group_commit;
 #[cfg(test)]
 #[path = "../tests/kit/mod.rs"]
@@ -75,4 +77,6 @@ mod tasks;
 
 pub use clock::monotonic;
 pub use compaction::Compaction;
+pub use error::{CompactionError, ReplicaError};
+pub use fault::log_fault;
 pub use node::{Assignment, Node, NodeOptions, Peers, TableStats};

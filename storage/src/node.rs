@@ -20,8 +20,10 @@ use row::op::{Request, Response};
 use row::view::Rules;
 use tokio::sync::watch;
 
+use crate::error::ReplicaError;
 use crate::expiry::cycle::ExpiryCycles;
 use crate::expiry::{ExpiryWork, NextExpiry};
+use crate::fault::IntoFault;
 use crate::quota::Quota;
 use crate::reads::{ReadOutcome, ReadTime};
 use crate::replica::{AnnouncedTtl, Replica, ReplicaFault, ReplicaOptions};
@@ -446,10 +448,8 @@ impl Node {
 
     async fn try_open(&self, table: &Table, placement: &Placement, raft_id: u64) -> OpenResult {
         let partition = placement.partition;
-        let unopened = |error: std::io::Error| ReplicaFault {
-            fault: CallError::Fault(error.to_string()),
-            is_damaged: false,
-        };
+        let unopened =
+            |error: std::io::Error| ReplicaFault { fault: error.into_fault(), is_damaged: false };
         self.delete_other_replicas(partition, raft_id).await.map_err(unopened)?;
         let options = ReplicaOptions {
             placement,
@@ -558,46 +558,49 @@ impl Node {
     /// Passes a message from another server to the replica that it is for.
     ///
     /// # Errors
-    /// The reason why it was not taken, for the sender.
-    pub async fn receive(&self, message: RaftMessage) -> Result<bytes::Bytes, String> {
-        let partition =
-            partition_of(message.group).ok_or("no partition has this group's number")?;
+    /// [`ReplicaError::NoPartition`], [`ReplicaError::Unavailable`] or
+    /// [`ReplicaError::Receive`].
+    pub async fn receive(&self, message: RaftMessage) -> Result<bytes::Bytes, ReplicaError> {
+        let partition = partition_of(message.group).ok_or(ReplicaError::NoPartition)?;
         let rebuild = self.replicas.load().get(&partition).and_then(|slot| slot.rebuild.clone());
         let Some(rebuild) = rebuild else {
-            let replica = self.replica(partition).map_err(|error| error.to_string())?;
-            return replica.receive(message).await;
+            return Ok(self.replica(partition)?.receive(message).await?);
         };
         let reply = rebuild.receive(message).await;
         if rebuild.is_done() {
             self.changes.send_modify(|change| *change += 1);
         }
-        reply.map_err(|error| error.to_string())
+        Ok(reply?)
     }
 
     /// Waits until the replica here has applied an entry, and then until its log is on
     /// the disk: what was committed up to that entry survives here.
     ///
     /// # Errors
-    /// The reason why the entry may not survive here, for the caller.
-    pub async fn sync_copy(&self, partition: PartitionId, index: u64) -> Result<(), String> {
-        self.replica(partition)
-            .map_err(|error| error.to_string())?
-            .sync_copy(index, &self.log)
-            .await
+    /// The reason why the entry may not survive here: all of [`ReplicaError`] but those of
+    /// messages and of transfers.
+    pub async fn sync_copy(&self, partition: PartitionId, index: u64) -> Result<(), ReplicaError> {
+        self.replica(partition)?.sync_copy(index, &self.log).await
     }
 
     /// Hands the leadership of a partition over to another member, if this node leads it
     /// in this term.
     ///
     /// # Errors
-    /// The reason why leadership was not handed over.
-    pub async fn transfer(&self, partition: PartitionId, term: u64, to: u64) -> Result<(), String> {
-        let replica = self.replica(partition).map_err(|error| error.to_string())?;
+    /// [`ReplicaError::Unavailable`], [`ReplicaError::NotLeading`] or
+    /// [`ReplicaError::Transfer`].
+    pub async fn transfer(
+        &self,
+        partition: PartitionId,
+        term: u64,
+        to: u64,
+    ) -> Result<(), ReplicaError> {
+        let replica = self.replica(partition)?;
         let figures = replica.figures();
         if !figures.is_leader || figures.term != term {
-            return Err(format!("it does not lead in term {term}"));
+            return Err(ReplicaError::NotLeading(term));
         }
-        replica.transfer(to, "meta has asked for it").await
+        Ok(replica.transfer(to, "meta has asked for it").await?)
     }
 
     /// Hands over all leaderships to members that are ready, before this process stops;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::{CallError, blocking};
-use engine::store::{self, Snapshot};
+use engine::store::Snapshot;
 use row::edits::{Edits, Family};
 use row::eval::{self, EvalError, EvalResult};
 use row::op::{Op, Refusal, Request, Response};
@@ -17,6 +17,7 @@ use row::{PartitionOp, key, value};
 
 use crate::batch::of;
 use crate::expiry::cycle::STEP_TIME_MAX;
+use crate::fault::of_view;
 use crate::replica::Replica;
 use crate::row_cache::Version;
 
@@ -113,7 +114,7 @@ impl ReadView<'_> {
             None if self.inserts => self.replica.store.get(of(family), key),
             None => self.replica.store.get_replaced(of(family), key),
         }
-        .map_err(fault)
+        .map_err(|fault| of_view(&fault))
     }
 }
 
@@ -158,7 +159,7 @@ impl View for ReadView<'_> {
             Some(snapshot) => snapshot.range(of(family), from, to, reverse, each),
             None => self.replica.store.range(of(family), from, to, reverse, each),
         }
-        .map_err(fault)
+        .map_err(|fault| of_view(&fault))
     }
 
     fn recall_cursor(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
@@ -287,10 +288,6 @@ impl View for SingleRowView<'_> {
     fn depends_on_time(&self, observed_expiry_ms: u64) {
         self.state.depends_on_time(observed_expiry_ms);
     }
-}
-
-fn fault(error: store::Fault) -> Fault {
-    Fault(error.to_string())
 }
 
 /// Beyond this many bytes of answers, the remaining ops are left for the caller to send
@@ -434,7 +431,7 @@ fn evaluate_single(
 ) -> Result<Option<(EvalResult, u64)>, CallError> {
     let view = SingleRowView::new(replica);
     let answered = evaluate(&view, op, stamp, rules);
-    let key = single_row(op).expect("the caller has asked");
+    let key = single_row(op).expect("only ops of one row are read without a snapshot");
     if view.is_consistent(key).map_err(|fault| replica.fault(fault))? {
         return Ok(Some((answered, view.state.observed_expiry_ms())));
     }

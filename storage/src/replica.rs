@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use cluster::{CallError, Leader, PartitionId, Placement, ServerId, meta_protocol};
+use cluster::{CallError, Fault, Leader, PartitionId, Placement, ServerId, meta_protocol};
 use engine::batch::Family;
 use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Log, LogError};
 use engine::mutants::{self, Rule};
 use engine::raft::{
-    self, Group, GroupError, GroupOptions, GroupStats, QUORUM_ACK_AGE_MAX, RaftMessage, Role,
-    TransferReason,
+    self, ChangeError, Group, GroupError, GroupOptions, GroupStats, QUORUM_ACK_AGE_MAX,
+    RaftMessage, ReceiveError, Role, TransferReason,
 };
-use engine::store::{Fault, SharedResources, Store, StoreHealth, StoreSizes};
+use engine::store::{self, SharedResources, Store, StoreHealth, StoreSizes};
 use engine::time::SlewedClock;
 use parking_lot::Mutex;
 use row::op::{Answer, Op, Request, Response};
@@ -31,8 +31,10 @@ pub(crate) use engine::raft::Leadership;
 use crate::clock::{self, Clock};
 use crate::compaction_filter::RowLiveness;
 use crate::cursors::Cursors;
+use crate::error::ReplicaError;
 use crate::executor;
 use crate::expiry::{Expiry, ExpiryWork, NextExpiry};
+use crate::fault::{self, IntoFault};
 use crate::lease::{Lease, LeaseRequest};
 use crate::node::{Peers, TableStats};
 use crate::queue::Queue;
@@ -130,28 +132,30 @@ const READ_TRIES: usize = 5;
 /// The fault by which a replica has stopped or is not open.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicaFault {
-    pub(crate) fault: CallError,
-    /// True when its data on disk can't be relied on: opening it again does not help.
+    pub(crate) fault: Fault,
+    /// True when its store has found that its data on disk can't be relied on: opening it
+    /// again does not help, a copy of the leader's does. Damage that an op finds in a
+    /// record is none: the other replicas have applied the same entries.
     pub(crate) is_damaged: bool,
 }
 
 impl std::fmt::Display for ReplicaFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.fault.fmt(f)
+        write!(f, "storage fault: {}", self.fault)
     }
 }
 
 impl ReplicaFault {
-    fn of(fault: impl std::fmt::Display, store: &Store) -> ReplicaFault {
-        ReplicaFault { fault: fault_error(fault), is_damaged: store.damage().is_some() }
+    fn of(fault: impl IntoFault, store: &Store) -> ReplicaFault {
+        ReplicaFault { fault: fault.into_fault(), is_damaged: store.damage().is_some() }
     }
 
     /// The error for callers. With peers it is that this replica does not lead, so that
     /// callers find the leader.
     pub(crate) fn to_call_error(&self, has_peers: bool) -> CallError {
         match has_peers {
-            true => CallError::NoLeader(format!("its replica here is set aside: {}", self.fault)),
-            false => self.fault.clone(),
+            true => CallError::NoLeader(format!("its replica here is set aside: {self}")),
+            false => CallError::Fault(self.fault.clone()),
         }
     }
 }
@@ -208,7 +212,7 @@ impl ReplicaOptions<'_> {
         )
     }
 
-    async fn start_group(&self, log: &Arc<Log>, store: Store) -> Result<Group, String> {
+    async fn start_group(&self, log: &Arc<Log>, store: Store) -> Result<Group, Fault> {
         let partition = self.placement.partition;
         let name = format!("table {} partition {}", partition.table.0, partition.index);
         let (id, log) = (self.raft_id, log.group_log(self.group_id));
@@ -236,7 +240,7 @@ impl ReplicaOptions<'_> {
                 self.raft_runtime.spawn(async move { Group::start(options).await }).await
             }
         };
-        started.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        started.map_err(IntoFault::into_fault)?.map_err(IntoFault::into_fault)
     }
 }
 
@@ -248,11 +252,10 @@ impl Replica {
         shared: &SharedResources,
         row_cache: &Arc<RowCache>,
     ) -> Result<Arc<Replica>, ReplicaFault> {
-        let unopened =
-            |fault: String| ReplicaFault { fault: CallError::Fault(fault), is_damaged: false };
+        let unopened = |fault: Fault| ReplicaFault { fault, is_damaged: false };
         raft::finish_rebuild(options.dir, &log.group_log(options.group_id), shared)
             .await
-            .map_err(|error| unopened(error.to_string()))?;
+            .map_err(|error| unopened(error.into_fault()))?;
         let store = {
             let (dir, shared) = (options.dir.to_owned(), shared.clone());
             tokio::task::spawn_blocking(move || {
@@ -260,10 +263,10 @@ impl Replica {
             })
             .await
         }
-        .map_err(|error| unopened(error.to_string()))?
+        .map_err(|error| unopened(error.into_fault()))?
         .map_err(|fault| ReplicaFault {
-            is_damaged: matches!(fault, Fault::Corrupt { .. }),
-            ..unopened(fault.to_string())
+            is_damaged: matches!(fault, store::Fault::Corrupt { .. }),
+            fault: fault.into_fault(),
         })?;
         let opened = match last_stamp(&store) {
             Ok(stamp_ms) => {
@@ -322,7 +325,7 @@ impl Replica {
         let replica = Arc::downgrade(self);
         tasks::spawn(task, move |why| {
             if let Some(replica) = replica.upgrade() {
-                replica.fault(format!("{what} panicked: {why}"));
+                replica.fault(Fault::internal(format!("{what} panicked: {why}")));
             }
         })
     }
@@ -508,8 +511,8 @@ impl Replica {
     }
 
     /// Takes a message from another member.
-    pub(crate) async fn receive(&self, message: RaftMessage) -> Result<Bytes, String> {
-        self.group.receive(message).await.map_err(|error| error.to_string())
+    pub(crate) async fn receive(&self, message: RaftMessage) -> Result<Bytes, ReceiveError> {
+        self.group.receive(message).await
     }
 
     /// Hands leadership over to another member; `why` is for the log.
@@ -517,7 +520,7 @@ impl Replica {
         self: &Arc<Self>,
         to: u64,
         why: &'static str,
-    ) -> Result<(), String> {
+    ) -> Result<(), ChangeError> {
         self.transfer_as(to, TransferReason::Requested, why).await
     }
 
@@ -526,13 +529,10 @@ impl Replica {
         to: u64,
         kind: TransferReason,
         why: &'static str,
-    ) -> Result<(), String> {
+    ) -> Result<(), ChangeError> {
         let replica = self.clone();
         *self.transfer_reason.lock() = why;
-        self.group
-            .transfer_leader_with(to, kind, Box::new(move || replica.lease.revoke()))
-            .await
-            .map_err(|error| error.to_string())
+        self.group.transfer_leader_with(to, kind, Box::new(move || replica.lease.revoke())).await
     }
 
     /// Hands leadership over to a member whose disk is quick, if it is here and this
@@ -578,7 +578,7 @@ impl Replica {
                     tracing::debug!(
                         partition = ?self.partition,
                         to = follower.raft_id,
-                        error,
+                        %error,
                         "a leadership transfer failed"
                     )
                 }
@@ -630,8 +630,10 @@ impl Replica {
 
     fn no_leader(&self, error: GroupError) -> CallError {
         match error {
-            GroupError::Fatal(why) => self.fault(why),
-            error => CallError::NoLeader(error.to_string()),
+            GroupError::Fatal(fault) => self.fault(fault),
+            error @ (GroupError::NotLeader { .. } | GroupError::Unknown(_)) => {
+                CallError::NoLeader(error.to_string())
+            }
         }
     }
 
@@ -654,7 +656,8 @@ impl Replica {
     fn propose_error(&self, error: GroupError) -> ProposeError {
         match error {
             GroupError::NotLeader { why, .. } => ProposeError::NotProposed(why),
-            GroupError::Unknown(why) | GroupError::Fatal(why) => {
+            error @ (GroupError::Unknown(_) | GroupError::Fatal(_)) => {
+                let why = error.to_string();
                 tracing::error!(partition = ?self.partition, %why, "a write's outcome is unknown");
                 ProposeError::Unknown(why)
             }
@@ -676,7 +679,7 @@ impl Replica {
         match self.store.health() {
             StoreHealth::Good => Ok(()),
             StoreHealth::DiskFull(why) => Err(CallError::ReadOnly(why)),
-            StoreHealth::Failing(why) => Err(self.fault(why)),
+            StoreHealth::Failing(fault) => Err(self.fault(fault)),
         }
     }
 
@@ -691,7 +694,7 @@ impl Replica {
         };
         self.store
             .range(Family::Default, key::TIME_INDEX, &end, false, each)
-            .map_err(fault_error)?;
+            .map_err(fault::call_error)?;
         Ok(found)
     }
 
@@ -710,7 +713,7 @@ impl Replica {
                     reads::answer(&replica, &request, u64::MAX, by)
                 })
                 .await;
-                look.map_err(fault_error)??
+                look.map_err(fault::call_error)??
             } else {
                 reads::answer(self, &request, reads::LOCAL_READ_CELLS_MAX, by)?
             };
@@ -743,19 +746,17 @@ impl Replica {
         log.flush().await.map_err(|error| match self.has_peers {
             // The other members have it, too, and one of them may lead soon.
             true => CallError::NoLeader(format!("its log can't be written to disk: {error}")),
-            false => fault_error(error),
+            false => fault::call_error(error),
         })?;
         Ok(Response::Done(vec![Ok(Answer::Int(i64::try_from(index).unwrap_or(i64::MAX)))]))
     }
 
     /// As leader or follower: waits until it has applied an entry, and then until its log
     /// is on this server's disk.
-    pub(crate) async fn sync_copy(&self, index: u64, log: &Log) -> Result<(), String> {
+    pub(crate) async fn sync_copy(&self, index: u64, log: &Log) -> Result<(), ReplicaError> {
         let applied = tokio::time::timeout(SYNC_COPY_TIMEOUT, self.group.applied(index)).await;
-        applied
-            .map_err(|_| format!("entry {index} is not applied here yet"))?
-            .map_err(|error| error.to_string())?;
-        log.flush().await.map_err(|error| error.to_string())
+        applied.map_err(|_| ReplicaError::NotApplied(index))??;
+        Ok(log.flush().await?)
     }
 
     /// Commits that a time is past, so that what a reader found expired stays expired
@@ -852,16 +853,17 @@ impl Replica {
 
     /// Stops the replica by a fault, which is logged once. Returns the error for the
     /// caller.
-    pub(crate) fn fault(&self, why: impl std::fmt::Display) -> CallError {
+    pub(crate) fn fault(&self, fault: impl IntoFault) -> CallError {
         // An error that follows from a stop is no further fault.
         if let Some(stopped) = self.queue.closed() {
             return stopped;
         }
         let stopped = self.stopped.get_or_init(|| {
-            let stopped = ReplicaFault::of(why, &self.store);
+            let stopped = ReplicaFault::of(fault, &self.store);
             tracing::error!(
                 partition = ?self.partition,
                 error = %stopped,
+                kind = stopped.fault.kind.name(),
                 is_damaged = stopped.is_damaged,
                 "replica stopped"
             );
@@ -918,9 +920,9 @@ async fn close_store(store: Store, partition: PartitionId) {
 }
 
 /// The last applied stamp, ms; 0 when nothing is applied.
-fn last_stamp(store: &Store) -> Result<u64, String> {
-    let stamp = store.get(Family::Default, &clock::STAMP).map_err(|fault| fault.to_string())?;
-    stamp.map_or(Ok(0), |stamp| value::decode_counter(&stamp).map_err(|error| error.to_string()))
+fn last_stamp(store: &Store) -> Result<u64, Fault> {
+    let stamp = store.get(Family::Default, &clock::STAMP).map_err(IntoFault::into_fault)?;
+    stamp.map_or(Ok(0), |stamp| value::decode_counter(&stamp).map_err(IntoFault::into_fault))
 }
 
 /// Follows the role of the replica until it is gone. When leadership is lost, the lease
@@ -959,20 +961,16 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
         }
         tokio::select! {
             Ok(()) = role.changed() => {}
-            why = group.ended() => {
+            fault = group.ended() => {
                 // By a shutdown or by a fault: a shutdown has closed the queue before.
                 if let Some(replica) = replica.upgrade() {
                     replica.log_role(&mut led, Role { is_leader: false, ..Role::default() });
-                    replica.fault(why);
+                    replica.fault(fault);
                 }
                 return;
             }
         }
     }
-}
-
-fn fault_error(error: impl std::fmt::Display) -> CallError {
-    CallError::Fault(error.to_string())
 }
 
 #[cfg(test)]
@@ -990,9 +988,8 @@ mod tests {
         node.follow(&[kit::assigned(kit::table())]).await;
         let replica = node.replica(DB0).expect("it is open");
         replica.run("its executor", async { panic!("on purpose") }).await.expect("no panic");
-        let why =
-            |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
-        assert!(replica.stopped().is_some_and(|stopped| why(&stopped.fault)));
+        let fault = Fault::internal("its executor panicked: on purpose");
+        assert_eq!(replica.stopped().map(|stopped| &stopped.fault), Some(&fault));
         for op in [
             Op::String(StringOp::Get { key: Bytes::from_static(b"k").into() }),
             Op::String(StringOp::Append {
@@ -1003,7 +1000,7 @@ mod tests {
             let said = node
                 .call(DB0, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() })
                 .await;
-            assert!(said.as_ref().is_err_and(why), "{said:?}");
+            assert_eq!(said, Err(CallError::Fault(fault.clone())));
         }
         drop(replica);
         node.close().await;

@@ -22,7 +22,7 @@ use row::op::{
     WriteCondition,
 };
 use row::{HashOp, RowOp, StringOp};
-use storage::{Assignment, Node, NodeOptions, Peers};
+use storage::{Assignment, Node, NodeOptions, Peers, ReplicaError};
 use tokio::sync::watch;
 
 /// Memory for requests and batches of a node.
@@ -107,7 +107,7 @@ impl Transport for End {
                 self.net.stood.fetch_add(1, Ordering::Relaxed);
             }
             if message.kind != MessageKind::Append {
-                return node.receive(message).await.map_err(TransportError::Refused);
+                return node.receive(message).await.map_err(refused);
             }
             if tokio::time::timeout(message.timeout, self.net.wait_at_door(self.server))
                 .await
@@ -116,12 +116,16 @@ impl Transport for End {
                 return Err(TransportError::Lost("held at the door".into()));
             }
             let bytes = message.body.len();
-            let reply = node.receive(message).await.map_err(TransportError::Refused);
+            let reply = node.receive(message).await.map_err(refused);
             self.net.went_through(self.server, bytes);
             reply
         }
         .boxed()
     }
+}
+
+fn refused(error: ReplicaError) -> TransportError {
+    TransportError::Refused(error.to_string())
 }
 
 /// A disk whose syncs can be made slow.

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use crate::meta_protocol::{self, MetaRequest, MetaResponse};
 use crate::net::{Destination, Net, NetError, Service};
 use crate::single_flight::SingleFlight;
-use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
+use crate::{Boxed, CallError, Catalogue, Fault, NAME_BYTES_MAX, Table, TableId};
 
 /// Timeout of one meta for a change: a table is created before it answers.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -261,7 +261,11 @@ fn no_answer(told: Result<MetaResponse, String>) -> CallError {
         Ok(MetaResponse::NotNow(why) | MetaResponse::Unknown(why)) | Err(why) => {
             CallError::NoLeader(why)
         }
-        Ok(_) => CallError::Fault("meta answered another question".to_owned()),
+        // Another meta is to lead, or this one again.
+        Ok(MetaResponse::Fault(fault)) => {
+            CallError::NoLeader(format!("meta storage fault: {fault}"))
+        }
+        Ok(_) => CallError::Fault(Fault::internal("meta answered another question")),
     }
 }
 

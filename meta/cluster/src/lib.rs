@@ -16,6 +16,7 @@
 
 pub mod blocking;
 pub mod catalogue;
+mod fault;
 pub mod meta_client;
 pub mod meta_protocol;
 pub mod net;
@@ -31,6 +32,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub use fault::{Fault, FaultKind};
 use serde::{Deserialize, Serialize};
 pub use topology::{Leader, META_IDS_END, Member, Placement, ServerId};
 
@@ -121,7 +123,7 @@ pub enum CallError {
     Unknown(String),
     /// I/O failure or corruption; the replica has been stopped.
     #[error("storage fault: {0}")]
-    Fault(String),
+    Fault(Fault),
     /// It does not fit a message between servers: it was not sent, and never will be.
     #[error("too large: {0}")]
     TooLarge(String),

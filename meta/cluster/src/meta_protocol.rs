@@ -30,7 +30,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Leader, PartitionId, Placement, ServerId, Table, TableId};
+use crate::{Fault, Leader, PartitionId, Placement, ServerId, Table, TableId};
 
 /// The version of everything here.
 pub const VERSION: u8 = 1;
@@ -440,6 +440,8 @@ pub enum MetaResponse {
         /// Number of partitions.
         partitions: u32,
     },
+    /// The meta that leads has a fault; it may have been done or not.
+    Fault(Fault),
 }
 
 /// "I do not lead."
@@ -668,6 +670,7 @@ mod tests {
             ("seat-free", MetaResponse::MetaIndex(MetaIndexStatus::Free)),
             ("seat-taken", MetaResponse::MetaIndex(MetaIndexStatus::Taken(ServerId(0x1234)))),
             ("new-table", MetaResponse::NewTable { partitions: 300 }),
+            ("fault", MetaResponse::Fault(Fault::io("d"))),
         ]
     }
 

@@ -11,9 +11,9 @@
 //!
 //! # Layout
 //! ```text
-//! request    version u8 = 1 | partition, request      (postcard)
-//! response   version u8 = 1 | Said                    (postcard)
-//! sync       version u8 = 1 | SyncCopy                (postcard), answered with nothing
+//! request    version u8 = 2 | partition, request      (postcard)
+//! response   version u8 = 2 | Said                    (postcard)
+//! sync       version u8 = 2 | SyncCopy                (postcard), answered with nothing
 //! ```
 //!
 //! # Invariants
@@ -33,10 +33,10 @@ use smallvec::SmallVec;
 
 use crate::net::{Destination, Net, NetError, Service, ServiceReply};
 use crate::routes::Routes;
-use crate::{Boxed, CallError, CallPartition, Leader, PartitionId, ServerId, blocking};
+use crate::{Boxed, CallError, CallPartition, Fault, Leader, PartitionId, ServerId, blocking};
 
 /// The version of requests and responses.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Maximum number of servers asked in one call.
 const REDIRECTS_MAX: usize = 5;
@@ -203,7 +203,7 @@ where
                             self.routes.doubt(partition, server);
                             why = told;
                         }
-                        Err(bad) if is_read => return Err(CallError::Fault(bad)),
+                        Err(bad) if is_read => return Err(CallError::Fault(Fault::internal(bad))),
                         Err(bad) => return Err(CallError::Unknown(bad)),
                     }
                 }
@@ -218,7 +218,9 @@ where
                 Err(NetError::TooLarge(told)) => return Err(CallError::TooLarge(told)),
                 // The answer is too large, or the service has panicked: again would be no
                 // better.
-                Err(NetError::Refused(told)) if is_read => return Err(CallError::Fault(told)),
+                Err(NetError::Refused(told)) if is_read => {
+                    return Err(CallError::Fault(Fault::internal(told)));
+                }
                 Err(NetError::Refused(told)) => return Err(CallError::Unknown(told)),
                 Err(NetError::Lost(told)) => {
                     self.routes.avoid(partition, server);
@@ -373,7 +375,7 @@ fn encode<T: Serialize>(message: &T) -> Result<Bytes, String> {
 }
 
 fn encode_request<Q: Serialize>(partition: PartitionId, request: &Q) -> Result<Bytes, CallError> {
-    encode(&(partition, request)).map_err(CallError::Fault)
+    encode(&(partition, request)).map_err(|bad| CallError::Fault(Fault::internal(bad)))
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
@@ -390,10 +392,14 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::TableId;
     use crate::vectors::{Vectors, variants_of};
+    use crate::{FaultKind, TableId};
 
     const PARTITION: PartitionId = PartitionId { table: TableId(7), index: 300 };
+
+    fn fault(kind: FaultKind) -> CallError {
+        CallError::Fault(Fault::new(kind, "d"))
+    }
 
     fn errors() -> Vec<(&'static str, CallError)> {
         vec![
@@ -402,7 +408,11 @@ mod tests {
             ("read-only", CallError::ReadOnly("b".into())),
             ("no-table", CallError::NoTable),
             ("unknown", CallError::Unknown("c".into())),
-            ("fault", CallError::Fault("d".into())),
+            ("fault-damaged", fault(FaultKind::Damaged)),
+            ("fault-full", fault(FaultKind::Full)),
+            ("fault-stalled", fault(FaultKind::Stalled)),
+            ("fault-io", fault(FaultKind::Io)),
+            ("fault-internal", fault(FaultKind::Internal)),
             ("too-large", CallError::TooLarge("e".into())),
             ("out-of-memory", CallError::OutOfMemory),
         ]
@@ -438,6 +448,9 @@ mod tests {
             let is_shown = responses.iter().any(|(_, bytes)| bytes[1..3] == [1, number as u8]);
             assert!(is_shown, "give an example of the error {name}");
         }
+        let faults =
+            errors().into_iter().filter(|(_, error)| matches!(error, CallError::Fault(_))).count();
+        assert_eq!(faults, variants_of::<FaultKind>().len(), "give an example of each kind");
         vectors.add::<RowResponse<u64>>("response", 1, responses);
         vectors.hold("rows.txt", include_str!("../tests/vectors/rows.txt"));
     }

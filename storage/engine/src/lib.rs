@@ -40,6 +40,7 @@
 
 pub mod batch;
 pub mod clocks;
+mod fault;
 pub mod log;
 pub mod memory;
 pub mod mutants;
@@ -48,3 +49,5 @@ pub mod store;
 pub mod time;
 #[cfg(test)]
 mod vectors;
+
+pub use fault::FaultKind;

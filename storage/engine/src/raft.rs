@@ -1,6 +1,7 @@
 //! Raft groups: openraft over the node's log, a store, and a transport between servers.
 
 mod append;
+mod fault;
 pub mod group;
 pub mod log_store;
 pub mod machine;
@@ -20,6 +21,8 @@ pub mod types;
 #[cfg(test)]
 mod vectors;
 
+pub(crate) use fault::ErrorCause;
+pub use fault::GroupFault;
 pub use group::{
     Group, GroupError, GroupStats, LEADER_LEASE, Leader, Leadership, ProposalFuture,
     QUORUM_ACK_AGE_MAX, Role,

@@ -416,7 +416,7 @@ impl Store {
     pub fn health(&self) -> StoreHealth {
         match self.db() {
             Ok(db) => db.health(self.inner.shared.settings().disk_reserve_bytes),
-            Err(fault) => StoreHealth::Failing(fault.to_string()),
+            Err(fault) => StoreHealth::Failing(fault),
         }
     }
 

@@ -62,7 +62,7 @@ async fn two_restored_from_backup(policy: LogPolicy, lost: u64, writes: u64) -> 
 
 async fn is_diverged(three: &Three, odd: u64) {
     let replica = &three.replicas[&odd];
-    let why = tokio::time::timeout(Duration::from_secs(10), replica.group.ended())
+    let fault = tokio::time::timeout(Duration::from_secs(10), replica.group.ended())
         .await
         .unwrap_or_else(|_| {
             let groups: Vec<_> = three
@@ -72,7 +72,8 @@ async fn is_diverged(three: &Three, odd: u64) {
                 .collect();
             panic!("replica {odd} goes on: {groups:#?}");
         });
-    assert!(why.contains("without entries that this replica had applied"), "{why}");
+    assert_eq!(fault.kind, FaultKind::Damaged);
+    assert!(fault.why.contains("without entries that this replica had applied"), "{fault}");
     assert!(replica.store.damage().is_some(), "it is to be rebuilt");
     assert!(matches!(replica.group.running(), Err(GroupError::Fatal(_))));
 }

@@ -162,8 +162,10 @@ fn due_entries(
             }
             Some((at_ms, ..)) => next = Some((Bytes::copy_from_slice(found), at_ms)),
             None => {
-                fault =
-                    Some(Fault(format!("a time index key of {} bytes that is none", found.len())))
+                fault = Some(Fault::damaged(format!(
+                    "a time index key of {} bytes that is none",
+                    found.len()
+                )))
             }
         }
         ControlFlow::Break(())

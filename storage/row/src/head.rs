@@ -207,7 +207,7 @@ impl RowMetadata {
 fn count(tx: &mut Tx<'_>, counter: &'static [u8], by: i64) -> Result<(), Fault> {
     let n = tx.counter(counter)?.checked_add_signed(by);
     let n = n.ok_or_else(|| {
-        Fault(format!("the counter {} would leave its range", counter.escape_ascii()))
+        Fault::damaged(format!("the counter {} would leave its range", counter.escape_ascii()))
     })?;
     tx.set_counter(counter, n);
     Ok(())

@@ -83,4 +83,4 @@ pub use op::{Answer, Op, Refusal};
 pub use registry::{AnswerSize, Key};
 pub use scan::PartitionOp;
 pub use string::StringOp;
-pub use view::{Fault, Stamp, Tx, View};
+pub use view::{Fault, FaultKind, Stamp, Tx, View};

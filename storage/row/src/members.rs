@@ -170,7 +170,7 @@ impl<K: NamedMembers> Members<K> {
             .head
             .count
             .checked_sub(1)
-            .ok_or_else(|| Fault("a row has more members than its count".into()))?;
+            .ok_or_else(|| Fault::damaged("a row has more members than its count"))?;
         Ok(())
     }
 
@@ -185,7 +185,7 @@ impl<K: NamedMembers> Members<K> {
         self.head
             .own
             .expiries_mut()
-            .ok_or_else(|| Fault(format!("a member of a {:?} expires", K::KIND)))
+            .ok_or_else(|| Fault::damaged(format!("a member of a {:?} expires", K::KIND)))
     }
 
     /// Deletes and uncounts a member's expiry.

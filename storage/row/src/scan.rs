@@ -74,7 +74,7 @@ pub(crate) fn walk(
     tx.range(Family::Head, &from.to_be_bytes(), key::END, false, &mut |head_key, value| {
         let row = || {
             let position = key::head_position(head_key)
-                .ok_or_else(|| Fault(format!("a head key of {} bytes", head_key.len())))?;
+                .ok_or_else(|| Fault::damaged(format!("a head key of {} bytes", head_key.len())))?;
             let head = Head::decode(&Bytes::copy_from_slice(value))?;
             Ok((position, Row::of(tx, KeyBuf::from_slice(head_key), Some(head))?))
         };

@@ -221,5 +221,8 @@ impl DefaultTtl {
 pub(crate) fn fault(what: &str, bytes: &[u8]) -> Fault {
     let shown: String = bytes.iter().take(32).map(|b| format!("{b:02x}")).collect();
     let more = if bytes.len() > 32 { "..." } else { "" };
-    Fault(format!("not a {what} record of a known version: {} bytes, {shown}{more}", bytes.len()))
+    Fault::damaged(format!(
+        "not a {what} record of a known version: {} bytes, {shown}{more}",
+        bytes.len()
+    ))
 }

@@ -14,11 +14,44 @@ use crate::value::{self, Header};
 /// An I/O failure or corruption in the state below. Never an answer: it stops the
 /// replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault(pub String);
+pub struct Fault {
+    /// Its kind, which decides who recovers.
+    pub kind: FaultKind,
+    /// What failed, for the operator.
+    pub message: String,
+}
+
+/// Kind of a [`Fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// Stored bytes are not what this build or an earlier one wrote, or records that
+    /// belong together contradict each other.
+    Damaged,
+    /// The file system has no space left.
+    Full,
+    /// The store is behind with its flushes.
+    Stalled,
+    /// The operating system returned an error, or the store is closed.
+    Io,
+    /// A bug below: nothing on the disk is at fault.
+    Internal,
+}
+
+impl Fault {
+    /// A fault of a kind that the view below has found.
+    pub fn new(kind: FaultKind, message: impl Into<String>) -> Fault {
+        Fault { kind, message: message.into() }
+    }
+
+    /// Damage that shows in the records themselves, the only kind that ops find.
+    pub fn damaged(message: impl Into<String>) -> Fault {
+        Fault::new(FaultKind::Damaged, message)
+    }
+}
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 impl std::error::Error for Fault {}

@@ -180,7 +180,7 @@ fn bad_records_are_faults_that_show_them() {
     ] {
         let fault = Head::decode(&Bytes::copy_from_slice(bytes)).expect_err(name);
         assert_eq!(
-            fault.0,
+            fault.message,
             format!("not a head record of a known version: {} bytes, {}", bytes.len(), hex(bytes)),
             "{name}"
         );
@@ -202,7 +202,10 @@ fn bad_records_are_faults_that_show_them() {
         assert!(Head::decode(&bytes).is_err(), "{name}");
     }
     assert!(
-        Cell::decode(&Bytes::from_static(&[0x30; 40])).expect_err("version 3").0.ends_with("...")
+        Cell::decode(&Bytes::from_static(&[0x30; 40]))
+            .expect_err("version 3")
+            .message
+            .ends_with("...")
     );
     assert!(decode_counter(&[0; 7]).is_err());
     assert!(

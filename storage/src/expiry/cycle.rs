@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use cluster::CallError;
+use cluster::{CallError, Fault};
 use row::edits::Edits;
 use row::expire::{self, DueItem, DueItems};
 use row::op::{Answer, Op, Request, Response};
@@ -20,6 +20,7 @@ use row::{PartitionOp, Tx};
 use tokio::sync::Semaphore;
 
 use super::{ExpiryWork, Search, WorkGuard};
+use crate::fault;
 use crate::reads::ReadView;
 use crate::replica::Replica;
 
@@ -102,9 +103,9 @@ impl ExpiryCycles {
 
     /// Searches the latest state, away from the threads that serve.
     async fn search(&self, replica: &Arc<Replica>) -> Result<Vec<DueItem>, CallError> {
-        let _one = self.search_permits.acquire().await.map_err(fault_error)?;
+        let _one = self.search_permits.acquire().await.expect("the semaphore is never closed");
         let replica = replica.clone();
-        tokio::task::spawn_blocking(move || search(&replica)).await.map_err(fault_error)?
+        tokio::task::spawn_blocking(move || search(&replica)).await.map_err(fault::call_error)?
     }
 
     async fn remove(
@@ -134,7 +135,7 @@ impl ExpiryCycles {
         replica: &Replica,
         items: Vec<DueItem>,
     ) -> Result<(StepProgress, u32), CallError> {
-        let permit = self.step_permits.acquire().await.map_err(fault_error)?;
+        let permit = self.step_permits.acquire().await.expect("the semaphore is never closed");
         let step = Request {
             ops: vec![Op::Partition(PartitionOp::ExpireDue { items })],
             joined: Vec::new(),
@@ -161,7 +162,7 @@ impl ExpiryCycles {
         let response = outcome
             .map_err(|_| CallError::Unknown("the partition's executor ended".to_owned()))??;
         let Response::Done(mut outcomes) = response else {
-            return Err(CallError::Fault("an expiry step watches nothing".to_owned()));
+            return Err(CallError::Fault(Fault::internal("an expiry step watches nothing")));
         };
         match outcomes.pop() {
             Some(Ok(Answer::Expired { rows, fields, done, part, left_ms })) => {
@@ -173,7 +174,9 @@ impl ExpiryCycles {
                     (rows + fields) as u32,
                 ))
             }
-            other => Err(CallError::Fault(format!("an expiry step was answered by {other:?}"))),
+            other => Err(CallError::Fault(Fault::internal(format!(
+                "an expiry step was answered by {other:?}"
+            )))),
         }
     }
 }
@@ -234,10 +237,6 @@ fn search(replica: &Replica) -> Result<Vec<DueItem>, CallError> {
     let DueItems { mut items, .. } = found;
     items.extend(old);
     Ok(items)
-}
-
-fn fault_error(error: impl std::fmt::Display) -> CallError {
-    CallError::Fault(error.to_string())
 }
 
 #[cfg(test)]

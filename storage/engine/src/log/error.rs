@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::FaultKind;
+
 /// Failures of the log.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
@@ -91,6 +93,19 @@ pub enum LogError {
 }
 
 impl LogError {
+    /// The kind of the failure.
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            LogError::Io { .. } | LogError::Poisoned(_) | LogError::Closed => FaultKind::Io,
+            LogError::DiskFull { .. } => FaultKind::Full,
+            LogError::Corrupt { .. } | LogError::Incomplete { .. } | LogError::Missing { .. } => {
+                FaultKind::Damaged
+            }
+            LogError::Behind { .. } => FaultKind::Stalled,
+            LogError::Newer { .. } | LogError::InvalidOperation(_) => FaultKind::Internal,
+        }
+    }
+
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> LogError {
         let path = path.to_owned();
         match source.kind() {

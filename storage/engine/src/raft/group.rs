@@ -32,6 +32,7 @@ use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::fault::GroupFault;
 use super::log_store::WeakGroupLog;
 use super::machine::AnnouncedIndex;
 use super::peers::Peers;
@@ -42,6 +43,7 @@ use super::ticker::{ElectionTimer, HeartbeatPacer, Ticker};
 use super::transport::MESSAGE_BYTES_MAX;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::{Machine, Progress};
+use crate::FaultKind;
 use crate::log::{DiskProblem, LogError};
 use crate::store::Store;
 
@@ -72,8 +74,8 @@ pub enum GroupError {
     #[error("{0}")]
     Unknown(String),
     /// The group has stopped: a storage error or a bug.
-    #[error("{0}")]
-    Fatal(String),
+    #[error(transparent)]
+    Fatal(#[from] GroupFault),
 }
 
 /// One leadership of this group's replica: a batch that was evaluated under it may be
@@ -195,7 +197,7 @@ pub(super) struct Inner {
     pub(super) peers: Peers,
     pub(super) incoming: Arc<tokio::sync::Mutex<IncomingSnapshot>>,
     /// The reason why Raft has ended.
-    pub(super) ended: watch::Sender<Option<String>>,
+    pub(super) ended: watch::Sender<Option<GroupFault>>,
 }
 
 /// A proposal on its way into Raft's queue.
@@ -266,7 +268,9 @@ impl Group {
             let applied = progress
                 .wait_for(|applied| applied.as_ref().is_some_and(|id| id.index >= index))
                 .await;
-            applied.map(drop).map_err(|_| GroupError::Fatal("the group has ended".to_owned()))
+            applied
+                .map(drop)
+                .map_err(|_| GroupFault::new(FaultKind::Io, "the group has ended").into())
         })
     }
 
@@ -438,16 +442,19 @@ impl Group {
     /// opened again.
     pub fn running(&self) -> Result<(), GroupError> {
         match &*self.inner.ended.borrow() {
-            Some(why) => Err(GroupError::Fatal(why.clone())),
+            Some(fault) => Err(GroupError::Fatal(fault.clone())),
             None => Ok(()),
         }
     }
 
     /// Waits until Raft has ended, and returns the reason.
-    pub async fn ended(&self) -> String {
+    pub async fn ended(&self) -> GroupFault {
         let mut ended = self.inner.ended.subscribe();
-        let why = ended.wait_for(Option::is_some).await;
-        why.ok().and_then(|why| why.clone()).unwrap_or_else(|| "the reason is unknown".to_owned())
+        let fault = ended.wait_for(Option::is_some).await;
+        fault
+            .ok()
+            .and_then(|fault| fault.clone())
+            .unwrap_or_else(|| GroupFault::internal("the reason is unknown"))
     }
 
     /// Stops the group; proposals without an answer get an unknown outcome.
@@ -558,19 +565,19 @@ impl Inner {
                 break;
             }
         }
-        let why = match self.raft.is_initialized().await {
-            Err(error) => error.to_string(),
-            Ok(_) => "the Raft core has ended".to_owned(),
+        let fault = match self.raft.is_initialized().await {
+            Err(error) => GroupFault::from(error),
+            Ok(_) => GroupFault::internal("the Raft core has ended"),
         };
         self.role.send_modify(|role| (role.is_leader, role.leader) = (false, None));
-        self.end(why);
+        self.end(fault);
     }
 
     /// Records the reason why Raft has ended or is to end, unless there is one.
-    fn end(&self, why: String) {
+    fn end(&self, fault: GroupFault) {
         self.ended.send_if_modified(|ended| {
             let is_first = ended.is_none();
-            ended.get_or_insert(why);
+            ended.get_or_insert(fault);
             is_first
         });
     }
@@ -585,7 +592,7 @@ impl Inner {
             "this replica has diverged from its group: it stops and must be rebuilt"
         );
         self.store.mark_diverged(&why);
-        self.end(why);
+        self.end(GroupFault::new(FaultKind::Damaged, why));
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "a Raft group ended in a panic");
         }
@@ -616,5 +623,5 @@ impl Inner {
 }
 
 pub(super) fn fatal(error: Fatal<Types>) -> GroupError {
-    GroupError::Fatal(error.to_string())
+    GroupError::Fatal(error.into())
 }

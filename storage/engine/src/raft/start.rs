@@ -10,11 +10,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::metrics::WaitError;
 use openraft::storage::RaftLogStorage;
 use openraft::{Config, Raft, RaftLogReader, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::fault::GroupFault;
 use super::group::{Group, GroupError, Inner, LEADER_LEASE, fatal};
 use super::peers::Peers;
 use super::purge::{LogPolicy, RetainedLog, run_log_compaction};
@@ -24,8 +26,8 @@ use super::ticker::{ElectionTimer, HEARTBEAT_INTERVAL, HeartbeatPacer, Ticker};
 use super::transport::{RaftMessage, Transport, TransportError};
 use super::types::{Node, RaftId};
 use super::{GroupLog, Machine};
-use crate::mutants;
 use crate::store::Store;
+use crate::{FaultKind, mutants};
 
 /// Timeout of the election of a group of one: a few fsyncs, on a disk that may be busy.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -111,13 +113,16 @@ impl Group {
                     Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
                         raft.trigger().elect(false).await.map_err(fatal)?
                     }
-                    Err(error) => return Err(GroupError::Fatal(error.to_string())),
+                    Err(RaftError::APIError(error)) => {
+                        return Err(GroupFault::internal(error).into());
+                    }
+                    Err(RaftError::Fatal(error)) => return Err(fatal(error)),
                 }
                 let elected = raft
                     .wait(Some(START_TIMEOUT))
                     .current_leader(id, "a group of one elects itself")
                     .await;
-                elected.map(drop).map_err(|error| GroupError::Fatal(error.to_string()))
+                elected.map(drop).map_err(not_elected)
             };
             match elected.await {
                 Ok(()) => Ok(group),
@@ -149,15 +154,12 @@ impl Group {
                 ticker,
             } = options;
             if number != log.id() {
-                return Err(GroupError::Fatal(format!(
-                    "group {number} was started with the log of group {}",
-                    log.id()
-                )));
+                let why = format!("group {number} was started with the log of group {}", log.id());
+                return Err(GroupFault::internal(why).into());
             }
-            let read = |error: std::io::Error| GroupError::Fatal(error.to_string());
-            let has_past = log.read_vote().await.map_err(read)?.is_some()
-                || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
-                || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
+            let has_past = log.read_vote().await.map_err(GroupFault::from)?.is_some()
+                || log.get_log_state().await.map_err(GroupFault::from)?.last_log_id.is_some()
+                || store.applied().map_err(GroupFault::from)?.is_some();
             let now = Instant::now();
             let guard_until = if has_past { ticker.guard_until(number) } else { now };
             let first_bootstrap = initial.as_ref().filter(|_| !has_past).map(|members| {
@@ -204,12 +206,11 @@ impl Group {
             election_timer,
             suspect,
         } = start;
-        let (machine, progress) =
-            Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
+        let (machine, progress) = Machine::new(store.clone()).map_err(GroupFault::from)?;
         let applied = *progress.borrow();
         if let Some(why) = log.mismatch(applied) {
             store.mark_diverged(&why);
-            return Err(GroupError::Fatal(why));
+            return Err(GroupFault::new(FaultKind::Damaged, why).into());
         }
         log.note_applied(applied);
         let announced = machine.announced();
@@ -241,7 +242,7 @@ impl Group {
             purge_batch_size: 1,
             ..Config::default()
         };
-        let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
+        let config = config.validate().map_err(GroupFault::internal)?;
         let (number, purged_at_start) = (log.id(), log.range().start.saturating_sub(1));
         let watch = log.watch();
         let throttle =
@@ -255,12 +256,9 @@ impl Group {
             quorum: Arc::default(),
         };
         let directory = store.path().to_owned();
-        let cleaned = tokio::task::spawn_blocking(move || snapshot::remove_leftovers(&directory))
-            .await
-            .map_err(|error| error.to_string());
-        cleaned
-            .and_then(|cleaned| cleaned.map_err(|error| error.to_string()))
-            .map_err(GroupError::Fatal)?;
+        let cleaned =
+            tokio::task::spawn_blocking(move || snapshot::remove_leftovers(&directory)).await;
+        cleaned.map_err(GroupFault::internal)?.map_err(GroupFault::from)?;
         let policy = match ticker.as_ref() {
             Some(_) if mutants::SHORT_LOGS => LogPolicy {
                 entries_max: 100,
@@ -275,10 +273,8 @@ impl Group {
             // openraft applies the entries again that the store had not flushed, and
             // reads them for that. The permit bounds the memory for them, whatever the
             // number of groups.
-            let applied = store
-                .applied()
-                .map_err(|fault| GroupError::Fatal(fault.to_string()))?
-                .map_or(0, |applied| applied.index);
+            let applied =
+                store.applied().map_err(GroupFault::from)?.map_or(0, |applied| applied.index);
             let turns = log.clone();
             let _turn = turns.replay_permit(applied).await;
             Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?
@@ -322,6 +318,15 @@ impl Group {
         tokio::spawn(run_log_compaction(group.clone(), store, progress, policy));
         Ok(group)
     }
+}
+
+/// The error of a group of one that has not elected itself.
+fn not_elected(error: WaitError) -> GroupError {
+    let kind = match &error {
+        WaitError::Timeout(..) => FaultKind::Stalled,
+        WaitError::ShuttingDown => FaultKind::Io,
+    };
+    GroupFault::new(kind, error.to_string()).into()
 }
 
 /// The transport of a group of one: there is no other member.

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use openraft::vote::RaftTerm;
 use serde::{Deserialize, Serialize};
 
+use super::fault::ErrorCause;
+
 openraft::declare_raft_types!(
     /// openraft's type configuration for all groups: an entry carries an encoded engine
     /// batch and answers nothing (the executor that evaluated the ops already holds the
@@ -25,6 +27,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Node,
         Term = Term,
+        ErrorSource = ErrorCause,
 );
 
 /// Raft's term: at least the millisecond, since 1970, in which its election was called.

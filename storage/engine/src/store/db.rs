@@ -144,7 +144,7 @@ impl Db {
 
     pub(super) fn health(&self, reserve: u64) -> StoreHealth {
         match self.write_fault.get() {
-            Some(fault) => StoreHealth::Failing(fault.to_string()),
+            Some(fault) => StoreHealth::Failing(fault.clone()),
             None => self.background_errors.health(&self.directory, reserve, || {
                 self.write(WriteBatch::default(), OnStall::Fail).is_ok()
             }),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rocksdb::ErrorKind;
 
+use crate::FaultKind;
 use crate::batch::BadBatch;
 
 /// A store's failure. It is never an answer to a client: reads stop, or writes wait,
@@ -46,6 +47,16 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// The kind of the failure.
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            Fault::DiskFull(_) => FaultKind::Full,
+            Fault::Corrupt { .. } | Fault::BadBatch(_) => FaultKind::Damaged,
+            Fault::Stalled => FaultKind::Stalled,
+            Fault::Io { .. } | Fault::Closed | Fault::InUse(_) => FaultKind::Io,
+        }
+    }
+
     pub(super) fn io(doing: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Fault::Io { doing: doing.into(), reason: reason.to_string() }
     }
@@ -84,10 +95,10 @@ impl Fault {
 
 impl From<Fault> for std::io::Error {
     fn from(fault: Fault) -> Self {
-        let kind = match &fault {
-            Fault::DiskFull(_) => std::io::ErrorKind::StorageFull,
-            Fault::Corrupt { .. } | Fault::BadBatch(_) => std::io::ErrorKind::InvalidData,
-            _ => std::io::ErrorKind::Other,
+        let kind = match fault.kind() {
+            FaultKind::Full => std::io::ErrorKind::StorageFull,
+            FaultKind::Damaged => std::io::ErrorKind::InvalidData,
+            FaultKind::Stalled | FaultKind::Io | FaultKind::Internal => std::io::ErrorKind::Other,
         };
         std::io::Error::new(kind, fault)
     }

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rocksdb::{AsRawPtr, Env, Options};
 use tokio::sync::Notify;
 
-use super::fault::is_no_space;
+use super::fault::{Fault, is_no_space};
 use super::progress::{ApplyProgress, on_disk};
 use super::read_applied;
 
@@ -33,7 +33,7 @@ pub enum StoreHealth {
     /// The file system is full or nearly so: refuse new writes, serve reads, ask again.
     DiskFull(String),
     /// A flush or compaction failed for another reason: the replica is to be set aside.
-    Failing(String),
+    Failing(Fault),
 }
 
 /// Errors of background threads, and the last reading of the file system.
@@ -95,7 +95,9 @@ impl BackgroundErrors {
             state.looked = Some((Instant::now(), shortage.clone()));
         }
         match (&state.reported, shortage) {
-            (Some(error), _) if !is_no_space(error) => StoreHealth::Failing(error.clone()),
+            (Some(error), _) if !is_no_space(error) => {
+                StoreHealth::Failing(Fault::from_text("compact", directory, error.clone()))
+            }
             (_, Some(shortage)) => StoreHealth::DiskFull(shortage),
             (Some(error), None) => {
                 let error = error.clone();

@@ -82,7 +82,7 @@ impl Expiries {
         self.expiring = self
             .expiring
             .checked_sub(1)
-            .ok_or_else(|| Fault("more members of a row expire than its head counts".into()))?;
+            .ok_or_else(|| Fault::damaged("more members of a row expire than its head counts"))?;
         if self.expiring == 0 {
             *self = Expiries::default();
         }
