@@ -56,9 +56,13 @@ async fn forward(State(process): State<Arc<ProcessInfo>>, request: Request) -> R
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
-        Ok(MetaResponse::NotNow(why)) | Err(why) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
+        Ok(MetaResponse::NotNow(why)) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
+        Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
         Ok(MetaResponse::Refused(why)) => failed(StatusCode::BAD_REQUEST, why),
         Ok(MetaResponse::Unknown(why)) => failed(StatusCode::INTERNAL_SERVER_ERROR, why),
+        Ok(MetaResponse::Fault(fault)) => {
+            failed(StatusCode::INTERNAL_SERVER_ERROR, format!("meta storage fault: {fault}"))
+        }
         Ok(
             MetaResponse::Table(_)
             | MetaResponse::Found(_)

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cluster::net::{Net, NetTls};
+use proxy::host::CertificateError;
 use proxy::tls::{Tls, TlsFiles};
 
 /// The certificates that the process uses.
@@ -47,13 +48,10 @@ impl Certificates {
         &self,
         for_clients: Option<&TlsFiles>,
         of_cluster: Option<&TlsFiles>,
-    ) -> Result<(), String> {
+    ) -> Result<(), CertificateError> {
         let _one_at_a_time = self.changing.lock();
         let for_clients = for_clients.filter(|_| self.clients.is_some());
-        let clients = for_clients
-            .map(proxy::tls::read)
-            .transpose()
-            .map_err(|error| format!("for clients: {error}"))?;
+        let clients = for_clients.map(proxy::tls::read).transpose()?;
         let read = |net: &Arc<Net>| {
             let (files, name) = (of_cluster?, net.tls_name()?);
             let ca = files.authority.clone().unwrap_or_default();
@@ -64,12 +62,7 @@ impl Certificates {
                 name: name.map(str::to_owned),
             }))
         };
-        let cluster = self
-            .cluster
-            .get()
-            .and_then(read)
-            .transpose()
-            .map_err(|error| format!("for the cluster: {error}"))?;
+        let cluster = self.cluster.get().and_then(read).transpose()?;
         if let (Some(tls), Some(credentials)) = (&self.clients, clients) {
             tls.renew(credentials);
         }

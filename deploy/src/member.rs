@@ -409,7 +409,7 @@ fn server(
         roles,
         durability,
     };
-    server.check().map_err(anyhow::Error::msg)?;
+    server.check()?;
     Ok(server)
 }
 

@@ -18,7 +18,9 @@ use meta::Meta;
 use meta::admin::{CompactionStatus, NodeStatus, TableUsage};
 use proxy::Proxy;
 use proxy::config::{FileChange, RewriteError};
-use proxy::host::{Durability, InfoSection, InfoValue, ProcessMemory, TableStats};
+use proxy::host::{
+    CertificateError, Durability, InfoSection, InfoValue, ProcessMemory, TableStats,
+};
 use proxy::tls::TlsFiles;
 use storage::Node;
 use subtle::ConstantTimeEq;
@@ -384,16 +386,16 @@ impl proxy::Host for ProcessInfo {
         &self,
         for_clients: Option<&TlsFiles>,
         of_cluster: Option<&TlsFiles>,
-    ) -> Result<(), String> {
+    ) -> Result<(), CertificateError> {
         if for_clients.is_some() && !self.certificates.has_client_tls() {
-            return Err("clients are not served by TLS (tls.port)".to_owned());
+            return Err(CertificateError::NoClientTls);
         }
         if of_cluster.is_some() && !self.certificates.has_cluster_tls() {
-            return Err("the cluster does not use TLS (cluster.cert_file)".to_owned());
+            return Err(CertificateError::NoClusterTls);
         }
-        self.certificates.renew(for_clients, of_cluster).inspect_err(|why| {
+        self.certificates.renew(for_clients, of_cluster).inspect_err(|error| {
             tracing::error!(
-                why,
+                %error,
                 "CONFIG SET: cannot reload certificates, the previous ones stay in use"
             )
         })

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use cluster::meta_protocol::{self, MetaIndexStatus, MetaRequest, MetaResponse};
-use cluster::net::{Channel, Peer, Service, ServiceReply, Services};
+use cluster::net::{Channel, Peer, Service, ServiceError, ServiceReply, Services};
 use cluster::row_client::{LocalReplicas, SyncRequest, serve_rows};
 use cluster::{Boxed, CallError, CallPartition, Leader, PartitionId, ServerId};
 use engine::raft::RaftMessage;
@@ -22,6 +22,13 @@ use crate::process_info::ProcessInfo;
 /// The request changes nothing and may be executed twice.
 pub(crate) fn is_read(request: &Request) -> bool {
     !request.ops.iter().any(|op| op.is_write())
+}
+
+const NO_META: ServiceError = ServiceError::NotOpen("no meta is open here");
+const NO_STORAGE: ServiceError = ServiceError::NotOpen("no storage is open here");
+
+fn failed(error: &dyn std::error::Error) -> ServiceError {
+    ServiceError::Failed(error.to_string())
 }
 
 /// The services of a process.
@@ -70,7 +77,11 @@ impl RpcServices {
         let word = match self.has_history.get() {
             Some(true) => MetaIndexStatus::Unknown,
             Some(false) => MetaIndexStatus::NoCluster,
-            None => return ServiceReply::Now(Err("the data directory is not open yet".to_owned())),
+            None => {
+                return ServiceReply::Now(Err(ServiceError::NotOpen(
+                    "the data directory is not open yet",
+                )));
+            }
         };
         ServiceReply::Now(Ok(meta_protocol::encode(&MetaResponse::MetaIndex(word))))
     }
@@ -89,25 +100,27 @@ impl RpcServices {
     fn message(&self, from: &Peer, body: Bytes) -> ServiceReply {
         let message = match RaftMessage::decode(body) {
             Ok(message) => message,
-            Err(why) => return ServiceReply::Now(Err(why.to_owned())),
+            Err(why) => return ServiceReply::Now(Err(ServiceError::BadRequest(why.to_string()))),
         };
         if message.group == meta::GROUP {
             return match self.meta.get().cloned() {
                 Some(meta) if !meta.owns_meta_index(message.from, from.server) => {
-                    ServiceReply::Now(Err(format!(
+                    ServiceReply::Now(Err(ServiceError::BadRequest(format!(
                         "meta {} of the list is not server {}",
                         message.from, from.server
-                    )))
+                    ))))
                 }
                 Some(meta) => start_now(Box::pin(async move {
-                    meta.group().receive(message).await.map_err(|error| error.to_string())
+                    meta.group().receive(message).await.map_err(|error| failed(&error))
                 })),
-                None => ServiceReply::Now(Err("no meta is open here".to_owned())),
+                None => ServiceReply::Now(Err(NO_META)),
             };
         }
         match self.node.get().cloned() {
-            Some(node) => start_now(Box::pin(async move { node.receive(message).await })),
-            None => ServiceReply::Now(Err("no storage is open here".to_owned())),
+            Some(node) => start_now(Box::pin(async move {
+                node.receive(message).await.map_err(|error| failed(&error))
+            })),
+            None => ServiceReply::Now(Err(NO_STORAGE)),
         }
     }
 }
@@ -116,10 +129,11 @@ impl RpcServices {
     fn sync(&self, body: &[u8]) -> ServiceReply {
         match (SyncRequest::decode(body), self.node.get().cloned()) {
             (Ok(asked), Some(node)) => ServiceReply::Later(Box::pin(async move {
-                node.sync_copy(asked.partition, asked.index).await.map(|()| Bytes::new())
+                let copied = node.sync_copy(asked.partition, asked.index).await;
+                copied.map(|()| Bytes::new()).map_err(|error| failed(&error))
             })),
-            (Ok(_), None) => ServiceReply::Now(Err("no storage is open here".to_owned())),
-            (Err(why), _) => ServiceReply::Now(Err(why)),
+            (Ok(_), None) => ServiceReply::Now(Err(NO_STORAGE)),
+            (Err(bad), _) => ServiceReply::Now(Err(ServiceError::BadRequest(bad.to_string()))),
         }
     }
 }
@@ -145,7 +159,7 @@ impl Services for RpcServices {
                     (_, Some(meta), Some(process)) => {
                         ServiceReply::Later(meta.answer(body, process.clone()))
                     }
-                    _ => ServiceReply::Now(Err("no meta is open here".to_owned())),
+                    _ => ServiceReply::Now(Err(NO_META)),
                 }
             }
         }
@@ -161,7 +175,7 @@ impl Services for RpcServices {
 
 /// Starts a future immediately: Raft must receive messages in the order in which they
 /// arrived, and spawned tasks may overtake each other.
-fn start_now(mut answer: Boxed<'static, Result<Bytes, String>>) -> ServiceReply {
+fn start_now(mut answer: Boxed<'static, Result<Bytes, ServiceError>>) -> ServiceReply {
     match (&mut answer).now_or_never() {
         Some(answer) => ServiceReply::Now(answer),
         None => ServiceReply::Later(answer),

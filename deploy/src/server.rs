@@ -85,9 +85,7 @@ pub(crate) fn run(mode: Mode, flags: &CliFlags<'_>) -> anyhow::Result<()> {
     let data_dir = Arc::new(DataDir::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
     let dirty_page_decay = config.shares.memory.dirty_page_decay();
-    engine::memory::set_decay_time(dirty_page_decay)
-        .map_err(anyhow::Error::msg)
-        .context("set up the allocator")?;
+    engine::memory::set_decay_time(dirty_page_decay).context("set up the allocator")?;
     let runtimes = Runtimes::start(&config)?;
     let config_file = flags.common.config.clone();
     let process = RunningProcess {
@@ -380,9 +378,9 @@ async fn reload_on_hangup(process: Arc<ProcessInfo>, mut hangups: Signal) {
                 config::cluster_tls_files(&process.config.cluster),
             ),
         };
-        if let Err(why) = process.certificates.renew(Some(&for_clients), Some(&of_cluster)) {
+        if let Err(error) = process.certificates.renew(Some(&for_clients), Some(&of_cluster)) {
             tracing::error!(
-                why,
+                %error,
                 "SIGHUP: cannot reload certificates, the previous ones stay in use"
             );
         }

@@ -11,7 +11,9 @@ use cluster::meta_protocol::{
     self, Assignment, Instruction, MetaIndexStatus, MetaMessage, MetaRequest, MetaResponse,
     NotLeading, RegisterAccepted, RegisterRequest, ServerMessage,
 };
-use cluster::net::{Channel, ChannelReceiver, ChannelSender, Destination, NetError, Peer, Service};
+use cluster::net::{
+    Channel, ChannelReceiver, ChannelSender, Destination, NetError, Peer, Service, ServiceError,
+};
 use cluster::{Boxed, ServerId, TableId};
 use tokio::sync::mpsc;
 use tower::util::ServiceExt;
@@ -194,37 +196,38 @@ impl Meta {
         self: &Arc<Self>,
         body: Bytes,
         local: Arc<dyn HostProcess>,
-    ) -> Boxed<'static, Result<Bytes, String>> {
+    ) -> Boxed<'static, Result<Bytes, ServiceError>> {
         let meta = self.clone();
         Box::pin(async move {
-            let response =
-                match meta_protocol::decode::<MetaRequest>(&body).map_err(|bad| bad.to_string())? {
-                    MetaRequest::EnsureTable { name } => match meta.ensure_table(&name).await {
-                        Ok(table) => MetaResponse::Table((*table).clone()),
-                        Err(error) => meta.error_response(error),
-                    },
-                    MetaRequest::FindTable { name } => match meta.find_table(&name).await {
-                        Ok(found) => MetaResponse::Found(found.map(|table| (*table).clone())),
-                        Err(error) => meta.error_response(error),
-                    },
-                    MetaRequest::ListTables => match meta.confirmed().await {
-                        Ok(image) => MetaResponse::Tables(
-                            image.tables.values().map(|table| (**table).clone()).collect(),
-                        ),
-                        Err(error) => meta.error_response(error),
-                    },
-                    MetaRequest::NewTable => match meta.confirmed().await {
-                        Ok(_) => MetaResponse::NewTable { partitions: meta.options.partitions },
-                        Err(error) => meta.error_response(error),
-                    },
-                    MetaRequest::MetaIndex { index, server } => {
-                        MetaResponse::MetaIndex(meta.meta_index_status(index, server).await)
-                    }
-                    MetaRequest::Admin { method, path, body } => match meta.image() {
-                        Ok(_) => admin_answer(meta, local, &method, &path, body).await?,
-                        Err(error) => meta.error_response(error),
-                    },
-                };
+            let response = match meta_protocol::decode::<MetaRequest>(&body)
+                .map_err(|bad| ServiceError::BadRequest(bad.to_string()))?
+            {
+                MetaRequest::EnsureTable { name } => match meta.ensure_table(&name).await {
+                    Ok(table) => MetaResponse::Table((*table).clone()),
+                    Err(error) => meta.error_response(error),
+                },
+                MetaRequest::FindTable { name } => match meta.find_table(&name).await {
+                    Ok(found) => MetaResponse::Found(found.map(|table| (*table).clone())),
+                    Err(error) => meta.error_response(error),
+                },
+                MetaRequest::ListTables => match meta.confirmed().await {
+                    Ok(image) => MetaResponse::Tables(
+                        image.tables.values().map(|table| (**table).clone()).collect(),
+                    ),
+                    Err(error) => meta.error_response(error),
+                },
+                MetaRequest::NewTable => match meta.confirmed().await {
+                    Ok(_) => MetaResponse::NewTable { partitions: meta.options.partitions },
+                    Err(error) => meta.error_response(error),
+                },
+                MetaRequest::MetaIndex { index, server } => {
+                    MetaResponse::MetaIndex(meta.meta_index_status(index, server).await)
+                }
+                MetaRequest::Admin { method, path, body } => match meta.image() {
+                    Ok(_) => admin_answer(meta, local, &method, &path, body).await?,
+                    Err(error) => meta.error_response(error),
+                },
+            };
             Ok(meta_protocol::encode(&response))
         })
     }
@@ -363,18 +366,19 @@ async fn admin_answer(
     method: &str,
     path: &str,
     body: Bytes,
-) -> Result<MetaResponse, String> {
+) -> Result<MetaResponse, ServiceError> {
+    let failed = |error: &dyn std::fmt::Display| ServiceError::Failed(error.to_string());
     let mut request = axum::http::Request::builder().method(method).uri(path);
     if !body.is_empty() {
         request = request.header(axum::http::header::CONTENT_TYPE, "application/json");
     }
-    let request = request.body(Body::from(body)).map_err(|error| error.to_string())?;
+    let request = request.body(Body::from(body)).map_err(|error| failed(&error))?;
     let response = match admin::unguarded_router(meta, local).oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
     let status = response.status().as_u16();
     let body =
-        to_bytes(response.into_body(), ADMIN_BYTES_MAX).await.map_err(|error| error.to_string())?;
+        to_bytes(response.into_body(), ADMIN_BYTES_MAX).await.map_err(|error| failed(&error))?;
     Ok(MetaResponse::Admin { status, body })
 }

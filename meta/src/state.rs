@@ -37,7 +37,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use cluster::NAME_BYTES_MAX;
-use cluster::meta_protocol::Server;
+use cluster::meta_protocol::{Server, ServerSizeError};
 use cluster::{DATABASES, PartitionId, Placement, ServerId, Table, TableId};
 use serde::{Deserialize, Serialize};
 
@@ -243,7 +243,7 @@ pub enum Refusal {
     TooManyServers,
     /// An address or a zone that nobody can have.
     #[error("the server can't be registered: {0}")]
-    BadServer(String),
+    BadServer(#[from] ServerSizeError),
     /// It was removed by an operator, and what it holds is of the past.
     #[error(
         "server {0} was removed from this cluster; to let this machine join again, start it with \

@@ -32,9 +32,75 @@ pub struct Setting {
     /// The value as CONFIG GET shows it.
     pub get: fn(&Settings) -> String,
     /// Sets a new value, or returns Redis's error.
-    pub set: fn(&mut Settings, &[u8]) -> Result<(), String>,
+    pub set: fn(&mut Settings, &[u8]) -> Result<(), SettingError>,
     /// The value in the configuration file's format.
     pub file: fn(&Settings) -> FileValue,
+}
+
+/// Reason why CONFIG SET does not take a value: Redis's texts where Redis has one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    /// The setting is only read at the start.
+    #[error("can't set immutable config")]
+    Immutable,
+    /// The same setting twice in one command.
+    #[error("duplicate parameter")]
+    Duplicate,
+    /// A path that is no text.
+    #[error("argument must be UTF-8")]
+    NotUtf8,
+    /// A switch.
+    #[error("argument must be 'yes' or 'no'")]
+    NotYesOrNo,
+    /// A number.
+    #[error("argument couldn't be parsed into an integer")]
+    NotAnInteger,
+    /// A number of bytes.
+    #[error("argument must be a memory value")]
+    NotAMemoryValue,
+    /// A number of bytes, or a part of the memory.
+    #[error("argument must be a memory or percent value")]
+    NotMemoryOrPercent,
+    /// A part of the memory.
+    #[error("percentage must be from 1% to 100%")]
+    NotAPercentage,
+    /// Below the least or above the greatest value.
+    #[error("argument must be between {0} and {1} inclusive")]
+    OutOfRange(i128, i128),
+    /// The process has file descriptors for so many clients only.
+    #[error(
+        "The operating system is not able to handle the specified number of clients, try with {0}"
+    )]
+    TooManyClients(usize),
+    /// Longer than the limit.
+    #[error("password must be at most {} bytes", PASSWORD_BYTES_MAX)]
+    PasswordTooLong,
+    /// The configuration file is text.
+    #[error("password must be UTF-8")]
+    PasswordNotUtf8,
+    /// Limits of output come in groups of four words.
+    #[error("Wrong number of arguments in buffer limit configuration.")]
+    OutputLimitArguments,
+    /// A class of clients that Redis does not have.
+    #[error("Invalid client class specified in buffer limit configuration.")]
+    ClientClass,
+    /// A limit of output that is no number.
+    #[error("Error in hard, soft or soft_seconds setting in buffer limit configuration.")]
+    OutputLimitValue,
+    /// Output has a hard limit only.
+    #[error("soft limits do not exist here and must be 0")]
+    SoftLimit,
+    /// Replies would not fit.
+    #[error(
+        "the hard limit must be at least 1mb, or 0 for the usual one: output is always bounded"
+    )]
+    HardLimitTooSmall,
+    /// Commands longer than the query buffer are never executed.
+    #[error("client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size")]
+    QueryBufferTooSmall,
+    /// The certificates that these files hold can't be used.
+    #[error("{0}")]
+    Certificates(String),
 }
 
 /// A value in the configuration file.
@@ -215,8 +281,8 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn path(text: &[u8]) -> Result<PathBuf, String> {
-    std::str::from_utf8(text).map(PathBuf::from).map_err(|_| "argument must be UTF-8".into())
+fn path(text: &[u8]) -> Result<PathBuf, SettingError> {
+    std::str::from_utf8(text).map(PathBuf::from).map_err(|_| SettingError::NotUtf8)
 }
 
 /// Limit of a password's length.
@@ -288,7 +354,10 @@ fn use_certificates(
         of_cluster.map(|_| &settings.cluster_tls),
     ) {
         Ok(()) => Ok((settings, names)),
-        Err(why) => Err(Refused::Failed(name.to_owned(), one_line(why.as_bytes()))),
+        Err(error) => {
+            let why = SettingError::Certificates(one_line(error.to_string().as_bytes()));
+            Err(Refused::Failed(name.to_owned(), why))
+        }
     }
 }
 
@@ -331,7 +400,7 @@ type Names = Vec<&'static str>;
 
 enum Refused {
     Unknown(String),
-    Failed(String, String),
+    Failed(String, SettingError),
 }
 
 /// The settings with these changes, and the names of the changed ones. Names are checked
@@ -346,11 +415,11 @@ fn apply(
         let shown = one_line(name);
         let name = String::from_utf8_lossy(name).to_ascii_lowercase();
         let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
-            let immutable = || Refused::Failed(shown.clone(), "can't set immutable config".into());
+            let immutable = || Refused::Failed(shown.clone(), SettingError::Immutable);
             return Err(if is_fixed(&name) { immutable() } else { Refused::Unknown(shown) });
         };
         if found.iter().any(|other| other.name == setting.name) {
-            return Err(Refused::Failed(shown, "duplicate parameter".into()));
+            return Err(Refused::Failed(shown, SettingError::Duplicate));
         }
         found.push(setting);
     }
@@ -358,14 +427,12 @@ fn apply(
     for (setting, (name, value)) in found.iter().zip(pairs) {
         (setting.set)(&mut settings, value).map_err(|why| Refused::Failed(one_line(name), why))?;
     }
-    // Commands longer than the query buffer are never executed.
     let sizes = ["client-query-buffer-limit", "proto-max-bulk-len"];
     if let Some(setting) = found.iter().find(|setting| sizes.contains(&setting.name))
         && settings.query_bytes_max < settings.bulk_bytes_max.max(settings.write_bytes_max)
     {
-        let why =
-            "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
-        return Err(Refused::Failed(setting.name.to_owned(), why.into()));
+        let why = SettingError::QueryBufferTooSmall;
+        return Err(Refused::Failed(setting.name.to_owned(), why));
     }
     Ok((settings, found.iter().map(|setting| setting.name).collect()))
 }
@@ -413,28 +480,24 @@ fn yes_no(on: bool) -> &'static str {
     if on { "yes" } else { "no" }
 }
 
-fn switch(text: &[u8]) -> Result<bool, String> {
+fn switch(text: &[u8]) -> Result<bool, SettingError> {
     match text.to_ascii_lowercase().as_slice() {
         b"yes" => Ok(true),
         b"no" => Ok(false),
-        _ => Err("argument must be 'yes' or 'no'".into()),
+        _ => Err(SettingError::NotYesOrNo),
     }
 }
 
-fn number(text: &[u8], least: i64, most: i64) -> Result<i64, String> {
-    let number = integer(text).ok_or("argument couldn't be parsed into an integer")?;
+fn number(text: &[u8], least: i64, most: i64) -> Result<i64, SettingError> {
+    let number = integer(text).ok_or(SettingError::NotAnInteger)?;
     let within = (least..=most).contains(&number);
-    within
-        .then_some(number)
-        .ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
+    within.then_some(number).ok_or(SettingError::OutOfRange(least.into(), most.into()))
 }
 
-fn memory_in(text: &[u8], least: u64, most: u64) -> Result<usize, String> {
-    let bytes = memory_bytes(text).ok_or("argument must be a memory value")?;
+fn memory_in(text: &[u8], least: u64, most: u64) -> Result<usize, SettingError> {
+    let bytes = memory_bytes(text).ok_or(SettingError::NotAMemoryValue)?;
     let within = (least..=most).contains(&bytes);
-    within
-        .then_some(bytes as usize)
-        .ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
+    within.then_some(bytes as usize).ok_or(SettingError::OutOfRange(least.into(), most.into()))
 }
 
 /// Bytes of `512`, `64kb`, `1gb`, ...: `k` is a thousand, `kb` is 1024, as in Redis.
@@ -454,14 +517,10 @@ pub fn memory_bytes(text: &[u8]) -> Option<u64> {
     number.checked_mul(unit)
 }
 
-fn set_clients_max(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
+fn set_clients_max(settings: &mut Settings, text: &[u8]) -> Result<(), SettingError> {
     let wanted = number(text, 1, u32::MAX.into())? as usize;
     if wanted > settings.clients_fit {
-        let fit = settings.clients_fit;
-        return Err(format!(
-            "The operating system is not able to handle the specified number of clients, try with \
-             {fit}"
-        ));
+        return Err(SettingError::TooManyClients(settings.clients_fit));
     }
     settings.clients_max = wanted;
     Ok(())
@@ -476,26 +535,26 @@ fn clients_memory_text(limit: ClientsMemory) -> String {
 }
 
 /// Bytes, or a percentage; 0 = no limit.
-fn clients_memory(text: &[u8]) -> Result<ClientsMemory, String> {
+fn clients_memory(text: &[u8]) -> Result<ClientsMemory, SettingError> {
     if let Some(number) = text.strip_suffix(b"%") {
         let percent = integer(number).filter(|percent| (1..=100).contains(percent));
         return percent
             .map(|percent| ClientsMemory::Percent(percent as u8))
-            .ok_or_else(|| "percentage must be from 1% to 100%".into());
+            .ok_or(SettingError::NotAPercentage);
     }
     match memory_bytes(text) {
         Some(0) => Ok(ClientsMemory::Unlimited),
         Some(bytes) => Ok(ClientsMemory::Bytes(bytes)),
-        None => Err("argument must be a memory or percent value".into()),
+        None => Err(SettingError::NotMemoryOrPercent),
     }
 }
 
-fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
+fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), SettingError> {
     if text.len() > PASSWORD_BYTES_MAX {
-        return Err(format!("password must be at most {PASSWORD_BYTES_MAX} bytes"));
+        return Err(SettingError::PasswordTooLong);
     }
     if std::str::from_utf8(text).is_err() {
-        return Err("password must be UTF-8".into());
+        return Err(SettingError::PasswordNotUtf8);
     }
     settings.password = (!text.is_empty()).then(|| Bytes::copy_from_slice(text));
     Ok(())
@@ -504,11 +563,11 @@ fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
 /// `<class> <hard> <soft> <seconds>`, for one or more classes. All clients are of class
 /// `normal`; the limits of other classes are stored without effect. Output is always
 /// bounded: no limit means the default limit. There is no soft limit, so it must be off.
-fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
+fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), SettingError> {
     let fields: Vec<&[u8]> =
         text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).collect();
     if fields.is_empty() || !fields.len().is_multiple_of(4) {
-        return Err("Wrong number of arguments in buffer limit configuration.".into());
+        return Err(SettingError::OutputLimitArguments);
     }
     for limit in fields.chunks(4) {
         let class = limit[0].to_ascii_lowercase();
@@ -516,25 +575,21 @@ fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> 
             b"normal" => None,
             b"slave" | b"replica" => Some(0),
             b"pubsub" => Some(1),
-            _ => return Err("Invalid client class specified in buffer limit configuration.".into()),
+            _ => return Err(SettingError::ClientClass),
         };
         let [hard, soft, seconds] = [1, 2, 3].map(|at| memory_bytes(limit[at]));
         let (Some(hard), Some(soft), Some(seconds)) = (hard, soft, seconds) else {
-            return Err("Error in hard, soft or soft_seconds setting in buffer limit \
-                        configuration."
-                .into());
+            return Err(SettingError::OutputLimitValue);
         };
         if let Some(class) = elsewhere {
             settings.output_limits_elsewhere[class] = [hard, soft, seconds];
             continue;
         }
         if soft != 0 || seconds != 0 {
-            return Err("soft limits do not exist here and must be 0".into());
+            return Err(SettingError::SoftLimit);
         }
         if (1..1 << 20).contains(&hard) {
-            return Err("the hard limit must be at least 1mb, or 0 for the usual one: output is \
-                        always bounded"
-                .into());
+            return Err(SettingError::HardLimitTooSmall);
         }
         let usual = Settings::default().output_bytes_max;
         settings.output_bytes_max =

@@ -6,10 +6,31 @@
 use std::borrow::Cow;
 
 pub use cluster::meta_protocol::Durability;
+use cluster::net::NetSetupError;
 use cluster::{Boxed, CallError, PartitionId};
 
 use crate::config::{FileChange, RewriteError};
-use crate::tls::TlsFiles;
+use crate::tls::{TlsError, TlsFiles};
+
+/// Reason why certificates were not loaded; the previous ones stay in use.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The process serves nobody by TLS.
+    #[error("TLS is not served (tls.port)")]
+    NotServed,
+    /// Files for clients, and the process serves no client by TLS.
+    #[error("clients are not served by TLS (tls.port)")]
+    NoClientTls,
+    /// Files for the cluster, whose processes speak without TLS.
+    #[error("the cluster does not use TLS (cluster.cert_file)")]
+    NoClusterTls,
+    /// The files for clients can't be read, or do not fit each other.
+    #[error("for clients: {0}")]
+    Clients(#[from] TlsError),
+    /// The files for the cluster can't be read, or do not fit each other.
+    #[error("for the cluster: {0}")]
+    Cluster(#[from] NetSetupError),
+}
 
 /// The value of an INFO field.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,13 +132,13 @@ pub trait Host: Send + Sync + 'static {
     /// of them or none.
     ///
     /// # Errors
-    /// The reason, in words.
+    /// As [`CertificateError`].
     fn use_certificates(
         &self,
         _for_clients: Option<&TlsFiles>,
         _of_cluster: Option<&TlsFiles>,
-    ) -> Result<(), String> {
-        Err("TLS is not served (tls.port)".to_owned())
+    ) -> Result<(), CertificateError> {
+        Err(CertificateError::NotServed)
     }
 
     /// CONFIG REWRITE: writes these settings into the configuration file and leaves the

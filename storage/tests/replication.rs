@@ -1058,7 +1058,7 @@ async fn a_leader_with_a_hung_disk_hands_over_and_writes_go_on() {
             .transfer(PARTITION, term, first as u64 + 11)
             .await
             .expect_err("its disk was slow a moment ago");
-        if refused.contains("its disk has a problem") {
+        if refused.to_string().contains("its disk has a problem") {
             break;
         }
         // Until the last slow fsync is through, nothing is heard of it.

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::meta_protocol::{self, MetaRequest, MetaResponse};
+use crate::meta_protocol::{self, MetaDecodeError, MetaRequest, MetaResponse};
 use crate::net::{Destination, Net, NetError, Service};
 use crate::single_flight::SingleFlight;
 use crate::{Boxed, CallError, Catalogue, Fault, NAME_BYTES_MAX, Table, TableId};
@@ -61,6 +61,23 @@ impl MetaQueries for Arc<Net> {
         let to = Destination::Address(address.to_owned());
         Box::pin(async move { self.call(to, Service::Meta, question, timeout).await })
     }
+}
+
+/// Reason why no meta has answered a question: that of the last one that was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// There is nobody to ask.
+    #[error("no meta is configured")]
+    NoMetas,
+    /// The meta at this address does not lead.
+    #[error("the meta at {0} does not lead")]
+    NotLeading(String),
+    /// The meta at this address can't be reached, or has not answered.
+    #[error("the meta at {0}: {1}")]
+    Unanswered(String, NetError),
+    /// The answer of the meta at this address can't be read.
+    #[error("the meta at {0}: {1}")]
+    Unreadable(String, MetaDecodeError),
 }
 
 /// Tables as of one moment.
@@ -164,10 +181,9 @@ impl RemoteCatalogue {
     /// Asks the meta that leads.
     ///
     /// # Errors
-    /// None could be reached, or none led; nothing was changed.
-    /// [`MetaResponse::Unknown`]: an operator's request got lost on its way, or its
-    /// answer.
-    pub async fn ask(&self, question: &MetaRequest) -> Result<MetaResponse, String> {
+    /// [`AskError`]; nothing was changed. An operator's request that got lost on its way,
+    /// or whose answer did, is answered by [`MetaResponse::Unknown`].
+    pub async fn ask(&self, question: &MetaRequest) -> Result<MetaResponse, AskError> {
         let body = meta_protocol::encode(question);
         let (timeout, is_once) = match question {
             MetaRequest::FindTable { .. }
@@ -177,7 +193,7 @@ impl RemoteCatalogue {
             MetaRequest::Admin { method, .. } if method != "GET" => (ADMIN_TIMEOUT, true),
             MetaRequest::EnsureTable { .. } | MetaRequest::Admin { .. } => (CHANGE_TIMEOUT, false),
         };
-        let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
+        let (mut tried, mut why) = (Vec::<String>::new(), AskError::NoMetas);
         let mut hint = self.leader.lock().clone();
         for _ in 0..METAS_ASKED_MAX {
             let hinted = hint.take().filter(|address| !tried.contains(address));
@@ -189,12 +205,15 @@ impl RemoteCatalogue {
             tried.push(address.clone());
             let told = match self.questions.ask(&address, body.clone(), timeout).await {
                 Ok(told) => meta_protocol::decode::<MetaResponse>(&told)
-                    .map_err(|bad| (bad.to_string(), true)),
-                Err(error) => Err((error.to_string(), matches!(error, NetError::Lost(_)))),
+                    .map_err(|error| (AskError::Unreadable(address.clone(), error), true)),
+                Err(error) => {
+                    let is_lost = matches!(error, NetError::Lost(_));
+                    Err((AskError::Unanswered(address.clone(), error), is_lost))
+                }
             };
             match told {
                 Ok(MetaResponse::NotLeading(other)) => {
-                    (hint, why) = (other.leader, format!("the meta at {address} does not lead"));
+                    (hint, why) = (other.leader, AskError::NotLeading(address));
                 }
                 Ok(told) => {
                     *self.leader.lock() = Some(address);
@@ -202,13 +221,11 @@ impl RemoteCatalogue {
                 }
                 // It may have been carried out, and another meta would carry it out once
                 // more.
-                Err((told, true)) if is_once => {
-                    return Ok(MetaResponse::Unknown(format!(
-                        "outcome unknown: the meta at {address}: {told}"
-                    )));
+                Err((error, true)) if is_once => {
+                    return Ok(MetaResponse::Unknown(format!("outcome unknown: {error}")));
                 }
                 // All other questions may be asked twice.
-                Err((told, _)) => why = format!("the meta at {address}: {told}"),
+                Err((error, _)) => why = error,
             }
         }
         *self.leader.lock() = None;
@@ -255,12 +272,11 @@ impl RemoteCatalogue {
 }
 
 /// Why a question has no answer. Asking again is harmless, whatever became of it.
-fn no_answer(told: Result<MetaResponse, String>) -> CallError {
+fn no_answer(told: Result<MetaResponse, AskError>) -> CallError {
     match told {
         Ok(MetaResponse::Refused(why)) => CallError::ReadOnly(why),
-        Ok(MetaResponse::NotNow(why) | MetaResponse::Unknown(why)) | Err(why) => {
-            CallError::NoLeader(why)
-        }
+        Ok(MetaResponse::NotNow(why) | MetaResponse::Unknown(why)) => CallError::NoLeader(why),
+        Err(error) => CallError::NoLeader(error.to_string()),
         // Another meta is to lead, or this one again.
         Ok(MetaResponse::Fault(fault)) => {
             CallError::NoLeader(format!("meta storage fault: {fault}"))

@@ -41,10 +41,26 @@ pub const ZONE_BYTES_MAX: usize = 64;
 /// Items of one [`Delta`] are held below about so many bytes.
 pub const DELTA_BYTES: usize = 256 << 10;
 
-/// A message that is not one of ours, or of another version.
+/// Reason why the bytes are no message between meta and a server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a message between meta and a server can't be read: {0}")]
-pub struct MetaDecodeError(String);
+pub enum MetaDecodeError {
+    /// No message is empty.
+    #[error("a message between meta and a server can't be read: it is empty")]
+    Empty,
+    /// Another build's, whose messages differ.
+    #[error(
+        "a message between meta and a server can't be read: it has version {0}, and this process \
+         knows {known}",
+        known = VERSION
+    )]
+    Version(u8),
+    /// Damaged, or of another shape.
+    #[error("a message between meta and a server can't be read: {0}")]
+    Malformed(postcard::Error),
+    /// Longer than the message.
+    #[error("a message between meta and a server can't be read: {0} bytes are left over")]
+    LeftOver(usize),
+}
 
 /// A message as bytes.
 pub fn encode<T: Serialize>(message: &T) -> Bytes {
@@ -55,18 +71,16 @@ pub fn encode<T: Serialize>(message: &T) -> Bytes {
 /// A message from bytes.
 ///
 /// # Errors
-/// Another version, damaged, or longer than the message.
+/// As [`MetaDecodeError`].
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MetaDecodeError> {
     match bytes.split_first() {
         Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
             Ok((message, [])) => Ok(message),
-            Ok((_, rest)) => Err(MetaDecodeError(format!("{} bytes are left over", rest.len()))),
-            Err(error) => Err(MetaDecodeError(error.to_string())),
+            Ok((_, rest)) => Err(MetaDecodeError::LeftOver(rest.len())),
+            Err(error) => Err(MetaDecodeError::Malformed(error)),
         },
-        Some((version, _)) => Err(MetaDecodeError(format!(
-            "it has version {version}, and this process knows {VERSION}"
-        ))),
-        None => Err(MetaDecodeError("it is empty".to_owned())),
+        Some((version, _)) => Err(MetaDecodeError::Version(*version)),
+        None => Err(MetaDecodeError::Empty),
     }
 }
 
@@ -122,18 +136,32 @@ impl Durability {
     }
 }
 
+/// The part of a [`Server`] that is too large, or empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ServerSizeError {
+    /// Its address, or that of its HTTP.
+    #[error("an address has 1 to {} bytes", ADDRESS_BYTES_MAX)]
+    Address,
+    /// The addresses for clients: their number, or one of them.
+    #[error("there are at most 64 addresses for clients")]
+    Clients,
+    /// Its zone.
+    #[error("a zone's name has at most {} bytes", ZONE_BYTES_MAX)]
+    Zone,
+}
+
 impl Server {
     /// Checks the size of each part.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), ServerSizeError> {
         let address = |address: &str| !address.is_empty() && address.len() <= ADDRESS_BYTES_MAX;
         if !address(&self.address) || self.http.len() > ADDRESS_BYTES_MAX {
-            return Err(format!("an address has 1 to {ADDRESS_BYTES_MAX} bytes"));
+            return Err(ServerSizeError::Address);
         }
         if self.clients.len() > 64 || !self.clients.iter().all(|clients| address(clients)) {
-            return Err("there are at most 64 addresses for clients".to_owned());
+            return Err(ServerSizeError::Clients);
         }
         if self.zone.len() > ZONE_BYTES_MAX {
-            return Err(format!("a zone's name has at most {ZONE_BYTES_MAX} bytes"));
+            return Err(ServerSizeError::Zone);
         }
         Ok(())
     }

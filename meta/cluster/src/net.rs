@@ -294,12 +294,27 @@ pub struct Peer {
     pub remote: SocketAddr,
 }
 
+/// Reason why a service has no answer to a call. The caller gets its text
+/// ([`NetError::Refused`]); answers that callers react to are the service's own.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceError {
+    /// What the service needs is not in this process, or not open yet.
+    #[error("{0}")]
+    NotOpen(&'static str),
+    /// The request can't be read, or is not the caller's to make.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The service has tried and failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// A service's answer to a call.
 pub enum ServiceReply {
     /// Here it is: written together with others.
-    Now(Result<Bytes, String>),
+    Now(Result<Bytes, ServiceError>),
     /// It takes time: spawned.
-    Later(Boxed<'static, Result<Bytes, String>>),
+    Later(Boxed<'static, Result<Bytes, ServiceError>>),
 }
 
 /// Services of a process for others.

@@ -12,8 +12,8 @@
 //! # Layout
 //! ```text
 //! request    version u8 = 2 | partition, request      (postcard)
-//! response   version u8 = 2 | Said                    (postcard)
-//! sync       version u8 = 2 | SyncCopy                (postcard), answered with nothing
+//! response   version u8 = 2 | RowResponse             (postcard)
+//! sync       version u8 = 2 | SyncRequest             (postcard), answered with nothing
 //! ```
 //!
 //! # Invariants
@@ -31,7 +31,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::net::{Destination, Net, NetError, Service, ServiceReply};
+use crate::net::{Destination, Net, NetError, Service, ServiceError, ServiceReply};
 use crate::routes::Routes;
 use crate::{Boxed, CallError, CallPartition, Fault, Leader, PartitionId, ServerId, blocking};
 
@@ -40,6 +40,31 @@ const VERSION: u8 = 2;
 
 /// Maximum number of servers asked in one call.
 const REDIRECTS_MAX: usize = 5;
+
+/// Reason why the bytes are no message on rows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RowDecodeError {
+    /// No message is empty.
+    #[error("a message on rows is empty")]
+    Empty,
+    /// Another build's, whose messages differ.
+    #[error("a message on rows has version {0}, this server knows {known}", known = VERSION)]
+    Version(u8),
+    /// Damaged, or of another shape.
+    #[error("a message on rows cannot be read: {0}")]
+    Malformed(postcard::Error),
+}
+
+/// A message on rows that postcard does not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a message cannot be encoded: {0}")]
+struct RowEncodeError(#[from] postcard::Error);
+
+impl From<RowEncodeError> for ServiceError {
+    fn from(error: RowEncodeError) -> Self {
+        ServiceError::Failed(error.to_string())
+    }
+}
 
 /// A question to the server of a replica, whether it leads or not ([`Service::Sync`]): to
 /// be answered with nothing once the replica has applied an entry and has its log on
@@ -61,8 +86,8 @@ impl SyncRequest {
     /// From bytes.
     ///
     /// # Errors
-    /// Another version, or damaged.
-    pub fn decode(body: &[u8]) -> Result<SyncRequest, String> {
+    /// As [`RowDecodeError`].
+    pub fn decode(body: &[u8]) -> Result<SyncRequest, RowDecodeError> {
         decode(body)
     }
 }
@@ -203,8 +228,10 @@ where
                             self.routes.doubt(partition, server);
                             why = told;
                         }
-                        Err(bad) if is_read => return Err(CallError::Fault(Fault::internal(bad))),
-                        Err(bad) => return Err(CallError::Unknown(bad)),
+                        Err(bad) if is_read => {
+                            return Err(CallError::Fault(Fault::internal(bad.to_string())));
+                        }
+                        Err(bad) => return Err(CallError::Unknown(bad.to_string())),
                     }
                 }
                 // It has too much to do. A pause helps, asking others does not.
@@ -298,18 +325,24 @@ where
 {
     let (partition, request) = match decode::<(PartitionId, Q)>(body) {
         Ok(asked) => asked,
-        Err(bad) => return ServiceReply::Now(encode(&RowResponse::<A>::Malformed(bad))),
+        Err(bad) => {
+            return ServiceReply::Now(encode_answer(&RowResponse::<A>::Malformed(bad.to_string())));
+        }
     };
     let reads = is_read(&request);
     if reads
         && let Some(answer) = replicas.read_now(partition, &request)
         && !matches!(answer, Err(CallError::NoLeader(_)))
     {
-        return ServiceReply::Now(encode(&to_response(replicas.as_ref(), partition, answer)));
+        return ServiceReply::Now(encode_answer(&to_response(
+            replicas.as_ref(),
+            partition,
+            answer,
+        )));
     }
     let leader = replicas.leader(partition);
     if leader.is_some_and(|leader| leader.server != replicas.server()) {
-        return ServiceReply::Now(encode(&RowResponse::<A>::NotLeader {
+        return ServiceReply::Now(encode_answer(&RowResponse::<A>::NotLeader {
             hint: leader,
             why: "another replica leads".to_owned(),
         }));
@@ -319,7 +352,11 @@ where
         let answer = replicas.call(partition, request).await;
         let to_response = to_response(replicas.as_ref(), partition, answer);
         // How large it is shows only when it is encoded.
-        if reads { blocking::block_in_place(|| encode(&to_response)) } else { encode(&to_response) }
+        if reads {
+            blocking::block_in_place(|| encode_answer(&to_response))
+        } else {
+            encode_answer(&to_response)
+        }
     }))
 }
 
@@ -367,25 +404,26 @@ impl postcard::ser_flavors::Flavor for BytesFlavor {
     }
 }
 
-fn encode<T: Serialize>(message: &T) -> Result<Bytes, String> {
+fn encode<T: Serialize>(message: &T) -> Result<Bytes, RowEncodeError> {
     let mut body = BytesMut::with_capacity(256);
     body.put_u8(VERSION);
-    postcard::serialize_with_flavor(message, BytesFlavor(body))
-        .map_err(|error| format!("a message cannot be encoded: {error}"))
+    Ok(postcard::serialize_with_flavor(message, BytesFlavor(body))?)
+}
+
+/// A message of this server as a service's answer.
+fn encode_answer<T: Serialize>(message: &T) -> Result<Bytes, ServiceError> {
+    Ok(encode(message)?)
 }
 
 fn encode_request<Q: Serialize>(partition: PartitionId, request: &Q) -> Result<Bytes, CallError> {
-    encode(&(partition, request)).map_err(|bad| CallError::Fault(Fault::internal(bad)))
+    encode(&(partition, request)).map_err(|bad| CallError::Fault(Fault::internal(bad.to_string())))
 }
 
-fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, RowDecodeError> {
     match body.split_first() {
-        Some((&VERSION, rest)) => postcard::from_bytes(rest)
-            .map_err(|error| format!("a message on rows cannot be read: {error}")),
-        Some((version, _)) => {
-            Err(format!("a message on rows has version {version}, this server knows {VERSION}"))
-        }
-        None => Err("a message on rows is empty".to_owned()),
+        Some((&VERSION, rest)) => postcard::from_bytes(rest).map_err(RowDecodeError::Malformed),
+        Some((version, _)) => Err(RowDecodeError::Version(*version)),
+        None => Err(RowDecodeError::Empty),
     }
 }
 

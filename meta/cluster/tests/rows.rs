@@ -137,7 +137,7 @@ impl RowTransport for Wires {
         };
         match weather {
             Some(Weather::AnswerLost) => Err(NetError::Lost("gone".into())),
-            _ => answer.map_err(NetError::Refused),
+            _ => answer.map_err(|error| NetError::Refused(error.to_string())),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::net::{Channel, Net, NetOptions, Peer, Service, ServiceReply, Services};
+use cluster::net::{Channel, Net, NetOptions, Peer, Service, ServiceError, ServiceReply, Services};
 use cluster::routes::Routes;
 use cluster::row_client::{LocalReplicas, RowClient, serve_rows};
 use cluster::{
@@ -77,7 +77,7 @@ impl Services for Serving {
     fn call(&self, _: &Peer, service: Service, body: Bytes) -> ServiceReply {
         match service {
             Service::Rows => serve_rows(&self.0, is_read, &body),
-            other => ServiceReply::Now(Err(format!("{other:?} is not served here"))),
+            _ => ServiceReply::Now(Err(ServiceError::NotOpen("only rows are served here"))),
         }
     }
 

@@ -115,7 +115,7 @@ impl MetaState {
     }
 
     fn register(&self, server: Server, stamp_ms: u64) -> Result<Decision, Refusal> {
-        server.check().map_err(Refusal::BadServer)?;
+        server.check()?;
         if self.removed.contains_key(&server.id) {
             return Err(Refusal::Removed(server.id));
         }

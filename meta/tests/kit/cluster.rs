@@ -12,7 +12,8 @@ use ::cluster::meta_protocol::{
     Instruction, RegisterRequest, Replica, ReplicaHealth, Report, Roles, Server,
 };
 use ::cluster::net::{
-    Channel, Destination, Net, NetError, NetOptions, Peer, Service, ServiceReply, Services,
+    Channel, Destination, Net, NetError, NetOptions, Peer, Service, ServiceError, ServiceReply,
+    Services,
 };
 use ::cluster::{Boxed, PartitionId, ServerId, Table};
 use bytes::Bytes;
@@ -105,17 +106,19 @@ struct Door {
 impl Services for Door {
     fn call(&self, _: &Peer, service: Service, body: Bytes) -> ServiceReply {
         let Some(meta) = self.meta.get().cloned() else {
-            return ServiceReply::Now(Err("not open yet".into()));
+            return ServiceReply::Now(Err(ServiceError::NotOpen("not open yet")));
         };
         let cut = self.cut.load(Ordering::Relaxed);
         match service {
             Service::Meta => ServiceReply::Later(meta.answer(body, Arc::new(Nobody))),
             _ => ServiceReply::Later(Box::pin(async move {
                 if cut {
-                    return Err("cut off".into());
+                    return Err(ServiceError::NotOpen("cut off"));
                 }
-                let message = RaftMessage::decode(body).map_err(str::to_owned)?;
-                meta.group().receive(message).await.map_err(|error| error.to_string())
+                let message = RaftMessage::decode(body)
+                    .map_err(|bad| ServiceError::BadRequest(bad.to_string()))?;
+                let received = meta.group().receive(message).await;
+                received.map_err(|error| ServiceError::Failed(error.to_string()))
             })),
         }
     }

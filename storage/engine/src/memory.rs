@@ -20,6 +20,11 @@ pub struct AllocatorStats {
     pub resident: u64,
 }
 
+/// An error of the allocator.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct AllocatorError(tikv_jemalloc_ctl::Error);
+
 /// The present statistics.
 pub fn stats() -> AllocatorStats {
     // Without this the statistics are those of the last call.
@@ -36,8 +41,8 @@ pub fn stats() -> AllocatorStats {
 /// allocator's arenas, including future ones.
 ///
 /// # Errors
-/// The allocator's error text.
-pub fn set_decay_time(time: Duration) -> Result<(), String> {
+/// The allocator's error.
+pub fn set_decay_time(time: Duration) -> Result<(), AllocatorError> {
     let ms = time.as_millis() as isize;
     // SAFETY: these names take, and give, values of these types (jemalloc's manual).
     let set = |name: String| unsafe { raw::write(name.as_bytes(), ms) };
@@ -51,7 +56,7 @@ pub fn set_decay_time(time: Duration) -> Result<(), String> {
         }
         Ok(())
     };
-    set_all().map_err(|error: tikv_jemalloc_ctl::Error| error.to_string())
+    set_all().map_err(AllocatorError)
 }
 
 #[cfg(test)]

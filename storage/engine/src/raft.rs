@@ -21,8 +21,7 @@ pub mod types;
 #[cfg(test)]
 mod vectors;
 
-pub(crate) use fault::ErrorCause;
-pub use fault::GroupFault;
+pub use fault::{ErrorCause, GroupFault};
 pub use group::{
     Group, GroupError, GroupStats, LEADER_LEASE, Leader, Leadership, ProposalFuture,
     QUORUM_ACK_AGE_MAX, Role,
@@ -34,5 +33,7 @@ pub use rebuild::{Rebuild, RebuildOptions, finish_rebuild, rebuild_dirs};
 pub use receive::ReceiveError;
 pub use start::GroupOptions;
 pub use ticker::Ticker;
-pub use transport::{MESSAGE_BYTES_MAX, MessageKind, RaftMessage, Transport, TransportError};
+pub use transport::{
+    MESSAGE_BYTES_MAX, MessageKind, RaftDecodeError, RaftMessage, Transport, TransportError,
+};
 pub use types::{Node, RaftId};

@@ -6,6 +6,7 @@ mod raft_kit;
 
 use std::time::{Duration, Instant};
 
+use engine::FaultKind;
 use engine::log::Durability;
 use engine::raft::purge::LogPolicy;
 use engine::raft::{Group, GroupError};

@@ -146,12 +146,13 @@ impl CallQueue {
                 for QueuedCall { service, body, mut pending } in queued {
                     match services.call(&connection.peer, service, body) {
                         ServiceReply::Now(answer) => {
+                            let answer = answer.map_err(|error| error.to_string());
                             answer_bytes += answer.as_ref().map_or_else(String::len, Bytes::len);
                             served.push(pending.serve(answer));
                         }
                         ServiceReply::Later(answer) => {
                             tokio::spawn(async move {
-                                let answer = answer.await;
+                                let answer = answer.await.map_err(|error| error.to_string());
                                 pending.reply(answer);
                             });
                         }
@@ -249,13 +250,14 @@ impl ReadBatch<'_> {
         }
         match services.call(&self.connection.peer, service, body) {
             ServiceReply::Now(answer) => {
+                let answer = answer.map_err(|error| error.to_string());
                 self.answer_bytes += answer.as_ref().map_or_else(String::len, Bytes::len);
                 self.answers.push((id, answer));
             }
             ServiceReply::Later(answer) => {
                 let mut pending = PendingReply::new(self.connection.clone(), id, bytes);
                 tokio::spawn(async move {
-                    let answer = answer.await;
+                    let answer = answer.await.map_err(|error| error.to_string());
                     pending.reply(answer);
                 });
             }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use cluster::ServerId;
 use cluster::net::{
-    Channel, Destination, Net, NetError, NetOptions, Peer, Service, ServiceReply, Services,
+    Channel, Destination, Net, NetError, NetOptions, Peer, Service, ServiceError, ServiceReply,
+    Services,
 };
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,7 +61,7 @@ impl Services for Echo {
                 "{} {:?} {} {service:?}",
                 from.server, from.cluster, from.address
             )))),
-            _ => ServiceReply::Now(Err("refused on purpose".to_owned())),
+            _ => ServiceReply::Now(Err(ServiceError::NotOpen("refused on purpose"))),
         }
     }
 

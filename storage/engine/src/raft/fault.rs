@@ -74,7 +74,8 @@ impl fmt::Display for ErrorCause {
 impl Error for ErrorCause {}
 
 impl ErrorCause {
-    pub(crate) fn kind(&self) -> FaultKind {
+    /// The kind of the failure.
+    pub fn kind(&self) -> FaultKind {
         self.kind
     }
 }
@@ -92,7 +93,7 @@ impl ErrorSource for ErrorCause {
 
 #[cfg(test)]
 mod tests {
-    use openraft::errors::StorageError;
+    use openraft::StorageError;
 
     use super::*;
     use crate::log::LogError;

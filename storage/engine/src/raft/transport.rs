@@ -105,6 +105,20 @@ impl MessageKind {
     }
 }
 
+/// Reasons why bytes are no message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RaftDecodeError {
+    /// The bytes end inside the header.
+    #[error("a message is shorter than its header")]
+    TooShort,
+    /// The message is another build's, whose messages differ.
+    #[error("a message of an unknown version")]
+    Version,
+    /// The message is of a kind that this build does not know.
+    #[error("a message of an unknown kind")]
+    Kind,
+}
+
 /// One request from replica to replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RaftMessage {
@@ -138,15 +152,15 @@ impl RaftMessage {
     /// Decodes a message; its body is a slice of `bytes`.
     ///
     /// # Errors
-    /// The reason why the bytes are no message.
-    pub fn decode(mut bytes: Bytes) -> Result<RaftMessage, &'static str> {
+    /// As [`RaftDecodeError`].
+    pub fn decode(mut bytes: Bytes) -> Result<RaftMessage, RaftDecodeError> {
         if bytes.len() < HEADER {
-            return Err("a message is shorter than its header");
+            return Err(RaftDecodeError::TooShort);
         }
         if bytes.get_u8() != VERSION {
-            return Err("a message of an unknown version");
+            return Err(RaftDecodeError::Version);
         }
-        let kind = MessageKind::of(bytes.get_u8()).ok_or("a message of an unknown kind")?;
+        let kind = MessageKind::of(bytes.get_u8()).ok_or(RaftDecodeError::Kind)?;
         let (group, from, target) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
         Ok(RaftMessage { group, from, target, kind, body: bytes, timeout: Duration::ZERO })
     }
