@@ -2,9 +2,9 @@
 //! transaction, reply mode.
 //!
 //! Its main loop, [`Session::run`], is here; the other methods of [`Session`] are in
-//! `pipeline`, `execute`, `observe`, `missing_table`, and in the files of the families of
-//! local commands ([`crate::local`]). These use this module, and it uses only the parts of
-//! them that know no session.
+//! `pipeline`, `execute`, `observe`, `missing_table`, `rounds`, and in the files of the
+//! families of local commands ([`crate::local`]). These use this module, and it uses only
+//! the parts of them that know no session.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use cluster::Table;
 use commands::Reply;
+use row::SplitMix64;
 
 use crate::buffers::OUTPUT_HIGH;
 use crate::client::Client;
@@ -41,7 +42,7 @@ pub(crate) struct Session {
     pub(crate) table_name: Arc<str>,
     pub(crate) table: Option<Arc<Table>>,
     catalogue_version: Option<u64>,
-    seed: u64,
+    seeds: SplitMix64,
     pub(crate) chunk: Chunk,
     /// Memory kept for the client.
     pub(crate) memory_usage: UsageTracker,
@@ -115,7 +116,7 @@ impl Session {
             table_name: FIRST_TABLE.into(),
             table: None,
             catalogue_version: None,
-            seed: rand::random(),
+            seeds: SplitMix64::new(rand::random()),
             chunk: Chunk::default(),
             written: WrittenPartitions::default(),
         }
@@ -355,13 +356,9 @@ impl Session {
         }
     }
 
-    /// A new seed for a plan (SplitMix64).
+    /// A new seed for a plan.
     pub(crate) fn next_seed(&mut self) -> u64 {
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.seeds.draw()
     }
 
     /// The deadline of a call that starts now.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::eval::EvalError;
 use crate::form::NamedMembers;
 use crate::members::{CellBuffer, Members};
+use crate::random::SplitMix64;
 use crate::view::Tx;
 
 /// Bytes that a drawn cell takes besides its name and value: its index, two handles to
@@ -31,7 +32,7 @@ pub(crate) fn random<K: NamedMembers>(
     let many = if count < 0 { count.unsigned_abs() } else { count.unsigned_abs().min(live) };
     tx.rules
         .check_answer(usize::try_from(many.saturating_mul(DRAWN_BYTES)).unwrap_or(usize::MAX))?;
-    let mut draw = SplitMix64(seed);
+    let mut draw = SplitMix64::new(seed);
     let drawn: Vec<u64> = if count < 0 {
         (0..many).map(|_| draw.below(live)).collect()
     } else if many == live {
@@ -68,40 +69,4 @@ pub(crate) fn random<K: NamedMembers>(
         cells.push((name.clone(), value.clone()));
     }
     Ok(cells)
-}
-
-/// splitmix64 (Steele, Lea, Flood 2014): random enough for draws, and the same on every
-/// machine for the same seed.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform below `n`, by multiplication (Lemire): the bias is n / 2^64.
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-
-    /// `many` distinct numbers below `n`, by Floyd's method, then shuffled.
-    fn distinct(&mut self, many: u64, n: u64) -> Vec<u64> {
-        let mut seen = BTreeSet::new();
-        let mut drawn = Vec::new();
-        for top in n - many..n {
-            let candidate = self.below(top + 1);
-            let pick = if seen.insert(candidate) { candidate } else { top };
-            seen.insert(pick);
-            drawn.push(pick);
-        }
-        for i in (1..drawn.len()).rev() {
-            let j = self.below(i as u64 + 1) as usize;
-            drawn.swap(i, j);
-        }
-        drawn
-    }
 }
