@@ -4,8 +4,6 @@
 use cluster::{CallError, Fault, FaultKind};
 use commands::Reply;
 
-use crate::settings::ByteLimit;
-
 /// The client must authenticate first.
 pub(crate) const NOAUTH: &str = "NOAUTH Authentication required.";
 pub(crate) const NOAUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already \
@@ -23,7 +21,7 @@ pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the 
                                     with one partition (tables.partitions, bridle admin create \
                                     --partitions)";
 pub(crate) const EXECABORT: &str = "EXECABORT Transaction discarded because of previous errors.";
-pub(crate) const SAME_OBJECT: &str = "ERR source and destination objects are the same";
+pub(crate) const CLIENT_KILLED: &str = "ERR the client is being disconnected";
 pub(crate) const NO_DATABASE: &str = "ERR DB index is out of range";
 
 /// Redis's protected mode.
@@ -107,40 +105,6 @@ pub(crate) fn partly_done(error: &CallError) -> Reply {
     ))
 }
 
-/// The reply when MOVE has copied a key and failed to delete it from the source.
-pub(crate) fn in_both(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_partly(
-        format_args!("The key was copied to '{to}' and not deleted from '{from}', it is in both"),
-        why,
-    )
-}
-
-/// As [`in_both`], when the outcome of the deletion is unknown.
-pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_partly(
-        format_args!(
-            "The key was copied to '{to}', and whether it was deleted from '{from}' is not known"
-        ),
-        why,
-    )
-}
-
-/// As [`in_both`], when another client has deleted the key from the source.
-pub(crate) fn only_in_target(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_partly(
-        format_args!(
-            "The key was copied to '{to}', others have then deleted it from '{from}', and the \
-             copy may still be there"
-        ),
-        why,
-    )
-}
-
-fn moved_partly(what: std::fmt::Arguments<'_>, why: &Reply) -> Reply {
-    let why = if let Reply::Error(line) = why { line } else { "" };
-    Reply::error(format!("UNKNOWNOUTCOME {what}: {why}"))
-}
-
 /// The reply when a table could not be looked up or created.
 pub(crate) fn catalogue_error(error: &CallError) -> Reply {
     match error {
@@ -157,14 +121,6 @@ pub(crate) fn catalogue_error(error: &CallError) -> Reply {
 /// The reply when a named table does not exist.
 pub(crate) fn no_table(name: &[u8]) -> Reply {
     Reply::error(format!("ERR no such table '{}'", one_line(name)))
-}
-
-/// The reply when an answer exceeds the limit of answers.
-pub(crate) fn answer_too_large(bytes_max: ByteLimit) -> Reply {
-    Reply::error(format!(
-        "ERR answer is larger than {bytes_max}: read in parts, as with HSCAN, HRANGE, GETRANGE or \
-         SCAN"
-    ))
 }
 
 /// A client's text made safe for an error line: at most 128 bytes, without line ends.

@@ -1,4 +1,5 @@
-//! Carries out commands: look-up, plan, and then ops on rows, a reply, or a local command.
+//! Carries out commands: look-up, plan, and then ops on rows, rounds of them, a reply, or a
+//! local command.
 
 use bytes::BytesMut;
 use cluster::{Boxed, CallError, blocking};
@@ -78,6 +79,7 @@ impl Session {
             Err(reply) => self.reject(Some(resolved), span, reply),
             Ok(Plan::Reply(reply)) => self.ready(resolved, span, reply),
             Ok(Plan::Rows(rows)) => self.route(rows, resolved, span),
+            Ok(Plan::Rounds(machine)) => NextStep::Rounds(machine, resolved),
             Ok(Plan::Select(arg)) => match self.resolve_table_now(&arg) {
                 Some(table) => {
                     let reply = self.select(table);
@@ -181,6 +183,12 @@ impl Session {
                     self.reject(Some(resolved), span, errors::call_error(&CallError::NoTable));
                 }
             }
+            NextStep::Rounds(machine, resolved) => {
+                self.client.info.lock().last_command = Some(resolved.command.name);
+                let reply = self.drive(machine).await;
+                self.finish_local(reply.into(), resolved, span, bytes);
+                self.end_local(bytes, out).await;
+            }
             NextStep::Select(arg, resolved) => {
                 let found: Boxed<'_, Result<TableRef, Reply>> = Box::pin(self.resolve_table(&arg));
                 let found = found.await;
@@ -205,7 +213,7 @@ impl Session {
                 let exec: Boxed<'_, ()> = Box::pin(self.exec(&mut reply));
                 exec.await;
                 if reply.is_too_large() {
-                    reply.replace(&errors::answer_too_large(bytes_max));
+                    reply.replace(&commands::errors::answer_too_large(&bytes_max));
                 }
                 self.show_executed(resolved, span, bytes);
                 let silent = self.is_silent();

@@ -4,7 +4,7 @@
 //! 1. A connection's task (`connection`) reads from the socket, and [`resp`] finds the
 //!    complete commands in the input: a *chunk*.
 //! 2. Each command is looked up and planned (`execute`): an error reply, a local command
-//!    of the session, or ops on rows.
+//!    of the session, ops on rows, or rounds of them (`rounds`).
 //! 3. Ops are batched by partition (`router`): one request per partition and chunk, in
 //!    order; partitions run concurrently.
 //! 4. Read-only requests are answered on this thread, directly from storage, if the
@@ -46,7 +46,6 @@ mod errors;
 mod execute;
 #[cfg(test)]
 mod fakes;
-mod generic;
 pub mod histogram;
 pub mod host;
 pub mod info;
@@ -63,6 +62,7 @@ mod oversized;
 mod pipeline;
 mod redact;
 pub mod resp;
+mod rounds;
 mod router;
 pub mod server;
 mod session;

@@ -42,7 +42,6 @@ impl Session {
             LocalCommand::Slowlog(command) => slowlog::run(&self.proxy.slowlog, command).into(),
             LocalCommand::Latency(command) => latency::run(&self.proxy, command).into(),
             LocalCommand::Wait(command) => self.run_wait(command, may_block).await.into(),
-            LocalCommand::Keyspace(command) => self.run_keyspace(command).await.into(),
         }
     }
 }

@@ -17,11 +17,11 @@ pub(crate) mod chunk;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use commands::errors::answer_too_large;
 use commands::table::flags;
 use commands::{Reply, ReplyBuilder};
 
 use crate::client::memory_usage::MemoryUse;
-use crate::errors;
 use crate::execute::{ReplySource, take_answers};
 use crate::observe::count;
 use crate::resp::{self, ChunkBytes, CommandSpan};
@@ -100,8 +100,7 @@ impl Session {
                 && !batches.has(indexes)
                 && batches.held_bytes() > bytes_max.bytes
             {
-                entry.state =
-                    ReplyState::Refused(errors::answer_too_large(bytes_max), indexes.clone());
+                entry.state = ReplyState::Refused(answer_too_large(&bytes_max), indexes.clone());
             }
             let is_there = match &mut entry.state {
                 ReplyState::Ready(_) | ReplyState::Answered(..) | ReplyState::InOutput(_) => true,
@@ -149,7 +148,7 @@ impl Session {
                     resp::Encoder::new(out, self.protocol, bytes_max.bytes).silent(silent);
                 source.write(work_ns, &mut reply).await;
                 if reply.is_too_large() {
-                    reply.replace(&errors::answer_too_large(bytes_max));
+                    reply.replace(&answer_too_large(&bytes_max));
                 }
             }
             if let (Some(ResolvedCommand { index: Some(index), .. }), Some(line)) =

@@ -70,6 +70,13 @@ pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
     keys.all(|other| other == first).then_some(first)
 }
 
+/// The partition of all rows of some ops, if it is the same for all.
+pub(crate) fn partition_of_unit(table: &Table, ops: &[Op]) -> Option<PartitionId> {
+    let mut places = ops.iter().map(|op| partition_of_op(table, op));
+    let first = places.next()??;
+    places.all(|other| other == Some(first)).then_some(first)
+}
+
 /// The partition of each op of a command; `None`: CROSSSLOT.
 pub(crate) fn places(table: &Table, rows: &RowPlan) -> Option<SmallVec<[PartitionId; 4]>> {
     let places: SmallVec<[_; 4]> =
@@ -106,11 +113,6 @@ pub(crate) async fn new_table(proxy: &Proxy) -> Result<Table, CallError> {
 pub(crate) fn partitions(table: &Table) -> impl Iterator<Item = PartitionId> + use<> {
     let id = table.id;
     (0..table.partitions).map(move |index| PartitionId { table: id, index })
-}
-
-/// The cursor at which a SCAN of a partition starts.
-pub(crate) fn first_cursor(table: &Table, index: u32) -> u64 {
-    key::slot_cursor(table.first_slot(index).min(SLOTS - 1))
 }
 
 /// The ops of some commands by partition, and later their outcomes.
@@ -396,17 +398,17 @@ impl PartitionBatch {
     }
 }
 
-/// The budget of outcomes that are not taken yet. It is exhausted when they take more
-/// than the answer of one command may: then the next command either has all its outcomes,
-/// or is refused.
-struct AnswerBudget {
+/// The budget of outcomes that are not taken yet, and of what is held beside them. It is
+/// exhausted when they take more than the answer of one command may: then the next command
+/// either has all its outcomes, or is refused.
+pub(crate) struct AnswerBudget {
     held_bytes: AtomicUsize,
     bytes_max: usize,
     large: Semaphore,
 }
 
 impl AnswerBudget {
-    fn new(held_bytes: usize, bytes_max: usize) -> AnswerBudget {
+    pub(crate) fn new(held_bytes: usize, bytes_max: usize) -> AnswerBudget {
         AnswerBudget {
             held_bytes: AtomicUsize::new(held_bytes),
             bytes_max,
@@ -428,6 +430,77 @@ impl AnswerBudget {
         let is_large = request.ops.iter().any(|op| op.answer_size() == AnswerSize::Large);
         if is_large { self.large.acquire().await.ok() } else { None }
     }
+}
+
+/// The index of a unit's question, its partition, and the request.
+type UnitRequest = (usize, PartitionId, Request);
+/// The index of a unit's question, and its answer.
+type UnitResponse = (usize, Result<Response, CallError>);
+
+/// Executes the units of one round, each of which is a request: those of one partition one
+/// after another, partitions concurrently.
+///
+/// `None`: not all reads were executed, since the answers exhaust the budget. All writes
+/// were.
+pub(crate) async fn execute_units(
+    proxy: &Proxy,
+    mut units: Vec<UnitRequest>,
+    deadline: Instant,
+    room: &AnswerBudget,
+) -> Option<Vec<UnitResponse>> {
+    if units.len() == 1 {
+        return execute_in_order(proxy, units, deadline, room).await;
+    }
+    // Sorted stably: the units of a partition keep their order.
+    units.sort_by_key(|(_, partition, _)| *partition);
+    let mut lanes = Vec::<Vec<UnitRequest>>::new();
+    for unit in units {
+        match lanes.last_mut().filter(|lane| lane[0].1 == unit.1) {
+            Some(lane) => lane.push(unit),
+            None => lanes.push(vec![unit]),
+        }
+    }
+    let each = lanes.into_iter().map(|lane| {
+        Box::pin(execute_in_order(proxy, lane, deadline, room))
+            as Boxed<'_, Option<Vec<UnitResponse>>>
+    });
+    let all = futures::future::join_all(each.collect::<Vec<_>>()).await;
+    let lanes: Option<Vec<_>> = all.into_iter().collect();
+    Some(lanes?.into_iter().flatten().collect())
+}
+
+/// Executes units one after another. `None`: a read was left out.
+async fn execute_in_order(
+    proxy: &Proxy,
+    units: Vec<UnitRequest>,
+    deadline: Instant,
+    room: &AnswerBudget,
+) -> Option<Vec<UnitResponse>> {
+    let mut answers = Vec::with_capacity(units.len());
+    let mut is_whole = true;
+    for (at, partition, request) in units {
+        if !answers.is_empty() {
+            // The unit before may have been a long read on this thread.
+            tokio::task::yield_now().await;
+        }
+        let _turn = room.turn(&request).await;
+        let writes = request.ops.iter().any(Op::is_write);
+        if !writes && room.is_taken() {
+            is_whole = false;
+            continue;
+        }
+        proxy.stats.batch(request.ops.len());
+        let response = if writes || !request.watched.is_empty() {
+            respond(proxy, partition, &request, deadline).await
+        } else {
+            read_once(proxy, partition, &request, deadline).await.map(Response::Done)
+        };
+        if let Ok(Response::Done(outcomes)) = &response {
+            room.take(outcomes.iter().map(outcome_bytes).sum());
+        }
+        answers.push((at, response));
+    }
+    is_whole.then_some(answers)
 }
 
 /// Removes the first ops of a request, which are done.
@@ -492,22 +565,6 @@ async fn retry_until<'a, T>(
             other => return other,
         }
     }
-}
-
-/// Sends one op to one partition.
-pub(crate) async fn ask(
-    proxy: &Proxy,
-    partition: PartitionId,
-    op: Op,
-    deadline: Instant,
-) -> Result<Outcome, Reply> {
-    let request = Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() };
-    let outcomes = match request.ops[0].is_write() {
-        true => call(proxy, partition, &request, deadline).await,
-        false => read_once(proxy, partition, &request, deadline).await,
-    };
-    let first = outcomes.map_err(|error| crate::errors::call_error(&error))?.into_iter().next();
-    first.ok_or_else(commands::errors::no_answer)
 }
 
 /// The number of rows of each partition of a table, in slot order; or the first error.

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use cluster::{Boxed, CallError, PartitionId};
 use commands::args::Argv;
 use commands::transactions::TransactionCommand;
-use commands::{Command, Plan, Reply, ReplyWriter};
+use commands::{Command, Reply, ReplyWriter};
 use row::RowOp;
 use row::op::{Answer, Op, Request, Response, WatchToken};
 
@@ -33,7 +33,7 @@ use crate::router::{self, Batches, Outcome};
 use crate::session::Session;
 use crate::{errors, lookups};
 use queue::{QueuedCommand, Watch};
-use request::{ExecStep, TransactionRequest, plan_queued};
+use request::{ExecStep, QueuedPlan, TransactionRequest, plan_queued};
 
 /// Estimated memory of a watched row besides its key.
 const WATCHED_BYTES: usize = 256;
@@ -222,8 +222,10 @@ impl Session {
                 ExecStep::Ready(made) => ReplySource::Reply(made),
                 ExecStep::Answered(builder, outcomes) => ReplySource::Several(builder, outcomes),
                 ExecStep::Again(queued) => match plan_queued(&queued, self.next_seed()) {
-                    Plan::Reply(made) => ReplySource::Reply(made),
-                    _ => ReplySource::Reply(commands::errors::no_answer()),
+                    QueuedPlan::Reply(made) => ReplySource::Reply(made),
+                    QueuedPlan::Rows(_) | QueuedPlan::Select(_) | QueuedPlan::Local(_) => {
+                        ReplySource::Reply(commands::errors::no_answer())
+                    }
                 },
                 ExecStep::Rows(builder, count, is_lookup) => {
                     let outcomes: Vec<_> = outcomes.by_ref().take(count).collect();

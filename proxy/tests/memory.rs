@@ -167,6 +167,32 @@ async fn queued_commands_count_the_size_of_their_arguments() {
 }
 
 #[tokio::test]
+async fn machines_hold_no_more_than_an_answer() {
+    let server = Server::with(4, |settings| settings.answer_bytes_max = MIB).await;
+    let mut client = server.connect().await;
+    let keys: String = (0..3000)
+        .map(|number| command(&["SET", &format!("key:{number}:{}", "x".repeat(1000)), "v"]))
+        .collect();
+    client.send(keys).await;
+    client.expect(&"+OK\r\n".repeat(3000)).await;
+    let limit = "max_answer_size (1048576 bytes; the configuration file changes it, at a restart)";
+    client.ask("KEYS *", &format!("-ERR the keys take more than {limit}: use SCAN\r\n")).await;
+    let told = format!(
+        "-ERR answer is larger than {limit}: read in parts, as with HSCAN, HRANGE, GETRANGE or \
+         SCAN\r\n"
+    );
+    client.ask("SCAN 0 COUNT 3000", &told).await;
+    client.send(command(&["SET", "large", &"v".repeat(MIB + 1)])).await;
+    client.expect("+OK\r\n").await;
+    for line in ["MOVE large 1", "COPY large large DB 1"] {
+        let told = client.until(line, "\r\n").await;
+        assert!(told.starts_with("-ERR the key is larger than max_write_size"), "{told}");
+    }
+    client.send("EXISTS large\r\nSELECT 1\r\nEXISTS large\r\n").await;
+    client.expect(":1\r\n+OK\r\n:0\r\n").await;
+}
+
+#[tokio::test]
 async fn answers_that_alone_are_too_large_name_the_limit() {
     let server =
         Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(4 << 20)).await;

@@ -130,6 +130,19 @@ pub(crate) fn wrong_subcommand(container: &[u8], sub: &[u8]) -> Reply {
     ))
 }
 
+/// A row cannot be copied or moved to itself.
+pub fn same_object() -> Reply {
+    Reply::error("ERR source and destination objects are the same")
+}
+
+/// The reply when an answer exceeds the limit of answers, which prints as a setting with
+/// its value.
+pub fn answer_too_large(limit: &dyn std::fmt::Display) -> Reply {
+    Reply::error(format!(
+        "ERR answer is larger than {limit}: read in parts, as with HSCAN, HRANGE, GETRANGE or SCAN"
+    ))
+}
+
 /// The answer is missing, or its shape is not the op's: a bug of ours, or a node of
 /// another version.
 pub fn no_answer() -> Reply {

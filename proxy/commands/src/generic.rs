@@ -1,4 +1,6 @@
 //! Generic commands: on keys of any kind.
+//!
+//! Those that take several rounds are in [`keyspace`] and [`moves`].
 
 use bytes::Bytes;
 use row::RowOp;
@@ -12,38 +14,11 @@ use crate::table::flags::{
 use crate::table::{Command, Group, Keys, container, help};
 use crate::{Args, Plan, PlanResult, Reply, ReplyWriter, errors, rdb, replies};
 
+mod keyspace;
+mod moves;
+
 /// Default COUNT of SCAN.
 const SCAN_COUNT: i64 = 10;
-
-/// Commands on rows that take several calls.
-#[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
-#[derive(Debug, Clone, PartialEq)]
-pub enum KeyspaceCommand {
-    Keys {
-        glob: Bytes,
-    },
-    Scan {
-        cursor: u64,
-        count: u64,
-        glob: Option<Bytes>,
-        kind: Option<RowKind>,
-        /// TYPE names a kind that no row can have.
-        none: bool,
-    },
-    RandomKey,
-    /// MOVE key db
-    Move {
-        key: Bytes,
-        table: Bytes,
-    },
-    /// COPY source destination DB n
-    CopyTo {
-        from: Bytes,
-        to: Bytes,
-        table: Bytes,
-        replace: bool,
-    },
-}
 
 /// Commands that wait for the copies of what the connection has written.
 #[allow(missing_docs, reason = "variants are the commands, fields their arguments")]
@@ -365,7 +340,7 @@ pub fn kind_name(kind: RowKind) -> &'static str {
 }
 
 fn keys(mut args: Args) -> PlanResult {
-    Plan::local(KeyspaceCommand::Keys { glob: args.next_arg() })
+    Plan::rounds(keyspace::Keys::new(args.next_arg()))
 }
 
 fn scan(mut args: Args) -> PlanResult {
@@ -393,12 +368,15 @@ fn scan(mut args: Args) -> PlanResult {
             .find(|kind| name.eq_ignore_ascii_case(kind_name(*kind).as_bytes()))
     };
     let kind = of_kind.as_ref().and_then(named);
-    let none = of_kind.is_some() && kind.is_none();
-    Plan::local(KeyspaceCommand::Scan { cursor, count: count.unsigned_abs(), glob, kind, none })
+    if of_kind.is_some() && kind.is_none() {
+        // No row can have this kind.
+        return Ok(Plan::Reply(keyspace::scanned(0, Vec::new())));
+    }
+    Plan::rounds(keyspace::Scan::new(cursor, count.unsigned_abs(), glob, kind))
 }
 
-fn randomkey(_: Args) -> PlanResult {
-    Plan::local(KeyspaceCommand::RandomKey)
+fn randomkey(args: Args) -> PlanResult {
+    Plan::rounds(keyspace::RandomKey::new(args.seed()))
 }
 
 fn rename(mut args: Args) -> PlanResult {
@@ -423,8 +401,8 @@ fn copy(mut args: Args) -> PlanResult {
         }
     }
     match table {
-        Some(table) => Plan::local(KeyspaceCommand::CopyTo { from, to, table, replace }),
-        None if from == to => Err(Reply::error("ERR source and destination objects are the same")),
+        Some(table) => Plan::rounds(moves::CopyTo::new(from, to, table, replace)),
+        None if from == to => Err(errors::same_object()),
         None => Plan::one(RowOp::Copy { from: from.into(), to: to.into(), replace }, replies::int),
     }
 }
@@ -432,7 +410,7 @@ fn copy(mut args: Args) -> PlanResult {
 fn move_to(mut args: Args) -> PlanResult {
     let (key, table) = (args.key(), args.next_arg());
     check_db(&table)?;
-    Plan::local(KeyspaceCommand::Move { key: key.0, table })
+    Plan::rounds(moves::Move::new(key.0, table))
 }
 
 /// Checks that a table is given by its number.

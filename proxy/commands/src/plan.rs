@@ -7,8 +7,9 @@ use smallvec::{SmallVec, smallvec};
 use crate::client::ClientCommand;
 use crate::config::ConfigCommand;
 use crate::connection::ConnectionCommand;
-use crate::generic::{KeyspaceCommand, WaitCommand};
+use crate::generic::WaitCommand;
 use crate::latency::{LatencyCommand, SlowlogCommand};
+use crate::rounds::Rounds;
 use crate::server::{DebugCommand, MemoryCommand, ServerCommand};
 use crate::transactions::TransactionCommand;
 use crate::{Reply, ReplyWriter, errors};
@@ -22,7 +23,9 @@ pub type PlanResult = Result<Plan, Reply>;
 pub enum Plan {
     /// By ops on rows.
     Rows(RowPlan),
-    /// By the session and the proxy, with no call to storage or with several.
+    /// By several rounds of ops, each of which depends on the answers before it.
+    Rounds(Box<dyn Rounds>),
+    /// By the session and the proxy.
     Local(LocalCommand),
     /// SELECT: the argument names the table of the commands after it. `3` is table `db3`;
     /// an argument that is no number is a table's name.
@@ -113,6 +116,11 @@ impl Plan {
         }))
     }
 
+    /// Several rounds.
+    pub fn rounds(machine: impl Rounds + 'static) -> PlanResult {
+        Ok(Plan::Rounds(Box::new(machine)))
+    }
+
     /// A command that the session executes itself.
     pub fn local(command: impl Into<LocalCommand>) -> PlanResult {
         Ok(Plan::Local(command.into()))
@@ -183,7 +191,7 @@ const VALUES_MEASURED: usize = 64 * 1024;
 
 /// Estimated time to write an answer as a reply, ns. Whole rows become a payload with a
 /// checksum.
-fn work_ns(answer: &Answer) -> u64 {
+pub(crate) fn work_ns(answer: &Answer) -> u64 {
     let cells_len = |cells: &[(Bytes, Bytes)]| {
         let cells = cells.iter().take(VALUES_MEASURED);
         cells.map(|(sortkey, value)| sortkey.len() + value.len()).sum::<usize>()
@@ -266,6 +274,4 @@ families! {
     Latency(LatencyCommand),
     /// WAIT and WAITAOF.
     Wait(WaitCommand),
-    /// Commands on rows that take several calls.
-    Keyspace(KeyspaceCommand),
 }

@@ -1,10 +1,14 @@
-//! Plans and reply builders end in a plan or one complete reply and never in a panic, for
-//! any arguments and any answers.
+//! Plans, reply builders and machines end in a plan or one complete reply and never in a
+//! panic, for any arguments and any answers.
 
 use bolero::TypeGenerator;
 use bytes::Bytes;
+use commands::args::Argv;
+use commands::rounds::{
+    Answers, Failure, InTransaction, Round, TableAnswer, TableFacts, TableHandle, UnitAnswer,
+};
 use commands::testscript::written;
-use commands::{Args, COMMANDS, Command, Plan};
+use commands::{Args, COMMANDS, Command, Plan, Reply};
 use row::Refusal;
 use row::op::{Answer, RowContent, RowInfo, RowKind, WatchToken};
 
@@ -151,27 +155,89 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
     ]
 }
 
+/// The arguments and the plan of a command; `None`: it is refused.
+fn plan_of(command: &Command, tail: &[Word]) -> Option<(Argv, Plan)> {
+    let parts = command.name.split('|');
+    let name_args = parts.clone().count();
+    let argv =
+        parts.map(|part| Bytes::from_static(part.as_bytes())).chain(tail.iter().map(Word::bytes));
+    let argv: Argv = argv.collect();
+    let arity = usize::from(command.arity.unsigned_abs());
+    if argv.len() < arity || (command.arity > 0 && argv.len() > arity) {
+        return None;
+    }
+    let plan = (command.plan)(Args::new(argv.clone(), name_args, 1)).ok()?;
+    Some((argv, plan))
+}
+
 #[test]
 fn plans_and_replies_never_panic() {
     let commands: Vec<&Command> = COMMANDS.iter().copied().flatten().collect();
     let answers = answers();
     bolero::check!().with_type::<(u8, u8, Vec<Word>)>().for_each(|(command, answer, tail)| {
         let command = commands[usize::from(*command) % commands.len()];
-        let parts = command.name.split('|');
-        let name_args = parts.clone().count();
-        let argv = parts
-            .map(|part| Bytes::from_static(part.as_bytes()))
-            .chain(tail.iter().map(Word::bytes));
-        let argv: commands::args::Argv = argv.collect();
-        let arity = usize::from(command.arity.unsigned_abs());
-        if argv.len() < arity || (command.arity > 0 && argv.len() > arity) {
-            return;
-        }
-        let Ok(Plan::Rows(rows)) = (command.plan)(Args::new(argv, name_args, 1)) else { return };
+        let Some((_, Plan::Rows(rows))) = plan_of(command, tail) else { return };
         // Sometimes fewer answers than ops: a node may send anything.
         let count = rows.ops.len().min(usize::from(*answer) % 8 + 1);
         let outcomes =
             (0..count).map(|at| answers[(usize::from(*answer) + at * 7) % answers.len()].clone());
         written(|reply| rows.builder.write(outcomes, reply));
+    });
+}
+
+/// Answers to a round: mostly such that fit, of any content.
+fn answers_to(round: &Round, byte: u8, outcomes: &[Result<Answer, Refusal>]) -> Answers {
+    let found =
+        || TableFacts { handle: TableHandle(0), name: "db0".into(), first_slots: [0, 9000].into() };
+    let error = || Reply::error("ERR");
+    match (byte % 16, round) {
+        (0, _) => Answers::Begin,
+        (1, _) => Answers::Table(Err(error())),
+        (2, _) => Answers::Table(Ok(TableAnswer::Missing("db0".into()))),
+        (3, _) => Answers::Units(Vec::new()),
+        (4, Round::Units(units)) => {
+            Answers::Units(units.iter().map(|_| UnitAnswer::Touched).collect())
+        }
+        (5, Round::Units(units)) => {
+            let failed = || UnitAnswer::Failed(Failure::Unknown(error()));
+            Answers::Units(units.iter().map(|_| failed()).collect())
+        }
+        (other, Round::Units(units)) => {
+            let mut at = usize::from(byte) + usize::from(other);
+            let mut next = || {
+                at += 7;
+                outcomes[at % outcomes.len()].clone()
+            };
+            let done = units
+                .iter()
+                .map(|unit| UnitAnswer::Done(unit.ops.iter().map(|_| next()).collect()));
+            Answers::Units(done.collect())
+        }
+        (other, _) if other % 2 == 0 => Answers::Table(Ok(TableAnswer::Found(found()))),
+        _ => Answers::Table(Ok(TableAnswer::Name { name: "db1".into(), is_selected: false })),
+    }
+}
+
+#[test]
+fn machines_never_panic() {
+    let commands: Vec<&Command> = COMMANDS.iter().copied().flatten().collect();
+    let outcomes = answers();
+    bolero::check!().with_type::<(Vec<u8>, Vec<Word>)>().for_each(|(bytes, tail)| {
+        for command in &commands {
+            let Some((_, Plan::Rounds(mut machine))) = plan_of(command, tail) else { continue };
+            let mut answers = Answers::Begin;
+            for byte in bytes {
+                let Ok(round) = machine.next(answers) else { break };
+                machine.held_bytes();
+                machine.too_large(&"the limit");
+                if let Round::Done(_) = round {
+                    break;
+                }
+                answers = answers_to(&round, *byte, &outcomes);
+            }
+            let Some((argv, Plan::Rounds(machine))) = plan_of(command, tail) else { continue };
+            let is_refused = matches!(machine.in_transaction(), InTransaction::Refused);
+            assert_eq!(is_refused, command.is_refused_by_multi(&argv), "{argv:?}");
+        }
     });
 }

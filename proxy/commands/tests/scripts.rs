@@ -1,24 +1,21 @@
-//! Runs the command scripts without a server: plan, `row::eval` on rows in memory, reply
-//! builder.
+//! Runs the command scripts without a server: plan, ops on rows in memory, reply builder
+//! or machine.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use commands::testscript::{Action, TestScript, Value, written};
+use commands::rounds::memory::MemoryTables;
+use commands::testscript::{Action, TestScript, Value};
 use commands::{Plan, Reply, table};
-use row::memory::Memory;
-use row::view::Rules;
-use row::{Edits, EvalError, Refusal, Stamp, Tx};
 
 /// Start time of scripts, ms: 2023-11-14. Scripts that name points in time use later
 /// ones.
 const BEGIN_MS: u64 = 1_700_000_000_000;
 
-/// A partition, and a client's protocol version.
+/// Tables, and a client's protocol version.
 struct World {
-    rows: Memory,
-    now_ms: u64,
+    tables: MemoryTables,
     protocol: u8,
 }
 
@@ -26,41 +23,18 @@ impl World {
     fn call(&mut self, argv: &[Bytes], seed: u64) -> Result<Value, String> {
         let reply = match table::plan(argv.iter().cloned().collect(), seed) {
             Err((_, reply)) => reply,
-            Ok((_, Plan::Reply(reply))) => reply,
-            Ok((_, Plan::Rows(rows))) => {
-                let outcomes =
-                    rows.ops.iter().map(|op| self.eval(op)).collect::<Result<Vec<_>, _>>()?;
-                written(|reply| rows.builder.write(outcomes, reply))
-            }
-            Ok((command, Plan::Local(_) | Plan::Select(_) | Plan::Exec)) => {
-                return Err(format!(
-                    "{} needs a session: mark the script with a line `# live`",
-                    command.name
-                ));
-            }
+            Ok((_, Plan::Select(arg))) => self.tables.select(&arg),
+            Ok((command, plan)) => self.tables.execute(plan)?.ok_or_else(|| {
+                format!("{} needs a session: mark the script with a line `# live`", command.name)
+            })?,
         };
         Ok(Value::of(reply, self.protocol))
     }
 
-    fn eval(&mut self, op: &row::Op) -> Result<Result<row::Answer, Refusal>, String> {
-        let mut edits = Edits::default();
-        let stamp = Stamp { now_ms: self.now_ms, timetag: self.now_ms << 16 };
-        let outcome = row::eval(
-            op,
-            &mut Tx { view: &self.rows, edits: &mut edits, stamp, rules: Rules::default() },
-        );
-        match outcome {
-            Ok(answer) => {
-                self.rows.apply(edits);
-                Ok(Ok(answer))
-            }
-            Err(EvalError::Refused(refusal)) => Ok(Err(refusal)),
-            Err(EvalError::Fault(fault)) => Err(fault.to_string()),
-        }
-    }
-
-    fn run(script: &TestScript) -> Result<(), String> {
-        let mut world = World { rows: Memory::new(), now_ms: BEGIN_MS, protocol: 2 };
+    /// Runs a script on tables with this many partitions.
+    fn run(script: &TestScript, partitions: u32) -> Result<(), String> {
+        let mut world = World { tables: MemoryTables::new(partitions), protocol: 2 };
+        world.tables.now_ms = BEGIN_MS;
         for step in &script.steps {
             let at = |fault| format!("line {}: {fault}", step.line);
             match &step.action {
@@ -69,10 +43,22 @@ impl World {
                     expected.check(&seen).map_err(at)?;
                 }
                 Action::Protocol(version) => world.protocol = *version,
-                Action::Pass(ms) => world.now_ms += ms,
+                Action::Pass(ms) => world.tables.now_ms += ms,
             }
         }
         Ok(())
+    }
+
+    /// Runs all scripts that need no server, and reports those that fail with their first
+    /// sentence.
+    fn run_all(partitions: u32) -> Vec<String> {
+        let scripts = scripts();
+        let pure = scripts.iter().filter(|(_, script)| !script.live);
+        pure.filter_map(|(path, script)| {
+            let fault = World::run(script, partitions).err()?;
+            Some(format!("{}: {}\n  {fault}", path.display(), script.sentence))
+        })
+        .collect()
     }
 }
 
@@ -99,18 +85,16 @@ fn scripts() -> Vec<(PathBuf, TestScript)> {
 
 #[test]
 fn every_script_holds() {
-    let failed: Vec<_> = scripts()
-        .iter()
-        .filter(|(_, script)| !script.live)
-        .filter_map(|(path, script)| {
-            Some(format!(
-                "{}: {}\n  {}",
-                path.display(),
-                script.sentence,
-                World::run(script).err()?
-            ))
-        })
-        .collect();
+    let failed = World::run_all(1);
+    assert!(failed.is_empty(), "{} scripts failed\n{}", failed.len(), failed.join("\n"));
+}
+
+/// There, keys of different partitions cannot share a command: such scripts end with that
+/// error.
+#[test]
+fn every_script_holds_in_many_partitions() {
+    let failed: Vec<_> =
+        World::run_all(8).into_iter().filter(|fault| !fault.contains("CROSSSLOT")).collect();
     assert!(failed.is_empty(), "{} scripts failed\n{}", failed.len(), failed.join("\n"));
 }
 
@@ -139,7 +123,7 @@ fn a_script_that_is_wrong_fails() {
         "# Needs a session.\n> CLIENT ID\n:1",
         "# Wrong kind.\n> GET a\n\"\"",
     ] {
-        assert!(World::run(&TestScript::parse(text).unwrap()).is_err(), "{text}");
+        assert!(World::run(&TestScript::parse(text).unwrap(), 1).is_err(), "{text}");
     }
     for text in [
         "",
@@ -155,7 +139,7 @@ fn a_script_that_is_wrong_fails() {
 #[test]
 fn time_passes_when_told() {
     let text = "# Time.\n> SET a 1 PX 1500\n+OK\n@ +1499\n> PTTL a\n:1\n@ +1\n> GET a\nnil";
-    assert_eq!(World::run(&TestScript::parse(text).unwrap()), Ok(()));
+    assert_eq!(World::run(&TestScript::parse(text).unwrap(), 1), Ok(()));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use cluster::CallError;
+use commands::rounds::Rounds;
 use commands::{LocalCommand, Reply, ReplyBuilder, RowPlan};
 use row::AnswerSize;
 use row::op::Op;
@@ -159,6 +160,8 @@ pub(crate) enum NextStep {
     Pause,
     /// Ops on a table that this proxy does not know.
     NoTable(RowPlan, ResolvedCommand),
+    /// A command with several rounds.
+    Rounds(Box<dyn Rounds>, ResolvedCommand),
     /// SELECT of a table that this proxy does not know.
     Select(Bytes, ResolvedCommand),
     /// EXEC.
@@ -174,7 +177,8 @@ impl NextStep {
     pub(crate) fn is_local(&self) -> bool {
         match self {
             NextStep::Done | NextStep::Pause | NextStep::NoTable(..) => false,
-            NextStep::Select(..)
+            NextStep::Rounds(..)
+            | NextStep::Select(..)
             | NextStep::Exec(..)
             | NextStep::AtOnce(..)
             | NextStep::Local(..) => true,

@@ -120,7 +120,7 @@ impl Transaction {
         let Some(queue) = &mut self.queue else { return commands::errors::no_answer() };
         if resolved.command.is_refused_by_multi(argv) {
             self.mark_dirty();
-            return Reply::error("ERR Command not allowed inside a transaction");
+            return not_in_transactions();
         }
         if self.is_dirty {
             return Reply::Status("QUEUED".into());
@@ -151,6 +151,11 @@ impl Transaction {
     pub(crate) fn figures(&self) -> (Option<usize>, usize, usize) {
         (self.queue.as_ref().map(Vec::len), self.queued_bytes, self.watched.len())
     }
+}
+
+/// The reply to a command that transactions cannot have.
+pub(super) fn not_in_transactions() -> Reply {
+    Reply::error("ERR Command not allowed inside a transaction")
 }
 
 #[cfg(test)]

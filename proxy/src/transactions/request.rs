@@ -4,19 +4,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use cluster::{CallError, PartitionId, Table};
-use commands::generic::KeyspaceCommand;
+use commands::rounds::InTransaction;
 use commands::{LocalCommand, Plan, Reply, ReplyBuilder, RowPlan};
-use row::PartitionOp;
 use row::op::Op;
-use smallvec::smallvec;
 
-use super::queue::{QueuedCommand, Watch};
+use super::queue::{QueuedCommand, Watch, not_in_transactions};
 use crate::execute::plan_command;
 use crate::missing_table::eval_on_empty;
 use crate::router::{self, Outcome};
 use crate::session::{Session, TableRef};
-use crate::{errors, generic, lookups};
+use crate::{errors, lookups};
 
 /// Larger replies that are known before EXEC are not kept, but made again.
 const SMALL_REPLY_BYTES: usize = 1024;
@@ -32,6 +31,14 @@ pub(super) enum ExecStep {
     Rows(ReplyBuilder, usize, bool),
     /// SELECT of this table.
     Select(Arc<str>),
+    Local(LocalCommand),
+}
+
+/// The plan of a command in a transaction, where there is one round.
+pub(super) enum QueuedPlan {
+    Rows(RowPlan),
+    Reply(Reply),
+    Select(Bytes),
     Local(LocalCommand),
 }
 
@@ -141,13 +148,9 @@ impl Session {
         let mut resolved_steps = Vec::with_capacity(queue.len());
         for queued in queue {
             self.yield_if_due().await;
-            let plan = match plan_queued(&queued, self.next_seed()) {
-                Plan::Local(LocalCommand::Keyspace(command)) => as_rows(command),
-                plan => plan,
-            };
-            resolved_steps.push(match plan {
-                Plan::Rows(rows) => ResolvedStep::Rows(self.table_name.clone(), rows),
-                Plan::Reply(reply) => {
+            resolved_steps.push(match plan_queued(&queued, self.next_seed()) {
+                QueuedPlan::Rows(rows) => ResolvedStep::Rows(self.table_name.clone(), rows),
+                QueuedPlan::Reply(reply) => {
                     let size = reply.bytes();
                     bytes += size;
                     if bytes > bytes_max.bytes {
@@ -162,18 +165,16 @@ impl Session {
                         ExecStep::Ready(reply)
                     })
                 }
-                Plan::Select(arg) => ResolvedStep::Other(match self.resolve_table(&arg).await? {
-                    TableRef::Table(name) => {
-                        self.use_table(name.clone());
-                        ExecStep::Select(name)
-                    }
-                    TableRef::Unknown(reply) => ExecStep::Ready(reply),
-                }),
-                // EXEC is never queued.
-                Plan::Exec => {
-                    ResolvedStep::Other(ExecStep::Ready(Reply::error("ERR EXEC without MULTI")))
+                QueuedPlan::Select(arg) => {
+                    ResolvedStep::Other(match self.resolve_table(&arg).await? {
+                        TableRef::Table(name) => {
+                            self.use_table(name.clone());
+                            ExecStep::Select(name)
+                        }
+                        TableRef::Unknown(reply) => ExecStep::Ready(reply),
+                    })
                 }
-                Plan::Local(command) => ResolvedStep::Other(ExecStep::Local(command)),
+                QueuedPlan::Local(command) => ResolvedStep::Other(ExecStep::Local(command)),
             });
         }
         Ok(resolved_steps)
@@ -250,9 +251,20 @@ impl Session {
 }
 
 /// The plan of a queued command. An error is its reply.
-pub(super) fn plan_queued(queued: &QueuedCommand, seed: u64) -> Plan {
-    plan_command(queued.resolved.command, queued.argv(), queued.text.len(), seed)
-        .unwrap_or_else(Plan::Reply)
+pub(super) fn plan_queued(queued: &QueuedCommand, seed: u64) -> QueuedPlan {
+    match plan_command(queued.resolved.command, queued.argv(), queued.text.len(), seed) {
+        Ok(Plan::Rows(rows)) => QueuedPlan::Rows(rows),
+        Ok(Plan::Local(command)) => QueuedPlan::Local(command),
+        Ok(Plan::Select(arg)) => QueuedPlan::Select(arg),
+        // EXEC is never queued.
+        Ok(Plan::Exec) => QueuedPlan::Reply(Reply::error("ERR EXEC without MULTI")),
+        Ok(Plan::Reply(reply)) | Err(reply) => QueuedPlan::Reply(reply),
+        Ok(Plan::Rounds(machine)) => match machine.in_transaction() {
+            InTransaction::Rows(rows) => QueuedPlan::Rows(rows),
+            InTransaction::Reply(reply) => QueuedPlan::Reply(reply),
+            InTransaction::Refused => QueuedPlan::Reply(not_in_transactions()),
+        },
+    }
 }
 
 /// The partition of an op, if there is exactly one.
@@ -297,43 +309,4 @@ fn tables_of(resolved_steps: &[ResolvedStep]) -> BTreeSet<Arc<str>> {
         if let ResolvedStep::Rows(table, _) = command { Some(table.clone()) } else { None }
     };
     resolved_steps.iter().filter_map(table).collect()
-}
-
-/// Turns commands that normally take several calls into ops on the one partition of a
-/// transaction.
-fn as_rows(command: KeyspaceCommand) -> Plan {
-    let rows = |op, builder| {
-        Plan::Rows(RowPlan {
-            ops: smallvec![op],
-            same_partition: true,
-            all_partitions: true,
-            is_lookup: false,
-            builder,
-        })
-    };
-    match command {
-        KeyspaceCommand::Keys { glob } => {
-            let all = Op::Partition(PartitionOp::Scan {
-                cursor: 0,
-                count: u64::MAX,
-                glob: Some(glob),
-                kind: None,
-            });
-            rows(all, ReplyBuilder::One(generic::names))
-        }
-        KeyspaceCommand::Scan { cursor, count, glob, kind, none: false } => rows(
-            Op::Partition(PartitionOp::Scan { cursor, count, glob, kind }),
-            ReplyBuilder::One(generic::page),
-        ),
-        KeyspaceCommand::RandomKey => rows(
-            Op::Partition(PartitionOp::FirstAtOrAfter {
-                cursor: row::key::cursor(rand::random::<u64>() >> 2),
-            }),
-            ReplyBuilder::One(generic::drawn),
-        ),
-        // The empty page of SCAN needs no rows; MOVE and COPY with DB are not queued.
-        command @ (KeyspaceCommand::Scan { none: true, .. }
-        | KeyspaceCommand::Move { .. }
-        | KeyspaceCommand::CopyTo { .. }) => Plan::Local(LocalCommand::Keyspace(command)),
-    }
 }
