@@ -28,7 +28,7 @@ const NO_META: ServiceError = ServiceError::NotOpen("no meta is open here");
 const NO_STORAGE: ServiceError = ServiceError::NotOpen("no storage is open here");
 
 fn failed(error: &dyn std::error::Error) -> ServiceError {
-    ServiceError::Failed(error.to_string())
+    ServiceError::NotDone(error.to_string())
 }
 
 /// The services of a process.

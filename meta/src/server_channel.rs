@@ -367,7 +367,7 @@ async fn admin_answer(
     path: &str,
     body: Bytes,
 ) -> Result<MetaResponse, ServiceError> {
-    let failed = |error: &dyn std::fmt::Display| ServiceError::Failed(error.to_string());
+    let failed = |error: &dyn std::fmt::Display| ServiceError::NotDone(error.to_string());
     let mut request = axum::http::Request::builder().method(method).uri(path);
     if !body.is_empty() {
         request = request.header(axum::http::header::CONTENT_TYPE, "application/json");

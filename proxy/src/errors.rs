@@ -74,13 +74,13 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
             )
         }
         CallError::Fault(fault) => {
-            let code = match fault.kind {
-                FaultKind::Full => "MISCONF",
+            let why = one_line(fault.message.as_bytes());
+            match fault.kind {
+                FaultKind::Full => format!("MISCONF storage fault: {why}"),
                 FaultKind::Damaged | FaultKind::Stalled | FaultKind::Io | FaultKind::Internal => {
-                    "ERR"
+                    format!("ERR storage fault: {why}")
                 }
-            };
-            format!("{code} storage fault: {}", one_line(fault.message.as_bytes()))
+            }
         }
         CallError::TooLarge(why) => {
             format!("ERR The request is too large, nothing was done: {}", one_line(why.as_bytes()))

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct Fault {
     /// Its kind, which decides who recovers.
     pub kind: FaultKind,
-    /// What failed, for the operator.
+    /// The failed action and its reason, for the operator.
     pub message: String,
 }
 

@@ -298,7 +298,7 @@ pub struct Peer {
 /// ([`NetError::Refused`]); answers that callers react to are the service's own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceError {
-    /// What the service needs is not in this process, or not open yet.
+    /// The service needs a part that is not in this process, or not open yet.
     #[error("{0}")]
     NotOpen(&'static str),
     /// The request can't be read, or is not the caller's to make.
@@ -306,7 +306,7 @@ pub enum ServiceError {
     BadRequest(String),
     /// The service has tried and failed.
     #[error("{0}")]
-    Failed(String),
+    NotDone(String),
 }
 
 /// A service's answer to a call.

@@ -62,7 +62,7 @@ struct RowEncodeError(#[from] postcard::Error);
 
 impl From<RowEncodeError> for ServiceError {
     fn from(error: RowEncodeError) -> Self {
-        ServiceError::Failed(error.to_string())
+        ServiceError::NotDone(error.to_string())
     }
 }
 

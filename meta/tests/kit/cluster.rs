@@ -118,7 +118,7 @@ impl Services for Door {
                 let message = RaftMessage::decode(body)
                     .map_err(|bad| ServiceError::BadRequest(bad.to_string()))?;
                 let received = meta.group().receive(message).await;
-                received.map_err(|error| ServiceError::Failed(error.to_string()))
+                received.map_err(|error| ServiceError::NotDone(error.to_string()))
             })),
         }
     }

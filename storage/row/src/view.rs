@@ -17,7 +17,7 @@ use crate::value::{self, Header};
 pub struct Fault {
     /// Its kind, which decides who recovers.
     pub kind: FaultKind,
-    /// What failed, for the operator.
+    /// The failed action or the damage, for the operator.
     pub message: String,
 }
 

@@ -113,10 +113,10 @@ pub enum RaftDecodeError {
     TooShort,
     /// The message is another build's, whose messages differ.
     #[error("a message of an unknown version")]
-    Version,
+    UnknownVersion,
     /// The message is of a kind that this build does not know.
     #[error("a message of an unknown kind")]
-    Kind,
+    UnknownKind,
 }
 
 /// One request from replica to replica.
@@ -158,9 +158,9 @@ impl RaftMessage {
             return Err(RaftDecodeError::TooShort);
         }
         if bytes.get_u8() != VERSION {
-            return Err(RaftDecodeError::Version);
+            return Err(RaftDecodeError::UnknownVersion);
         }
-        let kind = MessageKind::of(bytes.get_u8()).ok_or(RaftDecodeError::Kind)?;
+        let kind = MessageKind::of(bytes.get_u8()).ok_or(RaftDecodeError::UnknownKind)?;
         let (group, from, target) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
         Ok(RaftMessage { group, from, target, kind, body: bytes, timeout: Duration::ZERO })
     }
