@@ -49,8 +49,8 @@ pub(crate) fn run(slowlog: &Slowlog, command: SlowlogCommand) -> Reply {
 }
 
 impl Slowlog {
-    /// Adds a command, without its secrets, that took `took`. The caller checks [`is_slow`] first, so that fast
-    /// commands cost no copy.
+    /// Adds a command, without its secrets, that took `took`. The caller checks
+    /// [`is_slow`] first, so that fast commands cost no copy.
     pub fn add(
         &self,
         argv: impl ExactSizeIterator<Item = Bytes>,

@@ -84,7 +84,7 @@ pub enum InTransaction {
     Refused,
 }
 
-/// What comes next.
+/// The next step of a machine.
 #[derive(Debug)]
 pub enum Round {
     /// A question about tables.

@@ -43,7 +43,7 @@ pub struct MemoryTables {
     pub selected: Arc<str>,
     /// The limit of what a machine may hold, bytes.
     pub answer_bytes_max: usize,
-    /// What happens before the units of machines are executed.
+    /// An event before the units of machines are executed.
     pub interposed: Option<Interposed>,
     /// Number of units that machines have asked for.
     pub units: usize,
