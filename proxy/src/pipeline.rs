@@ -1,8 +1,8 @@
 //! Executes a chunk of commands and appends their replies.
 //!
 //! A chunk is the complete commands of one read. They are looked up and planned one after
-//! another; ops on rows are only added to the [`Batches`], so a pipeline of any length
-//! costs few calls. Commands that need no rows (PING), and those whose entry says so
+//! another; ops on rows are only added to the chunk's batches, so a pipeline of any
+//! length costs few calls. Commands that need no rows (PING), and those whose entry says so
 //! ([`flags::AT_ONCE`]), are answered immediately; all other local commands first execute
 //! everything queued before them ([`Session::flush`]).
 //!

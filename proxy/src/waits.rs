@@ -1,6 +1,6 @@
 //! WAIT and WAITAOF: durability and replication of this connection's writes.
 //!
-//! A connection records the partitions that it writes to ([`WrittenPartitions`]). WAITAOF
+//! A connection records the partitions that it writes to (`waits/written.rs`). WAITAOF
 //! asks the leader of each, in whatever process, to sync its log up to the current commit
 //! ([`PartitionOp::Sync`]), and, when replicas are wanted, the other replicas to sync
 //! theirs up to the same entry. So the reply rests on these syncs and not on the

@@ -1,7 +1,7 @@
 //! Kinds of failures of a store, a log or a Raft group.
 //!
-//! Stores, logs and groups have errors of their own ([`store::Fault`](crate::store::Fault),
-//! [`LogError`](crate::log::LogError), [`GroupFault`](crate::raft::GroupFault)) that say
+//! Stores, logs and groups have errors of their own ([of a store](crate::store::Fault),
+//! [of a log](crate::log::LogError), [of a group](crate::raft::GroupFault)) that say
 //! what failed. Their kind says who recovers: callers react to it and never to a text.
 
 use std::error::Error;
