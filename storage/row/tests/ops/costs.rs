@@ -1,15 +1,12 @@
 //! The cost that an op declares, against the records that it really looks at on rows of
 //! ten and of ten thousand members.
 
-use std::cell::Cell;
-use std::ops::ControlFlow;
-
 use bytes::Bytes;
-use row::memory::Memory;
+use row::memory::{Memory, Reader};
 use row::op::{Ttl, WriteCondition};
 use row::registry::Look;
 use row::view::Rules;
-use row::{Edits, Family, Fault, HashOp, Op, Stamp, StringOp, Tx, View, eval};
+use row::{Edits, HashOp, Op, Stamp, StringOp, Tx, eval};
 
 use crate::vectors;
 
@@ -18,45 +15,6 @@ use crate::vectors;
 const BESIDES: u64 = 8;
 /// Records for each that is declared: a member is looked up, read and written.
 const FOR_EACH: u64 = 4;
-
-/// A view that counts the records that are looked at.
-struct Counting<'a> {
-    memory: &'a Memory,
-    records: Cell<u64>,
-}
-
-impl Counting<'_> {
-    fn count(&self) {
-        self.records.set(self.records.get() + 1);
-    }
-}
-
-impl View for Counting<'_> {
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.count();
-        self.memory.get(family, key)
-    }
-
-    fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.count();
-        self.memory.metadata(family, key)
-    }
-
-    fn range(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        reverse: bool,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Fault> {
-        self.count();
-        self.memory.range(family, from, to, reverse, &mut |key, value| {
-            self.count();
-            each(key, value)
-        })
-    }
-}
 
 fn stamp() -> Stamp {
     Stamp { now_ms: 1_000, timetag: 1_000 << 16 }
@@ -121,13 +79,13 @@ fn ops_look_at_no_more_records_than_they_declare() {
                     // is not known before.
                     *cursor = 0;
                 }
-                let view = Counting { memory: &memory, records: Cell::new(0) };
+                let view = Reader::new(&memory);
                 let mut edits = Edits::default();
                 let mut tx =
                     Tx { view: &view, edits: &mut edits, stamp: stamp(), rules: Rules::default() };
                 // A refusal, such as that of another kind, has its cost as well.
                 let _outcome = eval(&op, &mut tx);
-                let (looked, most) = (view.records.get(), allowed(op.look(), members as u64));
+                let (looked, most) = (view.reads(), allowed(op.look(), members as u64));
                 assert!(
                     looked <= most,
                     "{name} on {members} members: {looked} records, {:?} allows {most}",
@@ -148,7 +106,7 @@ fn ops_that_declare_a_row_look_at_one() {
         if !matches!(op.look(), Look::Row(_)) {
             continue;
         }
-        let view = Counting { memory: &memory, records: Cell::new(0) };
+        let view = Reader::new(&memory);
         let mut tx = Tx {
             view: &view,
             edits: &mut Edits::default(),
@@ -156,7 +114,7 @@ fn ops_that_declare_a_row_look_at_one() {
             rules: Rules::default(),
         };
         let _outcome = eval(&op, &mut tx);
-        whole += u64::from(view.records.get() >= members as u64);
+        whole += u64::from(view.reads() >= members as u64);
     }
     assert!(whole >= 4, "only {whole} of the ops of whole rows looked at all members");
 }
